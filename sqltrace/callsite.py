@@ -1,0 +1,114 @@
+"""Which line of the application led to a statement."""
+
+from __future__ import annotations
+
+import os
+import sys
+import sysconfig
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+_PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_LIBRARIES = tuple(
+    os.path.join(path, "")
+    for key in ("stdlib", "platstdlib", "purelib", "platlib")
+    if (path := sysconfig.get_path(key))
+)
+_INSTALLED = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
+
+# Never an answer, even where the application itself is installed in
+# site-packages: a statement passes through these whoever asked for it.
+_INFRASTRUCTURE = frozenset(
+    "sqlalchemy sqlmodel greenlet anyio trio starlette fastapi uvicorn uvloop hypercorn granian"
+    " gunicorn asgiref a2wsgi aiosqlite asyncpg psycopg psycopg_pool psycopg2 pymysql aiomysql"
+    " asyncmy MySQLdb pytest _pytest pluggy pytest_asyncio pydantic jinja2 opentelemetry".split()
+)
+
+_SKIP, _LIBRARY, _APPLICATION = range(3)
+_MAX_FRAMES = 200
+_MAX_FILES = 10_000
+_kinds: dict[str, int] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class CallSite:
+    """
+    A line of the application.
+
+    Attributes:
+        file: Absolute path, as Python knows it.
+        line: 1 is the first.
+        function: Qualified name (``Class.method``).
+    """
+
+    file: str
+    line: int
+    function: str
+
+    def __str__(self) -> str:
+        return f"{shorten(self.file)}:{self.line} in {self.function}"
+
+
+def shorten(path: str) -> str:
+    """The path from the import root it lies under, so that it reads the same on every machine."""
+    roots = [os.path.join(root, "") for root in (os.getcwd(), *sys.path) if os.path.isabs(root)]
+    inside = [root for root in roots if path.startswith(root)]
+    return path[len(max(inside, key=len)) :] if inside else path
+
+
+def find_call_site() -> CallSite | None:
+    """
+    The innermost application frame above the caller, or `None`.
+
+    An installed library's frame is second best, for applications that are
+    themselves installed. Crosses SQLAlchemy's greenlet: the coroutine that
+    awaits stands in the parent of the greenlet which runs the statement.
+    """
+    second_best: FrameType | None = None
+    frame: FrameType | None = sys._getframe(1)
+    greenlet = _current_greenlet()
+    kinds = _kinds
+    for _ in range(_MAX_FRAMES):
+        if frame is None:
+            greenlet = getattr(greenlet, "parent", None)
+            frame = getattr(greenlet, "gr_frame", None)
+            if frame is None:
+                break
+        filename = frame.f_code.co_filename
+        kind = kinds.get(filename)
+        if kind is None:
+            kind = _remember(filename)
+        if kind == _APPLICATION:
+            return _site(frame)
+        if kind == _LIBRARY and second_best is None:
+            second_best = frame
+        frame = frame.f_back
+    return _site(second_best) if second_best is not None else None
+
+
+def _site(frame: FrameType) -> CallSite:
+    return CallSite(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_qualname)
+
+
+def _current_greenlet() -> Any:
+    # SQLAlchemy 2.1 no longer installs greenlet; without its module nothing runs in one.
+    module = sys.modules.get("greenlet")
+    return module.getcurrent() if module is not None else None
+
+
+def _remember(filename: str) -> int:
+    if len(_kinds) >= _MAX_FILES:
+        _kinds.clear()  # only code that makes files as it runs gets here
+    return _kinds.setdefault(filename, _kind(filename))
+
+
+def _kind(filename: str) -> int:
+    if filename.startswith(("<", _PACKAGE)):
+        return _SKIP
+    for marker in _INSTALLED:
+        _, found, inside = filename.rpartition(marker)
+        if found:
+            package = inside.split(os.sep)[0].removesuffix(".py")
+            return _SKIP if package in _INFRASTRUCTURE else _LIBRARY
+    return _SKIP if filename.startswith(_LIBRARIES) else _APPLICATION

@@ -1,0 +1,1 @@
+"""Everything that touches SQLAlchemy. Begin with `engine`, the hot path."""

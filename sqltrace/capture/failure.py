@@ -1,0 +1,28 @@
+"""What a driver's exception says, in two words: its class and its code."""
+
+from __future__ import annotations
+
+from sqltrace.statement import Failure
+
+
+def describe_failure(error: BaseException) -> Failure:
+    """
+    The failure as plain data. The exception itself is not kept: its traceback holds the Session.
+
+    SQLAlchemy's asyncio adapters raise classes of their own ``from`` the driver's
+    exception; the driver's is the one that is told.
+    """
+    cause = error.__cause__
+    if cause is not None and type(error).__module__.startswith("sqlalchemy."):
+        error = cause
+    return Failure(f"{type(error).__module__}.{type(error).__qualname__}", _code(error))
+
+
+def _code(error: BaseException) -> str | None:
+    # psycopg and asyncpg, psycopg2, sqlite3; after them the MySQL drivers, with (errno, text)
+    for name in ("sqlstate", "pgcode", "sqlite_errorname"):
+        code = getattr(error, name, None)
+        if isinstance(code, str):
+            return code
+    first = error.args[0] if error.args else None
+    return str(first) if isinstance(first, int) and not isinstance(first, bool) else None

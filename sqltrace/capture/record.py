@@ -1,0 +1,81 @@
+"""`record()`: a recording around any code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Any
+
+from sqltrace.capture.engine import dialect_of, instrument, is_instrumented
+from sqltrace.recording import Collector, Recording
+
+
+class record:  # noqa: N801 - used as a verb, like contextlib.suppress
+    """
+    Record the statements of a block: a job, a script, a test.
+
+        with sqltrace.record("nightly-import") as recording:
+            run_import()
+        print(recording.statement_count)
+
+    Also as ``async with``. Nests: a statement counts in every recording around
+    it. Tasks and `asyncio.to_thread` calls begun inside count too, bare threads
+    do not. Where nothing is instrumented yet, all engines are from here on.
+
+    Args:
+        name: Of the recording.
+        engines: Record the statements of these only. They must be instrumented, which all are by default.
+        capture_parameters: Keep a shortened `repr` of the parameters with each kept statement.
+        max_statements: Statements, and groups, kept in detail. Counts and times stay exact beyond.
+        max_sql_length: Characters of SQL kept of each statement.
+
+    Raises:
+        TypeError: `engines` holds something that is not an engine.
+        RuntimeError: entered a second time.
+
+    .. versionadded:: 0.1.0
+    """
+
+    def __init__(
+        self,
+        name: str = "",
+        *,
+        engines: Iterable[Any] | None = None,
+        capture_parameters: bool = False,
+        max_statements: int = 500,
+        max_sql_length: int = 10_000,
+    ) -> None:
+        dialects = None if engines is None else frozenset(dialect_of(engine) for engine in engines)
+        self._recording: Recording | None = Recording(
+            name,
+            dialects=dialects,
+            capture_parameters=capture_parameters,
+            max_statements=max_statements,
+            max_sql_length=max_sql_length,
+        )
+        self._entered: tuple[Recording, Collector | None] | None = None
+
+    def __enter__(self) -> Recording:
+        recording, self._recording = self._recording, None
+        if recording is None:
+            raise RuntimeError("this record() was entered before; make a new one for each block")
+        if not is_instrumented():
+            instrument()
+        self._entered = (recording, recording.open())
+        return recording
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._entered is not None:
+            recording, outer = self._entered
+            recording.end()
+            recording.leave(outer)
+
+    async def __aenter__(self) -> Recording:
+        return self.__enter__()
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.__exit__(exc_type, exc, traceback)

@@ -1,0 +1,79 @@
+"""How much wall-clock time overlapping intervals cover together."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from operator import itemgetter
+from typing import Any
+
+_START = itemgetter(0)
+
+
+class Coverage:
+    """
+    The union of intervals, in any order of arrival, in bounded memory.
+
+    Times are positive integers of any one unit. Exact, until more than `limit`
+    separate stretches are known: then the older half is closed, and what
+    arrives later for that past counts from its end on. Not thread-safe.
+    """
+
+    __slots__ = ("_closed", "_closed_until", "_ends", "_limit", "_starts")
+
+    def __init__(self, limit: int = 4_096) -> None:
+        self._limit = limit
+        self._starts: list[int] = []
+        self._ends: list[int] = []
+        self._closed = 0
+        self._closed_until = 0
+
+    def add(self, start: int, end: int) -> None:
+        start = max(start, self._closed_until)
+        if end <= start:
+            return
+        starts, ends = self._starts, self._ends
+        first = last = bisect_left(ends, start)
+        while last < len(starts) and starts[last] <= end:
+            last += 1
+        if first < last:
+            start, end = min(start, starts[first]), max(end, ends[last - 1])
+        starts[first:last] = [start]
+        ends[first:last] = [end]
+        if len(starts) > self._limit:
+            self._close_older_half()
+
+    def add_all(self, intervals: list[tuple[Any, ...]]) -> None:
+        """Add the intervals that stand in the first two places of each tuple. Faster than one by one."""
+        starts: list[int] = []
+        ends: list[int] = []
+        reach = -1
+        for interval in sorted(intervals, key=_START):
+            start, end = interval[0], interval[1]
+            if start > reach:
+                starts.append(start)
+                ends.append(end)
+                reach = end
+            elif end > reach:
+                ends[-1] = reach = end
+        if starts and starts[0] > self._reach():
+            self._starts += starts
+            self._ends += ends
+            if len(self._starts) > self._limit:
+                self._close_older_half()
+        else:
+            for start, end in zip(starts, ends, strict=True):
+                self.add(start, end)
+
+    def until(self, end: int) -> int:
+        """Time before `end` that some interval covers."""
+        open_stretches = zip(self._starts, self._ends, strict=True)
+        return self._closed + sum(max(0, min(end, stop) - start) for start, stop in open_stretches)
+
+    def _reach(self) -> int:
+        return self._ends[-1] if self._ends else self._closed_until
+
+    def _close_older_half(self) -> None:
+        half = len(self._starts) // 2
+        self._closed += sum(self._ends[:half]) - sum(self._starts[:half])
+        self._closed_until = self._ends[half - 1]
+        del self._starts[:half], self._ends[:half]

@@ -1,0 +1,68 @@
+"""The log line: a request record as one flat, JSON-safe dictionary."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqltrace.recording import OTHER_STATEMENTS
+from sqltrace.request import RequestRecord
+from sqltrace.sql_text import redact
+from sqltrace.statement import Group
+
+
+def log_line(record: RequestRecord, *, top: int = 5, literals: bool = False) -> dict[str, Any]:
+    """
+    The line's keys and values, in the order in which they are good to read.
+
+    Described by ``sqltrace/log_line.schema.json``. Milliseconds are rounded to
+    microseconds. A key whose value is not known is left out.
+
+    Args:
+        top: Groups told in ``sql.statements``, most time first.
+        literals: Leave literals that were written into raw SQL as they are.
+    """
+    recording = record.recording
+    line = {
+        "http.request.method": record.method,
+        "http.route": record.route,
+        "url.path": record.path,
+        "http.response.status_code": record.status,
+        "outcome": record.outcome,
+        "error.type": record.error_type,
+        "duration_ms": _milliseconds(record.duration),
+        "time_to_first_byte_ms": _milliseconds(record.time_to_first_byte),
+        "time.database_ms": _milliseconds(recording.database),
+        "sql.count": recording.statement_count - recording.after_response_count,
+        "sql.distinct": recording.distinct_count,
+        "sql.failed": recording.failed_count,
+        "sql.after_response": recording.after_response_count,
+        "after_response_ms": _milliseconds(recording.after_response),
+        "network.protocol.name": record.protocol,
+        "client.address": record.client_address,
+        "trace_id": record.trace_id,
+        "span_id": record.span_id,
+        "sql.statements": [_statement(group, literals) for group in recording.groups[:top]],
+    }
+    return {key: value for key, value in line.items() if value is not None}
+
+
+def _statement(group: Group, literals: bool) -> dict[str, Any]:
+    sql = group.sql if literals or group.sql is OTHER_STATEMENTS else redact(group.sql, group.system)
+    line = {
+        "summary": group.summary,
+        "sql": sql,
+        "fingerprint": group.fingerprint or None,
+        "count": group.count,
+        "failed": group.failed or None,
+        "total_ms": _milliseconds(group.total),
+        "max_ms": _milliseconds(group.max),
+        "system": group.system,
+        "phase": group.phase if group.phase != "response" else None,
+        "call_site": str(group.call_site) if group.call_site else None,
+        "parameters": group.parameters,
+    }
+    return {key: value for key, value in line.items() if value is not None}
+
+
+def _milliseconds(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds * 1_000, 3)

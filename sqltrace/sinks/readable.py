@@ -1,0 +1,113 @@
+"""`ReadableRenderer`: the log line for human eyes, in a terminal."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+from collections.abc import Mapping, MutableMapping
+from typing import Any
+
+import structlog
+
+_INDENT = " " * 9
+_COLUMNS = re.compile(r"\bSELECT (?P<columns>(?:(?! FROM ).){40,}?) FROM ", re.DOTALL)
+_TOLD_ABOVE = frozenset({
+    "timestamp", "level", "event", "logger", "http.request.method", "http.route", "http.response.status_code", "outcome",
+    "duration_ms", "time_to_first_byte_ms", "time.database_ms", "sql.count", "sql.distinct", "sql.failed",
+    "sql.after_response", "after_response_ms", "sql.statements", "network.protocol.name", "client.address", "error.type",
+})  # fmt: skip
+_COLORS = {"info": "32", "warning": "33", "error": "31", "dim": "2", "bold": "1"}
+
+
+class ReadableRenderer:
+    """
+    A last structlog processor that prints a request on several lines, and everything else as usual.
+
+        structlog.configure(processors=[..., sqltrace.sinks.ReadableRenderer()])
+
+    Args:
+        others: Renders all other events. By default structlog's `ConsoleRenderer`.
+        colors: By default when standard output is a terminal.
+        width: Characters of a line. By default the terminal's, at least 100.
+
+    .. versionadded:: 0.1.0
+    """
+
+    def __init__(self, *, others: Any = None, colors: bool | None = None, width: int | None = None) -> None:
+        self._colors = sys.stdout.isatty() if colors is None else colors
+        self._others = others or structlog.dev.ConsoleRenderer(colors=self._colors)
+        self._width = width or max(100, shutil.get_terminal_size().columns)
+
+    def __call__(self, logger: Any, method: str, event: MutableMapping[str, Any]) -> Any:
+        if "sql.statements" not in event:
+            return self._others(logger, method, event)
+        lines = [self._headline(event), f"{_INDENT}{self._account(event)}"]
+        for statement in event["sql.statements"]:
+            lines += self._statement(statement)
+        rest = {key: value for key, value in event.items() if key not in _TOLD_ABOVE}
+        if rest.get("url.path") == event.get("http.route"):
+            del rest["url.path"]
+        if rest:
+            lines.append(_INDENT + self._paint("dim", "  ".join(f"{key}={value}" for key, value in rest.items())))
+        return "\n".join(lines)
+
+    def _headline(self, event: Mapping[str, Any]) -> str:
+        level = str(event.get("level", "info"))
+        what = f"{event.get('http.request.method', 'WEBSOCKET')} {event.get('http.route') or event.get('url.path', '')}"
+        facts = [str(event.get("http.response.status_code", "no response")), _time(event["duration_ms"])]
+        if event["outcome"] != "ok":
+            facts.append(event["outcome"])
+        if "error.type" in event and event["error.type"] != facts[0]:
+            facts.append(event["error.type"])
+        time = str(event.get("timestamp", ""))
+        clock = time[11:19] if len(time) > 8 else time
+        return f"{clock:8} {self._paint(level, f'{level:7}')} {self._paint('bold', what)}  {'  '.join(facts)}"
+
+    def _account(self, event: Mapping[str, Any]) -> str:
+        count = event["sql.count"]
+        if not count and not event["sql.after_response"]:
+            return "no statements"
+        text = f"{_plural(count, 'statement')}, {event['sql.distinct']} distinct, {_time(event['time.database_ms'])} in the database"
+        if event["sql.failed"]:
+            text += ", " + self._paint("error", f"{event['sql.failed']} failed")
+        if event["sql.after_response"]:
+            text += f"; {event['sql.after_response']} more after the response"
+        return text
+
+    def _statement(self, statement: Mapping[str, Any]) -> list[str]:
+        count = f"{statement['count']} ×"
+        head = f"{_INDENT}{count:>6} {_time(statement['total_ms']):>9}  {statement['summary']}"
+        if statement.get("failed"):
+            head += self._paint("error", f"  {statement['failed']} failed")
+        lines = [self._cut(head)]
+        under = _INDENT + " " * 18
+        if "call_site" in statement:
+            lines.append(under + self._paint("dim", f"at {statement['call_site']}"))
+        sql = _COLUMNS.sub(_elide, " ".join(statement["sql"].split()))
+        lines.append(under + self._paint("dim", self._cut(sql, len(under))))
+        return lines
+
+    def _cut(self, text: str, used: int = 0) -> str:
+        room = self._width - used
+        return text if len(text) <= room else text[: room - 1] + "…"
+
+    def _paint(self, color: str, text: str) -> str:
+        if not self._colors or color not in _COLORS:
+            return text
+        return f"\x1b[{_COLORS[color]}m{text}\x1b[0m"
+
+
+def _elide(match: re.Match[str]) -> str:
+    columns = match["columns"]
+    if "(" in columns:  # a call or a subquery: its commas are no columns
+        return match[0]
+    return f"SELECT [{_plural(columns.count(',') + 1, 'column')}] FROM "
+
+
+def _time(milliseconds: float) -> str:
+    return f"{milliseconds / 1_000:.2f} s" if milliseconds >= 1_000 else f"{milliseconds:.1f} ms"
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")

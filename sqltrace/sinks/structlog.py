@@ -1,0 +1,83 @@
+"""`StructlogSink`: one structured log line per request."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import structlog
+
+from sqltrace.request import RequestRecord
+from sqltrace.sinks.log_line import log_line
+from sqltrace.sinks.readable import ReadableRenderer
+
+EVENT = "request"
+
+
+class StructlogSink:
+    """
+    Logs each finished request through structlog, as the application has configured it.
+
+    Level ``error`` for a request that failed, ``warning`` for a slow one,
+    ``info`` for the others. Values bound with `structlog.contextvars` (a
+    request id) are merged in, also those that are unbound before the end. While structlog
+    is not configured the line is printed readably on standard output.
+
+    Args:
+        logger: By default ``structlog.get_logger("sqltrace")``.
+        slow: Seconds from which a request is slow.
+        top: How many groups of statements a line tells, most time first.
+        literals:
+            Leave literals written into raw SQL in the line. By default each is
+            replaced by ``?``, for they may be personal data.
+
+    Raises:
+        TypeError: an option is of the wrong type.
+        ValueError: a number is negative.
+
+    .. versionadded:: 0.1.0
+    """
+
+    def __init__(self, *, logger: Any = None, slow: float = 1.0, top: int = 5, literals: bool = False) -> None:
+        if logger is not None and not callable(getattr(logger, "info", None)):
+            raise TypeError(f"logger must be a structlog logger, got {logger!r:.100}")
+        for name, value in (("slow", slow), ("top", top)):
+            if isinstance(value, bool) or not isinstance(value, (int, float if name == "slow" else int)):
+                raise TypeError(f"{name} must be a number, got {value!r:.100}")
+            if value < 0:
+                raise ValueError(f"{name} must not be negative, got {value}")
+        self._logger = logger
+        self._slow = slow
+        self._top = top
+        self._literals = literals
+
+    def response_ready(self, record: RequestRecord) -> None:
+        # A middleware further in may unbind its values before the request has finished.
+        bound = structlog.contextvars.get_contextvars()
+        if bound:
+            record.notes["structlog"] = bound
+
+    def request_finished(self, record: RequestRecord) -> None:
+        line = log_line(record, top=self._top, literals=self._literals)
+        bound = record.notes.get("structlog", {})
+        line |= {key: value for key, value in bound.items() if key not in line}
+        line |= {key: value for key, value in structlog.contextvars.get_contextvars().items() if key not in line}
+        logger = self._logger or _logger()
+        getattr(logger, self._level(record))(EVENT, **line)
+
+    def _level(self, record: RequestRecord) -> str:
+        if record.outcome == "error":
+            return "error"
+        return "warning" if record.duration >= self._slow else "info"
+
+
+def _logger() -> Any:
+    if structlog.is_configured():
+        return structlog.get_logger("sqltrace")
+    return structlog.wrap_logger(
+        structlog.PrintLogger(),
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False),
+            ReadableRenderer(),
+        ],
+    )

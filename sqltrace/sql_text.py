@@ -1,0 +1,181 @@
+"""
+What the text of a statement tells: its values taken out, its fingerprint, its summary.
+
+Reads text with regular expressions instead of a parser: some 10 microseconds
+for a statement, once per distinct text. Where a quote is left open the rest
+counts as a value, so that nothing leaks from SQL that was not understood.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from hashlib import blake2b
+
+_MYSQL = frozenset({"mysql", "mariadb"})
+_SUMMARY_LENGTH = 255  # semantic conventions for db.query.summary
+
+
+def _values(quoted: str) -> re.Pattern[str]:
+    return re.compile(
+        rf"""
+        (?= ['"`$\d.\-/_%:?] | [eEnNbBxX]' )  # where none of these stands nothing below matches: 3 times faster
+        (?: (?P<comment> --[^\n]* | /\*.*?(?:\*/|\Z) )
+        | (?P<value>
+            {quoted}
+          | \$(?P<tag>[A-Za-z_]\w*|)\$ .*? (?:\$(?P=tag)\$|\Z)
+          | (?<![\w$:@%.\[]) (?: 0[xX][0-9a-fA-F]+ | \d+(?:\.\d*)?(?:[eE][+-]?\d+)? ) (?!\w)
+          | (?<![\w$:@%)\]]) \.\d+(?:[eE][+-]?\d+)?
+        )
+        | (?P<name> "(?:[^"]|"")*" | `[^`]*` )
+        | (?P<placeholder>
+            __\[POSTCOMPILE_[^\]]+\] | %\(\w+\)s | %s | \$\d+ | (?<![:\w]):[A-Za-z_]\w* | \? ) )
+        """,
+        re.VERBOSE | re.DOTALL,
+    )
+
+
+# A backslash escapes a quote in MySQL and in E'' only; taken for an escape
+# elsewhere, it would let the text after 'C:\' pass for SQL. MySQL also reads
+# double quotes as a string.
+_STANDARD = _values(r"""\b[eE]'(?:[^'\\]|\\.|'')*(?:'|\Z) | (?:\b[nNbBxX])?'(?:[^']|'')*(?:'|\Z)""")
+_BACKSLASHES = _values(r"""(?:\b[nNbBxX])?'(?:[^'\\]|\\.|'')*(?:'|\Z) | "(?:[^"\\]|\\.|"")*(?:"|\Z)""")
+
+_SPACE = re.compile(r"\s+")
+_CAST = r"(?:\s*::\s*[\w\"]+(?:\s*\[\])?)?"
+_LIST = re.compile(rf"\(\s*\?{_CAST}(?:\s*,\s*\?{_CAST})+\s*\)")
+_ROWS = re.compile(r"(\(\?\))(?:\s*,\s*\(\?\))+")
+
+
+@lru_cache(maxsize=2_048)
+def redact(sql: str, system: str = "other_sql") -> str:
+    """
+    The text with every literal replaced by ``?`` and comments left out.
+
+    Placeholders and quoted names stay. `system` is a ``db.system.name``: MySQL
+    and MariaDB quote differently. Already truncated text is safe.
+    """
+
+    def replace(match: re.Match[str]) -> str:
+        if match["comment"] is not None:
+            return " "
+        return "?" if match["value"] is not None else match[0]
+
+    return _pattern(system).sub(replace, sql).strip()
+
+
+@lru_cache(maxsize=2_048)
+def fingerprint(sql: str, system: str = "other_sql") -> str:
+    """16 hex digits, equal for texts that differ in values, placeholders, list lengths or space only."""
+
+    def replace(match: re.Match[str]) -> str:
+        if match["comment"] is not None:
+            return " "
+        return match[0] if match["name"] is not None else "?"
+
+    shape = _SPACE.sub(" ", _pattern(system).sub(replace, sql)).strip()
+    shape = _ROWS.sub(r"\1", _LIST.sub("(?)", shape))
+    return blake2b(shape.encode("utf-8", "replace"), digest_size=8).hexdigest()
+
+
+def _pattern(system: str) -> re.Pattern[str]:
+    return _BACKSLASHES if system in _MYSQL else _STANDARD
+
+
+_NAME = r'(?:"(?:[^"]|"")*"|`[^`]*`|\[[^\]]*\]|[^\W\d]\w*)'
+_WORD = re.compile(rf"(?P<name>{_NAME}(?:\.{_NAME})*)|(?P<sign>[(),;=])")
+_OPERATIONS = frozenset(
+    "SELECT INSERT UPDATE DELETE MERGE REPLACE CALL CREATE ALTER DROP TRUNCATE BEGIN START COMMIT"
+    " ROLLBACK SAVEPOINT RELEASE SET SHOW PRAGMA EXPLAIN ANALYZE VACUUM COPY LOCK GRANT REVOKE"
+    " DECLARE FETCH CLOSE LISTEN NOTIFY USE DO VALUES".split()
+)
+_WITHIN = frozenset({"SELECT", "INSERT", "UPDATE", "DELETE", "MERGE"})
+_BEFORE_TARGET = frozenset({"FROM", "JOIN", "INTO", "UPDATE", "TABLE", "USING", "CALL", "PRAGMA"})
+_BETWEEN = frozenset({"ONLY", "IF", "NOT", "EXISTS", "LATERAL", "OR", "IGNORE", "LOW_PRIORITY"})
+_NO_TARGET = frozenset({"SELECT", "VALUES", "SET", "UNNEST"})
+_BEFORE_ROWS = frozenset({"FROM", "JOIN", "LATERAL", "USING", ","})  # f(x) there is a function
+_NOT_A_FROM = frozenset({"DISTINCT", "EXTRACT", "TRIM", "SUBSTRING"})
+
+
+@lru_cache(maxsize=2_048)
+def summarize(sql: str, system: str = "other_sql") -> str:
+    """
+    Operations and their targets in the order of the text: ``INSERT a SELECT b c``.
+
+    Follows the OpenTelemetry semantic conventions for ``db.query.summary``: no
+    case is changed, names keep their quotes, at most 255 characters, cut
+    between words. Names of common table expressions are not targets.
+    """
+    words = _Words(redact(sql, system))
+    summary = ""
+    for part in words.parts():
+        if len(summary) + len(part) >= _SUMMARY_LENGTH:
+            break
+        summary = f"{summary} {part}" if summary else part
+    return summary or "SQL"
+
+
+class _Words:
+    """One walk over the words of a statement, with what must be remembered on the way."""
+
+    def __init__(self, sql: str) -> None:
+        self._tokens = [match[0] for match in _WORD.finditer(sql)]
+        self._upper = [token.upper() for token in self._tokens]
+
+    def parts(self) -> list[str]:
+        found: list[str] = []
+        common: set[str] = set()
+        listing: dict[int, bool] = {}  # parenthesis depth -> inside a FROM list
+        calls: dict[int, bool] = {}  # parenthesis depth -> inside extract(.. FROM ..) and its like
+        depth = 0
+        expect = False
+        for index, (token, upper) in enumerate(zip(self._tokens, self._upper, strict=True)):
+            previous = self._upper[index - 1] if index else ""
+            if token == "(":  # noqa: S105 - a parenthesis, not a password
+                depth += 1
+                calls[depth] = previous in _NOT_A_FROM
+                if expect:
+                    # FROM (a JOIN b) has its targets inside, FROM (SELECT ...) its own FROM
+                    listing[depth], expect = True, self._next(index) not in _WITHIN
+                continue
+            if token == ")":  # noqa: S105 - a parenthesis, not a password
+                listing.pop(depth, None)
+                depth, expect = depth - 1, False
+            elif token == ",":
+                expect = listing.get(depth, False)
+            elif token == ";":
+                listing.clear()
+            elif expect and upper not in _BETWEEN:
+                expect = False
+                if upper in _NO_TARGET:
+                    listing[depth] = False
+                    if upper in _WITHIN:
+                        found.append(token)
+                elif token not in common and (self._next(index) != "(" or previous not in _BEFORE_ROWS):
+                    found.append(token)
+            elif self._is_operation(index, upper, previous, found):
+                found.append(token)
+                listing[depth] = False
+                expect = upper in _BEFORE_TARGET
+            elif upper in _BEFORE_TARGET and not (calls.get(depth) or previous == "DISTINCT"):
+                expect = bool(found) and upper != "UPDATE"
+                listing[depth] = upper == "FROM"
+            elif upper in ("WHERE", "GROUP", "ORDER", "ON", "LIMIT", "SET", "RETURNING", "HAVING", "UNION"):
+                listing[depth] = upper == "ON" and listing.get(depth, False)
+            elif previous in ("WITH", "RECURSIVE") or (self._next(index), self._next(index + 1)) == ("AS", "("):
+                common.add(token)
+        return found
+
+    def _next(self, index: int) -> str:
+        return self._upper[index + 1] if index + 1 < len(self._upper) else ""
+
+    def _is_operation(self, index: int, upper: str, previous: str, found: list[str]) -> bool:
+        if upper not in _OPERATIONS:
+            return False
+        if not found:
+            return True
+        return (
+            upper in _WITHIN
+            and previous in ("(", ")", "", "ALL", "UNION", "EXCEPT", "INTERSECT", ";")
+            or (upper == "SELECT" and found[0].upper() in ("INSERT", "CREATE", "EXPLAIN"))
+        )

@@ -1,0 +1,121 @@
+"""What is known of SQL that ran: one statement, and the group of its equals. Plain data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from sqltrace.callsite import CallSite
+
+Phase = Literal["response", "after_response"]
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """
+    Why the driver did not finish a statement.
+
+    Attributes:
+        type:
+            Dotted class name of the driver's own exception
+            (``psycopg.errors.UniqueViolation``), not of SQLAlchemy's wrapper.
+            ``asyncio.exceptions.CancelledError`` for a cancelled statement.
+
+        code:
+            SQLSTATE, or the database's own error code as text.
+            `None` where the driver tells neither.
+    """
+
+    type: str
+    code: str | None = None
+
+
+@dataclass(slots=True)
+class Statement:
+    """
+    One execution of SQL, as the database driver ran it.
+
+    Attributes:
+        sql:
+            Text with its placeholders, as handed to the driver, cut at
+            `max_sql_length`. Literals written into raw SQL are still in it.
+
+        fingerprint: 16 hex digits, equal for statements that differ in values only.
+
+        summary: ``SELECT contents tags``, the form of ``db.query.summary``.
+
+        start: Seconds from the start of the recording.
+
+        duration:
+            Seconds between handing the statement to the driver and getting
+            control back. Async drivers fetch the rows within that time, sync
+            drivers usually do not. With an event loop busy elsewhere, its
+            delay is in it.
+
+        system: The database in the words of ``db.system.name``.
+
+        phase: Whether it began before or after the last byte of the response.
+
+        failure: `None` for a statement that ended well.
+
+        executemany: Whether the driver's ``executemany()`` ran it.
+
+        batch_size:
+            Parameter sets of an executemany, or rows of one insertmanyvalues
+            batch. `None` for a single set, and where it could not be known.
+
+        call_site:
+            The application's line that led here. `None` when not taken: it is
+            taken for the first two of a group and for slow statements.
+
+        parameters: A shortened `repr`, with ``capture_parameters=True`` only.
+    """
+
+    sql: str
+    fingerprint: str
+    summary: str
+    start: float
+    duration: float
+    system: str
+    phase: Phase = "response"
+    failure: Failure | None = None
+    executemany: bool = False
+    batch_size: int | None = None
+    call_site: CallSite | None = None
+    parameters: str | None = None
+
+    @property
+    def failed(self) -> bool:
+        return self.failure is not None
+
+
+@dataclass(slots=True)
+class Group:
+    """
+    The statements of one recording with the same fingerprint, system and phase.
+
+    `count`, `failed`, `total` and `max` are exact, also where the single
+    statements were too many to keep.
+
+    Attributes:
+        sql: Text of the first of them.
+        total: Seconds, all durations added up; overlapping ones count twice.
+        call_site: Of the first of them that has one.
+    """
+
+    sql: str
+    fingerprint: str
+    summary: str
+    system: str
+    phase: Phase
+    count: int = 0
+    failed: int = 0
+    total: float = 0.0
+    _longest: int = 0
+    call_site: CallSite | None = None
+    parameters: str | None = None
+
+    @property
+    def max(self) -> float:
+        """Seconds, the longest."""
+        return self._longest / 1_000_000_000
