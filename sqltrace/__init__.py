@@ -8,10 +8,11 @@ Read in this order: `middleware` (what happens around a request), `recording`
 
 from sqltrace import sinks
 from sqltrace.callsite import CallSite
-from sqltrace.capture.engine import instrument, uninstrument
+from sqltrace.capture.instrument import capabilities, instrument, uninstrument
 from sqltrace.capture.record import record
+from sqltrace.collector import MissedStatements
 from sqltrace.middleware import SQLTraceMiddleware
-from sqltrace.recording import MissedStatements, Recording, current_recording, missed_statements
+from sqltrace.recording import Recording, current_recording, missed_statements
 from sqltrace.request import RequestRecord
 from sqltrace.statement import Failure, Group, Statement
 
@@ -26,6 +27,7 @@ __all__ = [
     "RequestRecord",
     "SQLTraceMiddleware",
     "Statement",
+    "capabilities",
     "current_recording",
     "instrument",
     "missed_statements",

@@ -18,94 +18,18 @@ Statements come from any thread and any task at any moment. They are appended
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextvars import ContextVar
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from threading import RLock
 from typing import Any
 
-from sqltrace.callsite import CallSite
+from sqltrace.collector import Clock, Collector, Execution, MissedStatements, current, missed
 from sqltrace.intervals import Coverage
 from sqltrace.sql_text import fingerprint, summarize
-from sqltrace.statement import Failure, Group, Phase, Statement
+from sqltrace.statement import Group, Phase, Statement, system_name
 
-Clock = Callable[[], int]
-FOLD_AT = 512
 _MAX_KNOWN = 2_048
 _SECOND = 1_000_000_000
 OTHER_STATEMENTS = "(other statements)"
-
-
-# What the hot path notes of one statement, a plain tuple for its speed: started and ended (readings of the
-# collector's clock), SQL, key, dialect, failure, executemany, batch size, call site, parameters. The key is the
-# compiled text before IN lists are expanded: equal for equals, and the very string that SQLAlchemy has cached.
-Execution = tuple[int, int, str, str, Any, Failure | None, bool, int | None, CallSite | None, str | None]
-
-
-class Collector:
-    """Takes executions for one open recording, and passes them on to those around it."""
-
-    __slots__ = (
-        "capture_parameters", "clock", "dialects", "late", "max_sql_length", "max_statements",
-        "parent", "pending", "recording", "sites_taken",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        recording: Recording,
-        *,
-        clock: Clock,
-        dialects: frozenset[Any] | None,
-        capture_parameters: bool,
-        max_statements: int,
-        max_sql_length: int,
-    ) -> None:
-        self.recording: Recording | None = recording
-        self.clock = clock
-        self.dialects = dialects
-        self.capture_parameters = capture_parameters
-        self.max_statements = max_statements
-        self.max_sql_length = max_sql_length
-        self.parent: Collector | None = None
-        self.pending: list[Execution] | None = []
-        self.sites_taken: dict[str, int] = {}
-        self.late = 0
-
-    def fold(self) -> None:
-        if self.recording is not None:
-            self.recording._fold()
-
-    def close(self) -> None:
-        self.recording = None
-        self.pending = None
-        self.sites_taken = {}
-
-
-@dataclass(slots=True)
-class MissedStatements:
-    """
-    Statements of this process that are in no recording.
-
-    Attributes:
-        unattributed:
-            Ran where no recording was open: at start-up, in a cron thread, or in
-            a bare `threading.Thread` or ``loop.run_in_executor()`` call of a
-            request, which do not inherit its context. Remedy for the last:
-            ``run_in_executor(None, contextvars.copy_context().run, function)``,
-            or `asyncio.to_thread`.
-
-        late: Ran in a task that outlived its recording.
-    """
-
-    unattributed: int = 0
-    late: int = 0
-
-
-# Counted without a lock: exact where the GIL makes one `+=` atomic, close elsewhere.
-missed = MissedStatements()
-
-current: ContextVar[Collector | None] = ContextVar("sqltrace", default=None)
 
 
 def current_recording() -> Recording | None:
@@ -113,7 +37,8 @@ def current_recording() -> Recording | None:
     collector = current.get()
     while collector is not None and collector.recording is None:
         collector = collector.parent
-    return collector.recording if collector is not None else None
+    recording = collector.recording if collector is not None else None
+    return recording if isinstance(recording, Recording) else None
 
 
 def missed_statements() -> MissedStatements:
@@ -195,8 +120,9 @@ class Recording:
         """Take no more: later statements are counted as late. Called again, nothing changes."""
         if self._ended is None:
             self._ended = self._clock()
-            self.end_response()
-            self._fold()
+            if self._response_ended is None:
+                self._response_ended = self._ended
+            self.fold()
             self._collector.close()
             self._known = {"response": {}, "after_response": {}}
 
@@ -222,48 +148,48 @@ class Recording:
     def database(self) -> float:
         """Seconds of `duration` in which at least one statement ran; overlapping ones count once."""
         with self._lock:
-            self._fold()
+            self.fold()
             return self._busy.until(self._response_end()) / _SECOND
 
     @property
     def statements(self) -> list[Statement]:
         """The first `max_statements` statements, in the order in which they ended."""
         with self._lock:
-            self._fold()
+            self.fold()
             return [self._statement(execution) for execution in self._kept]
 
     @property
     def groups(self) -> list[Group]:
         """All groups, most time first."""
         with self._lock:
-            self._fold()
+            self.fold()
             return sorted(self._groups.values(), key=lambda group: -group.total)
 
     @property
     def statement_count(self) -> int:
         """All statements, those after the response included; exact beyond `max_statements`."""
         with self._lock:
-            self._fold()
+            self.fold()
             return sum(self._counts.values())
 
     @property
     def after_response_count(self) -> int:
         """Statements that began after the end of the response."""
         with self._lock:
-            self._fold()
+            self.fold()
             return self._counts["after_response"]
 
     @property
     def distinct_count(self) -> int:
         """Different statements during the response; at most `max_statements` are told apart."""
         with self._lock:
-            self._fold()
+            self.fold()
             return sum(group.phase == "response" for group in self._groups.values())
 
     @property
     def failed_count(self) -> int:
         with self._lock:
-            self._fold()
+            self.fold()
             return self._failed
 
     @property
@@ -280,7 +206,8 @@ class Recording:
     def _response_end(self) -> int:
         return self._clock() if self._response_ended is None else self._response_ended
 
-    def _fold(self) -> None:
+    def fold(self) -> None:
+        """Turn pending executions into groups and counts."""
         with self._lock:
             pending = self._collector.pending
             if not pending:
@@ -309,8 +236,7 @@ class Recording:
             elapsed = ended - started
             group.count += 1
             group.total += elapsed / _SECOND
-            if elapsed > group._longest:
-                group._longest = elapsed
+            group._longest = max(group._longest, elapsed)
             if failure is not None:
                 group.failed += 1
                 self._failed += 1
@@ -350,17 +276,3 @@ class Recording:
             call_site=call_site,
             parameters=parameters,
         )
-
-
-_SYSTEMS = {
-    "mssql": "microsoft.sql_server",
-    "oracle": "oracle.db",
-    **{name: name for name in ("postgresql", "mysql", "mariadb", "sqlite", "cockroachdb")},
-}
-
-
-def system_name(dialect: Any) -> str:
-    """The ``db.system.name`` of the semantic conventions for a SQLAlchemy dialect."""
-    if dialect.name == "mysql" and dialect.is_mariadb:
-        return "mariadb"
-    return _SYSTEMS.get(dialect.name, "other_sql")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from sqltrace.callsite import CallSite
 
@@ -119,3 +119,17 @@ class Group:
     def max(self) -> float:
         """Seconds, the longest."""
         return self._longest / 1_000_000_000
+
+
+_SYSTEMS = {
+    "mssql": "microsoft.sql_server",
+    "oracle": "oracle.db",
+    **{name: name for name in ("postgresql", "mysql", "mariadb", "sqlite", "cockroachdb")},
+}
+
+
+def system_name(dialect: Any) -> str:
+    """The ``db.system.name`` of the semantic conventions for a SQLAlchemy dialect."""
+    if dialect.name == "mysql" and dialect.is_mariadb:
+        return "mariadb"
+    return _SYSTEMS.get(dialect.name, "other_sql")

@@ -6,8 +6,10 @@ Each reader answers `None` when SQLAlchemy has changed under it.
 
 from __future__ import annotations
 
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
+from sqlalchemy.engine import Connection
 from sqlalchemy.engine.interfaces import ExecuteStyle
 
 
@@ -28,6 +30,55 @@ def batch_size(context: Any, parameters: Any) -> int | None:
             repeated = context.compiled._insertmanyvalues.num_positional_params_per_batch
         if len(parameters) == per_set:
             return 1
-        return (len(parameters) - (per_set - repeated)) // repeated
+        size: int = (len(parameters) - (per_set - repeated)) // repeated
+        return size
     except Exception:
         return None
+
+
+def do_execute_fires() -> bool:
+    """
+    Self-test: whether a connection asks the ``do_execute`` listeners of its dialect to run a statement.
+
+    SQLAlchemy documents these events and calls them semi-public. The method
+    that fires them is run on stand-ins, not on an engine: listeners that the
+    application has on its engines must not see a statement that nobody ran.
+    """
+    asked: list[str] = []
+
+    def do_execute(*arguments: Any) -> bool:
+        asked.append(arguments[1])
+        return True
+
+    dialect = SimpleNamespace(
+        bind_typing=None,
+        _has_events=True,
+        dispatch=SimpleNamespace(do_execute=[do_execute]),
+        do_execute=lambda *_: asked.append("the dialect, which the listener should have spared"),
+    )
+    context = SimpleNamespace(
+        cursor=None,
+        statement="SELECT 1",
+        parameters=[(1,)],
+        executemany=False,
+        execute_style=ExecuteStyle.EXECUTE,
+        no_parameters=False,
+        post_exec=lambda: None,
+        _setup_result_proxy=lambda: None,
+    )
+    connection = SimpleNamespace(
+        dialect=dialect,
+        engine=SimpleNamespace(_has_events=False),
+        _has_events=False,
+        _echo=False,
+        _handle_dbapi_exception=_reraise,
+    )
+    try:
+        Connection._exec_single_context(cast("Any", connection), cast("Any", dialect), cast("Any", context), "", [])
+    except Exception:
+        return False
+    return asked == ["SELECT 1"]
+
+
+def _reraise(error: BaseException, *_: Any) -> None:
+    raise error

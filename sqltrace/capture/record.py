@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import Any
 
-from sqltrace.capture.engine import dialect_of, instrument, is_instrumented
-from sqltrace.recording import Collector, Recording
+from sqltrace.capture.instrument import dialect_of, instrument, is_instrumented
+from sqltrace.collector import Collector
+from sqltrace.recording import Recording
 
 
 class record:  # noqa: N801 - used as a verb, like contextlib.suppress

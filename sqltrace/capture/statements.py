@@ -1,0 +1,106 @@
+"""From a statement that ran to what a recording keeps of it."""
+
+from __future__ import annotations
+
+from reprlib import Repr
+from typing import Any, Final
+
+from sqlalchemy.engine.interfaces import ExecuteStyle
+
+from sqltrace.callsite import CallSite, find_call_site
+from sqltrace.capture import internals
+from sqltrace.capture.failure import describe_failure
+from sqltrace.collector import FOLD_AT, Collector, missed
+from sqltrace.faults import report_fault
+from sqltrace.statement import Failure
+
+SLOW_STATEMENT: Final = 100_000_000  # nanoseconds; from there on the call site is always taken
+
+_EXECUTE: Final = ExecuteStyle.EXECUTE
+_EXECUTEMANY: Final = ExecuteStyle.EXECUTEMANY
+_INSERTMANYVALUES: Final = ExecuteStyle.INSERTMANYVALUES
+_repr = Repr()
+_repr.maxother = _repr.maxstring = 120
+_repr.maxlist = _repr.maxtuple = _repr.maxdict = 12
+
+
+def describe(error: BaseException) -> Failure:
+    try:
+        return describe_failure(error)
+    except Exception as fault:
+        report_fault("describing a failed statement", fault)
+        return Failure(type(error).__name__)
+
+
+def note(
+    collector: Collector | None,
+    context: Any,
+    statement: str,
+    parameters: Any,
+    started: int,
+    ended: int,
+    failure: Failure | None,
+) -> None:
+    """Note one statement in the recording of this context and in those around it. Never raises."""
+    try:
+        dialect = context.dialect
+        while collector is not None and collector.dialects is not None and dialect not in collector.dialects:
+            collector = collector.parent
+        if collector is None:
+            return
+        style = context.execute_style
+        key = (
+            _key(context, statement, style)
+            if style is not _EXECUTE or context.compiled is None
+            # A sequence or a default is run in the context of the INSERT that it is for.
+            else (context.compiled.string if statement is context.statement else statement)
+        )
+        taken = collector.sites_taken.get(key, 0)
+        slow = ended - started > SLOW_STATEMENT
+        call_site = _call_site(collector, key, taken, slow) if slow or taken < 2 else None
+        if len(statement) > collector.max_sql_length:
+            statement, key = statement[: collector.max_sql_length], key[: collector.max_sql_length]
+        execution = (
+            started,
+            ended,
+            statement,
+            key,
+            dialect,
+            failure,
+            style is _EXECUTEMANY,
+            None if style is _EXECUTE else internals.batch_size(context, parameters),
+            call_site,
+            _repr.repr(parameters) if collector.capture_parameters else None,
+        )
+        while collector is not None:
+            if collector.dialects is None or dialect in collector.dialects:
+                pending = collector.pending
+                if pending is None:
+                    collector.late += 1
+                    missed.late += 1
+                else:
+                    pending.append(execution)
+                    if len(pending) >= FOLD_AT:
+                        collector.fold()
+            collector = collector.parent
+    except Exception as fault:
+        report_fault("recording a statement", fault)
+
+
+def _key(context: Any, statement: str, style: ExecuteStyle) -> str:
+    compiled = context.compiled
+    if compiled is None:
+        return statement
+    string: str = compiled.string
+    ours = statement[:12] == string[:12] if style is _INSERTMANYVALUES else statement is context.statement
+    return string if ours else statement
+
+
+def _call_site(collector: Collector, key: str, taken: int, slow: bool) -> CallSite | None:
+    """The call site, if it is worth its cost: for the first two of a group and for slow statements."""
+    sites_taken = collector.sites_taken
+    if taken < 2 and (taken or len(sites_taken) < collector.max_statements):
+        sites_taken[key] = taken + 1
+    elif not slow:
+        return None
+    return find_call_site()
