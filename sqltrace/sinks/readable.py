@@ -12,11 +12,11 @@ import structlog
 
 _INDENT = " " * 9
 _COLUMNS = re.compile(r"\bSELECT (?P<columns>(?:(?! FROM ).){40,}?) FROM ", re.DOTALL)
-_TOLD_ABOVE = frozenset({
-    "timestamp", "level", "event", "logger", "http.request.method", "http.route", "http.response.status_code", "outcome",
-    "duration_ms", "time_to_first_byte_ms", "time.database_ms", "sql.count", "sql.distinct", "sql.failed",
-    "sql.after_response", "after_response_ms", "sql.statements", "network.protocol.name", "client.address", "error.type",
-})  # fmt: skip
+_TOLD_ABOVE = frozenset(
+    "timestamp level event logger http.request.method http.route http.response.status_code outcome error.type"
+    " duration_ms time_to_first_byte_ms time.database_ms after_response_ms sql.count sql.distinct sql.failed"
+    " sql.after_response sql.statements network.protocol.name client.address".split()
+)
 _COLORS = {"info": "32", "warning": "33", "error": "31", "dim": "2", "bold": "1"}
 
 
@@ -68,7 +68,8 @@ class ReadableRenderer:
         count = event["sql.count"]
         if not count and not event["sql.after_response"]:
             return "no statements"
-        text = f"{_plural(count, 'statement')}, {event['sql.distinct']} distinct, {_time(event['time.database_ms'])} in the database"
+        text = f"{_plural(count, 'statement')}, {event['sql.distinct']} distinct"
+        text += f", {_time(event['time.database_ms'])} in the database"
         if event["sql.failed"]:
             text += ", " + self._paint("error", f"{event['sql.failed']} failed")
         if event["sql.after_response"]:
@@ -102,7 +103,7 @@ def _elide(match: re.Match[str]) -> str:
     columns = match["columns"]
     if "(" in columns:  # a call or a subquery: its commas are no columns
         return match[0]
-    return f"SELECT [{_plural(columns.count(',') + 1, 'column')}] FROM "
+    return f"SELECT [{_plural(columns.count(',') + 1, 'column')}] FROM "  # noqa: S608 - for eyes, never run
 
 
 def _time(milliseconds: float) -> str:

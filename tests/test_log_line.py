@@ -1,0 +1,291 @@
+import json
+import logging
+import re
+from importlib.resources import files
+
+import jsonschema
+import pytest
+import structlog
+from sqlalchemy import create_engine, text
+from sqlalchemy.exc import OperationalError
+from starlette.applications import Starlette
+from starlette.background import BackgroundTask
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+from starlette.testclient import TestClient
+
+import sqltrace
+from sqltrace.recording import Recording
+from sqltrace.request import RequestRecord
+from sqltrace.sinks.log_line import log_line
+
+SCHEMA = json.loads(files("sqltrace").joinpath("log_line.schema.json").read_text(encoding="utf-8"))
+VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
+
+
+class Clock:
+    def __init__(self):
+        self.now = 1_000_000_000
+
+    def __call__(self):
+        return self.now
+
+    def advance(self, seconds):
+        self.now += round(seconds * 1_000_000_000)
+
+
+@pytest.fixture
+def engine():
+    engine = create_engine("sqlite://")
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def app(tmp_path):
+    """Six statements of three kinds, one of them failing and one after the response."""
+    engine = create_engine(f"sqlite:///{tmp_path}/app.db")
+
+    def audit():
+        with engine.connect() as connection:
+            connection.execute(text("SELECT 'audit' WHERE 42 = 42"))
+
+    def endpoint(request):
+        with engine.connect() as connection:
+            for number in range(4):
+                connection.execute(text("SELECT :number, 'O''Hara', 1234567"), {"number": number})
+            with pytest.raises(OperationalError):
+                connection.execute(text("SELECT * FROM missing"))
+        return JSONResponse({}, background=BackgroundTask(audit))
+
+    yield Starlette(routes=[Route("/people/{name}", endpoint)])
+    engine.dispose()
+
+
+def get(app, **options):
+    return TestClient(sqltrace.SQLTraceMiddleware(app, **options)).get("/people/ada")
+
+
+def test_line_without_statements_is_exact():
+    clock = Clock()
+    recording = Recording(clock=clock)
+    record = RequestRecord(recording, protocol="http", path="/health", method="GET", status=204)
+    clock.advance(0.25)
+    recording.end_response()
+    clock.advance(1.5)
+    recording.end()
+
+    line = log_line(record)
+
+    assert line == {
+        "http.request.method": "GET",
+        "url.path": "/health",
+        "http.response.status_code": 204,
+        "outcome": "ok",
+        "duration_ms": 250.0,
+        "time.database_ms": 0.0,
+        "sql.count": 0,
+        "sql.distinct": 0,
+        "sql.failed": 0,
+        "sql.after_response": 0,
+        "after_response_ms": 1500.0,
+        "network.protocol.name": "http",
+        "sql.statements": [],
+    }
+
+
+def test_line_tells_the_statements_of_a_request(app):
+    with structlog.testing.capture_logs() as lines:
+        get(app)
+
+    [line] = lines
+    VALIDATOR.validate({**line, "level": line.pop("log_level")})
+    assert line["http.route"] == "/people/{name}"
+    assert line["url.path"] == "/people/ada"
+    assert (line["sql.count"], line["sql.distinct"], line["sql.failed"], line["sql.after_response"]) == (5, 2, 1, 1)
+    groups = {(group["summary"], group.get("phase")): group for group in line["sql.statements"]}
+    assert groups.keys() == {("SELECT", None), ("SELECT missing", None), ("SELECT", "after_response")}
+    assert groups["SELECT", None]["count"] == 4
+    assert re.fullmatch(r"tests/test_log_line\.py:\d+ in app\.<locals>\.endpoint", groups["SELECT", None]["call_site"])
+    assert groups["SELECT missing", None]["failed"] == 1
+
+
+def test_most_expensive_groups_come_first_and_only_as_many_as_asked_for(app):
+    with structlog.testing.capture_logs() as lines:
+        get(app, sinks=[sqltrace.sinks.StructlogSink(top=2)])
+
+    totals = [group["total_ms"] for group in lines[0]["sql.statements"]]
+    assert len(totals) == 2
+    assert totals == sorted(totals, reverse=True)
+
+
+def test_neither_literals_nor_parameters_are_told_unless_asked_for(app):
+    with structlog.testing.capture_logs() as lines:
+        get(app)
+
+    told = json.dumps(lines)
+    assert "Hara" not in told
+    assert "1234567" not in told
+    assert "parameters" not in told
+    assert "SELECT ?, ?, ?" in told
+
+
+def test_literals_are_told_on_request(app):
+    with structlog.testing.capture_logs() as lines:
+        get(app, sinks=[sqltrace.sinks.StructlogSink(literals=True)])
+
+    assert "SELECT ?, 'O''Hara', 1234567" in [group["sql"] for group in lines[0]["sql.statements"]]
+
+
+def test_parameters_are_told_on_request(app):
+    with structlog.testing.capture_logs() as lines:
+        get(app, capture_parameters=True)
+
+    assert "(0,)" in [group.get("parameters") for group in lines[0]["sql.statements"]]
+
+
+def test_groups_beyond_the_limit_are_told_as_others(engine):
+    with sqltrace.record(max_statements=2) as recording, engine.connect() as connection:
+        for columns in range(1, 6):
+            connection.execute(text("SELECT " + ", ".join(["1 AS x"] * columns)))
+
+    line = log_line(RequestRecord(recording, protocol="http", path="/"))
+
+    VALIDATOR.validate({**line, "event": "request"})
+    counts = sorted((group["summary"], group["count"]) for group in line["sql.statements"])
+    assert counts == [("(other statements)", 3), ("SELECT", 1), ("SELECT", 1)]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {},
+        {"sql.rows_total": 3},
+        {"outcome": "fine"},
+        {"duration_ms": "12"},
+        {"trace_id": "0" * 31, "span_id": "0" * 16},
+        {"sql.statements": [{"summary": "SELECT"}]},
+    ],
+    ids=["empty", "unknown key of ours", "unknown outcome", "number as text", "short trace id", "bare group"],
+)
+def test_schema_refuses_what_is_no_line(line):
+    good = {
+        "event": "request",
+        **log_line(RequestRecord(Recording(), protocol="http", path="/")),
+    }
+    VALIDATOR.validate(good)
+
+    with pytest.raises(jsonschema.ValidationError):
+        VALIDATOR.validate({**good, **line} if line else {})
+
+
+def test_json_renderer_prints_one_valid_object_per_line(app, capsys):
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso"),
+            structlog.processors.JSONRenderer(),
+        ]
+    )
+
+    get(app)
+    get(app)
+
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    for line in lines:
+        VALIDATOR.validate(json.loads(line))
+
+
+def test_line_goes_through_the_standard_library(app):
+    structlog.configure(
+        processors=[
+            structlog.stdlib.add_log_level,
+            structlog.stdlib.add_logger_name,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )
+    printed = []
+    handler = logging.Handler()
+    handler.emit = lambda record: printed.append(handler.format(record))
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, structlog.processors.JSONRenderer()]
+        )
+    )
+    logger = logging.getLogger("sqltrace")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        get(app)
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(logging.NOTSET)
+
+    line = json.loads(printed[0])
+    VALIDATOR.validate(line)
+    assert line["logger"] == "sqltrace"
+
+
+def test_values_bound_by_the_application_are_merged():
+    async def application(scope, receive, send):
+        with structlog.contextvars.bound_contextvars(request_id="r-1", outcome="not yours"):
+            await JSONResponse({})(scope, receive, send)
+        structlog.contextvars.bind_contextvars(user="ada")
+
+    with structlog.testing.capture_logs() as lines:
+        TestClient(sqltrace.SQLTraceMiddleware(application)).get("/")
+
+    assert (lines[0]["request_id"], lines[0]["user"], lines[0]["outcome"]) == ("r-1", "ada", "ok")
+
+
+@pytest.mark.parametrize(
+    ("status", "duration", "level"),
+    [(200, 0.1, "info"), (404, 0.1, "info"), (200, 1.0, "warning"), (503, 0.1, "error"), (503, 2.0, "error")],
+)
+def test_level_follows_outcome_and_duration(status, duration, level):
+    clock = Clock()
+
+    class Timed(sqltrace.SQLTraceMiddleware):
+        _clock = staticmethod(clock)
+
+    async def application(scope, receive, send):
+        clock.advance(duration)
+        await JSONResponse({}, status)(scope, receive, send)
+
+    with structlog.testing.capture_logs() as lines:
+        TestClient(Timed(application)).get("/")
+
+    assert lines[0]["log_level"] == level
+
+
+def test_unconfigured_structlog_prints_something_readable(app, capsys):
+    get(app)
+
+    printed = capsys.readouterr().out
+    assert "info    GET /people/{name}  200" in printed
+    assert "5 statements, 2 distinct" in printed
+    assert "1 failed; 1 more after the response" in printed
+    assert "4 ×" in printed
+    assert "in app.<locals>.endpoint" in printed
+    assert "\x1b[" not in printed
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"logger": "sqltrace"}, TypeError, "logger must be a structlog logger, got 'sqltrace'"),
+        ({"slow": "1s"}, TypeError, "slow must be a number, got '1s'"),
+        ({"slow": -1}, ValueError, "slow must not be negative, got -1"),
+        ({"top": 2.5}, TypeError, "top must be a number, got 2.5"),
+        ({"verbose": True}, TypeError, "unexpected keyword argument 'verbose'"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
+)
+def test_bad_options_are_refused(options, error, message):
+    with pytest.raises(error, match=message):
+        sqltrace.sinks.StructlogSink(**options)
