@@ -8,7 +8,6 @@ for success only; `handle_error` for errors, cancellation and disconnects.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 from sqltrace.capture.statements import describe, note
@@ -16,9 +15,8 @@ from sqltrace.collector import current, missed
 from sqltrace.faults import report_fault
 
 
-@cache
 def listeners(is_wanted: Callable[[Any], bool]) -> tuple[Callable[..., None], ...]:
-    """The three listeners, for the dialects that `is_wanted` says. The same objects each time."""
+    """The three listeners, for the dialects that `is_wanted` says."""
 
     def before_cursor_execute(
         _connection: Any, _cursor: Any, statement: str, parameters: Any, context: Any, _executemany: bool

@@ -114,7 +114,7 @@ def _listen(target: Any) -> None:
             event.listen(target, listener.__name__, listener)
     elif not is_instrumented():
         # Cursor events know engines, not dialects: heard from all, and sorted out by `_is_wanted`.
-        for listener in cursor_events.listeners(_is_wanted):
+        for listener in _FALLBACK:
             event.listen(Engine, listener.__name__, listener)
 
 
@@ -123,9 +123,12 @@ def _unlisten(target: Any) -> None:
         for listener in engine.LISTENERS:
             event.remove(target, listener.__name__, listener)
     elif not is_instrumented():
-        for listener in cursor_events.listeners(_is_wanted):
+        for listener in _FALLBACK:
             event.remove(Engine, listener.__name__, listener)
 
 
 def _is_wanted(dialect: Dialect) -> bool:
     return _all_engines or dialect in _instrumented
+
+
+_FALLBACK = cursor_events.listeners(_is_wanted)

@@ -1,0 +1,242 @@
+import threading
+
+import pytest
+from sqlalchemy import create_engine, event, text
+from sqlalchemy.engine import Engine
+from sqlalchemy.ext.asyncio import create_async_engine
+
+import sqltrace
+from sqltrace.capture import instrument as instrument_module
+from sqltrace.capture import internals
+
+
+@pytest.fixture
+def engine():
+    engine = create_engine("sqlite://")
+    yield engine
+    engine.dispose()
+
+
+def statement_count(engine):
+    with sqltrace.record() as recording, engine.connect() as connection:
+        connection.execute(text("SELECT 1"))
+    return recording.statement_count
+
+
+def test_do_execute_events_fire_in_the_installed_sqlalchemy():
+    assert sqltrace.capabilities() == {"do_execute": True}
+
+
+def test_instrumenting_twice_and_both_ways_records_a_statement_once(engine):
+    sqltrace.instrument()
+    sqltrace.instrument()
+    sqltrace.instrument(engine)
+    sqltrace.instrument(engine, engine)
+
+    assert statement_count(engine) == 1
+
+
+def test_one_uninstrument_undoes_any_number_of_instruments(engine):
+    sqltrace.instrument()
+    sqltrace.instrument()
+    sqltrace.instrument(engine)
+
+    sqltrace.uninstrument()
+
+    missed = sqltrace.missed_statements().unattributed
+    with engine.connect() as connection:
+        connection.execute(text("SELECT 1"))
+    assert sqltrace.missed_statements().unattributed == missed
+
+
+def test_only_the_given_engines_are_recorded(engine):
+    other = create_engine("sqlite://")
+    sqltrace.instrument(engine)
+
+    assert (statement_count(engine), statement_count(other)) == (1, 0)
+    other.dispose()
+
+
+def test_uninstrument_takes_back_one_engine_and_leaves_the_others(engine):
+    other = create_engine("sqlite://")
+    sqltrace.instrument(engine, other)
+
+    sqltrace.uninstrument(engine)
+
+    assert (statement_count(engine), statement_count(other)) == (0, 1)
+    other.dispose()
+
+
+def test_engines_made_before_and_after_are_recorded(engine):
+    sqltrace.instrument()
+    later = create_engine("sqlite://")
+
+    assert (statement_count(engine), statement_count(later)) == (1, 1)
+    later.dispose()
+
+
+def test_variants_of_an_engine_are_recorded_with_it(engine):
+    sqltrace.instrument(engine)
+
+    assert statement_count(engine.execution_options(isolation_level="AUTOCOMMIT")) == 1
+
+
+def test_an_engine_is_not_kept_alive():
+    import gc
+    import weakref
+
+    engine = create_async_engine("sqlite+aiosqlite://")
+    sqltrace.instrument(engine)
+    dialect = weakref.ref(engine.dialect)
+
+    del engine
+    gc.collect()
+
+    assert dialect() is None
+
+
+def test_threads_may_instrument_and_uninstrument_at_the_same_time(engine):
+    failures = []
+
+    def work():
+        try:
+            for _ in range(50):
+                sqltrace.instrument()
+                sqltrace.instrument(engine)
+                sqltrace.uninstrument(engine)
+                sqltrace.uninstrument()
+        except Exception as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    sqltrace.instrument()
+
+    assert failures == []
+    assert statement_count(engine) == 1
+
+
+@pytest.mark.parametrize(
+    ("wrong", "got"),
+    [("sqlite://", "str: 'sqlite://'"), (None, "NoneType: None"), (Engine, "type: <class")],
+)
+@pytest.mark.parametrize("function", [sqltrace.instrument, sqltrace.uninstrument], ids=["instrument", "uninstrument"])
+def test_anything_but_an_engine_is_refused(function, wrong, got):
+    with pytest.raises(TypeError, match=f"expected a SQLAlchemy Engine or AsyncEngine, got {got}"):
+        function(wrong)
+
+
+def test_own_listener_of_the_application_still_executes_and_is_recorded(engine):
+    executed = []
+    sqltrace.instrument(engine)
+
+    @event.listens_for(engine, "do_execute")
+    def replace(cursor, statement, parameters, context):
+        executed.append(statement)
+        cursor.execute("SELECT 42")
+        return True
+
+    with sqltrace.record() as recording, engine.connect() as connection:
+        answer = connection.scalar(text("SELECT 1"))
+
+    assert (answer, executed, recording.statement_count) == (42, ["SELECT 1"], 1)
+
+
+def test_listeners_that_only_look_all_run_before_the_statement_is_executed(engine):
+    seen = []
+    sqltrace.instrument(engine)
+    for name in ("first", "second"):
+        event.listen(engine, "do_execute", lambda *arguments, name=name: seen.append(name))
+
+    assert statement_count(engine) == 1
+    assert seen == ["first", "second"]
+
+
+class TestFallback:
+    """Where SQLAlchemy would no longer fire do_execute, the cursor events record."""
+
+    @pytest.fixture(autouse=True)
+    def deaf(self, monkeypatch):
+        sqltrace.uninstrument()
+        instrument_module._do_execute_fires.cache_clear()
+        monkeypatch.setattr(internals, "do_execute_fires", lambda: False)
+        yield
+        sqltrace.uninstrument()
+        instrument_module._do_execute_fires.cache_clear()
+
+    def test_it_is_told_once(self, engine, caplog):
+        sqltrace.instrument()
+        sqltrace.instrument(engine)
+
+        assert sqltrace.capabilities() == {"do_execute": False}
+        assert [record.message[:60] for record in caplog.records] == [
+            "this SQLAlchemy does not fire its do_execute events: stateme"
+        ]
+
+    def test_statements_are_recorded_once(self, engine):
+        sqltrace.instrument()
+        sqltrace.instrument(engine)
+
+        assert statement_count(engine) == 1
+
+    def test_failure_is_recorded(self, engine):
+        from sqlalchemy.exc import OperationalError
+
+        with sqltrace.record() as recording, engine.connect() as connection:
+            with pytest.raises(OperationalError):
+                connection.execute(text("SELECT * FROM missing"))
+            connection.execute(text("SELECT 1"))
+
+        assert [statement.failed for statement in recording.statements] == [True, False]
+        assert recording.statements[0].failure.type == "sqlite3.OperationalError"
+
+    def test_only_the_given_engines_are_recorded(self, engine):
+        other = create_engine("sqlite://")
+        sqltrace.instrument(engine)
+
+        assert (statement_count(engine), statement_count(other)) == (1, 0)
+        other.dispose()
+
+    def test_uninstrument_takes_it_back(self, engine):
+        sqltrace.instrument()
+        sqltrace.instrument(engine)
+
+        sqltrace.uninstrument()
+
+        assert not event.contains(Engine, "before_cursor_execute", instrument_module._FALLBACK[0])
+
+    def test_statement_outside_any_recording_is_counted(self, engine):
+        sqltrace.instrument()
+        before = sqltrace.missed_statements().unattributed
+
+        with engine.connect() as connection:
+            connection.execute(text("SELECT 1"))
+
+        assert sqltrace.missed_statements().unattributed == before + 1
+
+    def test_error_without_a_statement_passes(self, engine):
+        sqltrace.instrument()
+
+        with sqltrace.record() as recording, engine.connect() as connection, pytest.raises(Exception, match="nope"):
+            connection.execute(text("SELECT :nope"))
+
+        assert recording.statement_count == 0
+
+    def test_fault_of_ours_leaves_result_and_transaction_alone(self, engine, monkeypatch, caplog):
+        def broken(*arguments):
+            raise RuntimeError("ours")
+
+        sqltrace.instrument()
+        monkeypatch.setattr("sqltrace.capture.statements._key", broken)
+        monkeypatch.setattr("sqltrace.capture.statements._INSERTMANYVALUES", None)
+
+        with sqltrace.record(), engine.begin() as connection:
+            connection.exec_driver_sql("CREATE TABLE t (x INTEGER)")
+            connection.exec_driver_sql("INSERT INTO t VALUES (1)")
+            rows = connection.exec_driver_sql("SELECT x FROM t").all()
+
+        assert rows == [(1,)]
+        assert sum("recording a statement failed" in record.message for record in caplog.records) == 1
