@@ -19,10 +19,12 @@ def describe_failure(error: BaseException) -> Failure:
 
 
 def _code(error: BaseException) -> str | None:
-    # psycopg and asyncpg, psycopg2, sqlite3; after them the MySQL drivers, with (errno, text)
-    for name in ("sqlstate", "pgcode", "sqlite_errorname"):
+    # The MySQL drivers raise (errno, text), and the semantic conventions want the errno, though some have an SQLSTATE.
+    first = error.args[0] if error.args else None
+    if isinstance(first, int) and not isinstance(first, bool):
+        return str(first)
+    for name in ("sqlstate", "pgcode", "sqlite_errorname"):  # psycopg and asyncpg, psycopg2, sqlite3
         code = getattr(error, name, None)
         if isinstance(code, str):
             return code
-    first = error.args[0] if error.args else None
-    return str(first) if isinstance(first, int) and not isinstance(first, bool) else None
+    return None

@@ -36,10 +36,12 @@ def instrument(*engines: Any) -> None:
     dialects = [dialect_of(engine) for engine in engines]
     with _lock:
         if not engines and not _all_engines:
+            # A dialect that is heard twice would count what is in no recording twice.
+            uninstrument()
             _listen(Engine)
             _all_engines = True
         for dialect in dialects:
-            if dialect not in _instrumented:
+            if not _all_engines and dialect not in _instrumented:
                 _listen(dialect)
                 _instrumented.add(dialect)
 
@@ -48,7 +50,7 @@ def uninstrument(*engines: Any) -> None:
     """
     Undo `instrument` for these engines; with no argument, for all of them.
 
-    An engine named here is still recorded while all engines are instrumented.
+    While all engines are instrumented, one that is named here still is.
     Safe from any thread.
 
     Raises:

@@ -27,7 +27,7 @@ def batch_size(context: Any, parameters: Any) -> int | None:
         if isinstance(parameters, dict):
             repeated = sum(name.endswith("__0") for name in parameters)
         else:
-            repeated = context.compiled._insertmanyvalues.num_positional_params_per_batch
+            repeated = context.compiled._insertmanyvalues.num_positional_params_counted
         if len(parameters) == per_set:
             return 1
         size: int = (len(parameters) - (per_set - repeated)) // repeated

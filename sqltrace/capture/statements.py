@@ -52,8 +52,8 @@ def note(
         key = (
             _key(context, statement, style)
             if style is not _EXECUTE or context.compiled is None
-            # A sequence or a default is run in the context of the INSERT that it is for.
-            else (context.compiled.string if statement is context.statement else statement)
+            # A sequence or a default runs in the context of the INSERT that it is for, before that has a statement.
+            else (context.compiled.string if statement is getattr(context, "statement", None) else statement)
         )
         taken = collector.sites_taken.get(key, 0)
         slow = ended - started > SLOW_STATEMENT
@@ -92,7 +92,7 @@ def _key(context: Any, statement: str, style: ExecuteStyle) -> str:
     if compiled is None:
         return statement
     string: str = compiled.string
-    ours = statement[:12] == string[:12] if style is _INSERTMANYVALUES else statement is context.statement
+    ours = string[:12] in statement if style is _INSERTMANYVALUES else statement is getattr(context, "statement", None)
     return string if ours else statement
 
 

@@ -1,0 +1,85 @@
+import threading
+
+import pytest
+import structlog
+
+import sqltrace
+from sqltrace import faults
+from tests import databases
+
+
+@pytest.fixture(autouse=True)
+def clean_slate():
+    """Each test instruments for itself; what it configured ends with it."""
+    yield
+    sqltrace.uninstrument()
+    faults.forget_faults()
+    structlog.reset_defaults()
+    structlog.contextvars.clear_contextvars()
+
+
+@pytest.fixture
+def no_faults(caplog):
+    """Fails a test in which sqltrace reported a fault of its own, which the application would not notice."""
+    yield
+    records = caplog.get_records("setup") + caplog.get_records("call")
+    assert [record.getMessage() for record in records if record.name == "sqltrace"] == []
+
+
+class MemorySink:
+    """A sink that keeps the finished requests. Safe to read from another thread."""
+
+    def __init__(self):
+        self.records = []
+        self._changed = threading.Condition()
+
+    def response_ready(self, record):
+        pass
+
+    def request_finished(self, record):
+        with self._changed:
+            self.records.append(record)
+            self._changed.notify_all()
+
+    def take(self, count):
+        """The `count` requests since the last take, as soon as all have finished: a client does not see that."""
+        with self._changed:
+            self._changed.wait_for(lambda: len(self.records) >= count, timeout=30)
+            taken, self.records = self.records, []
+        assert len(taken) == count
+        return taken
+
+
+@pytest.fixture
+def sink():
+    return MemorySink()
+
+
+@pytest.fixture(scope="session")
+def postgres_url():
+    with databases.postgres_server() as server:
+        psycopg = server.set(drivername="postgresql+psycopg")
+        with databases.fresh_database(psycopg, drop="DROP DATABASE {} WITH (FORCE)") as url:
+            yield url
+
+
+@pytest.fixture(scope="session")
+def mariadb_url():
+    server = databases.mariadb_server().set(drivername="mysql+pymysql")
+    with databases.fresh_database(server, drop="DROP DATABASE {}") as url:
+        yield url
+
+
+@pytest.fixture(params=databases.drivers())
+def database(request, tmp_path):
+    """A `tests.databases.Database` with the empty table `books`, once for every driver."""
+    driver = request.param
+    if driver.system == "sqlite":
+        url = f"{driver.dialect}:///{tmp_path / 'test.db'}"
+    else:
+        server = request.getfixturevalue("postgres_url" if driver.system == "postgresql" else "mariadb_url")
+        url = server.set(drivername=driver.dialect)
+    database = databases.Database(driver, url)
+    database.run(lambda connection: (databases.metadata.create_all(connection), connection.commit()))
+    yield database
+    database.run(lambda connection: (databases.metadata.drop_all(connection), connection.commit()))
