@@ -1,7 +1,8 @@
-"""A finished request as plain data."""
+"""A finished request as plain data, and the word for how it ended."""
 
 from __future__ import annotations
 
+from asyncio import CancelledError
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
@@ -22,8 +23,8 @@ class RequestRecord:
         method: Of HTTP; `None` for a websocket.
 
         route:
-            Template (``/tags/{tag_id}``), mounts and prefixes included.
-            `None` where no route matched or the framework does not tell.
+            Template (``/tags/{tag_id}``), root path, mounts and prefixes
+            included. `None` where no route matched or the framework does not tell.
 
         path: As asked for, without the query string.
 
@@ -34,12 +35,15 @@ class RequestRecord:
 
         outcome:
             ``error`` with an exception, a 5xx status or a response left
-            unfinished; ``cancelled`` when the server cancelled the task;
-            ``disconnected`` when the client left before the end.
+            unfinished; ``cancelled`` when the task was cancelled, as servers do
+            at shutdown; ``disconnected`` when the connection was lost before
+            the end, as far as the server says so.
 
         error_type: Dotted class name of the exception, the status code of a 5xx, or ``incomplete_response``.
 
         time_to_first_byte: Seconds until the response began; `None` if it never did.
+
+        trace_id: Of the OpenTelemetry span the request came in with, else of the one its response went out in. Hex.
 
         notes: Room for sinks, from one moment to the next. Not part of the data.
     """
@@ -66,3 +70,35 @@ class RequestRecord:
     def duration(self) -> float:
         """Seconds to the last body chunk."""
         return self.recording.duration
+
+
+def outcome_of(error: BaseException, *, disconnected: bool) -> Outcome:
+    """
+    How a request ended that this exception came out of.
+
+    A group is as bad as the worst in it.
+
+    Args:
+        disconnected: Whether the server has said that the connection is lost.
+    """
+    if isinstance(error, BaseExceptionGroup):
+        outcomes = {outcome_of(inner, disconnected=disconnected) for inner in error.exceptions}
+        return next(outcome for outcome in _WORST_FIRST if outcome in outcomes)
+    # By name: neither Starlette, trio nor the server is imported for it.
+    name = type(error).__name__
+    cancelled = name == "Cancelled" and not isinstance(error, Exception)
+    if cancelled or isinstance(error, (CancelledError, GeneratorExit)):
+        return "disconnected" if disconnected else "cancelled"
+    if name in ("WebSocketDisconnect", "ClientDisconnect", "ClientDisconnected"):
+        return "ok" if is_orderly_close(getattr(error, "code", 1006)) else "disconnected"
+    if disconnected and isinstance(error, OSError):
+        return "disconnected"  # what a server's send() raises once the client is gone
+    return "error"
+
+
+def is_orderly_close(code: int | None) -> bool:
+    """Of a websocket: done, going away, no code given, or one of the application's own (RFC 6455, 7.4)."""
+    return code in (1000, 1001, 1005, None) or code >= 3000
+
+
+_WORST_FIRST: tuple[Outcome, ...] = ("error", "disconnected", "cancelled", "ok")

@@ -1,70 +1,126 @@
-"""The route template of a request, from what Starlette and FastAPI leave in its scope."""
+"""
+The route template of a request, from what Starlette and FastAPI leave in its scope.
+
+Neither is imported. What they tell differs: Starlette names the route from 1.7
+on and FastAPI always did, but a mount's name stays there when the application
+mounted has none to tell; FastAPI from 0.137 on keeps the prefix of
+`include_router()` apart. Who tells nothing has its routes matched once more.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, MutableMapping
+from collections.abc import Iterable, Iterator, MutableMapping
 from typing import Any
 
 Scope = MutableMapping[str, Any]
 
 
-def route_template(scope: Scope, root_path: str) -> str | None:
+def route_template(scope: Scope) -> str | None:
     """
-    ``/api/tags/{tag_id}``, or `None` where no route matched or nobody tells.
+    ``/api/tags/{tag_id}``, with the application's root path, mounts and prefixes.
+
+    ``/static/{path}`` for all that a mount answers without routes of its own.
+    `None` where no route matched, or the framework does not tell.
 
     Args:
-        scope: As the framework left it, after the request.
-        root_path: Of the scope before: where the application itself is mounted.
+        scope: As the framework left it, once its router has run.
     """
-    path = _matched_path(scope)
+    path = _told_path(scope)
+    root_path: str = scope.get("root_path") or ""
+    root_path_above: str | None = scope.get("app_root_path")  # set by the first mount on the way
+    if root_path_above is None:
+        if path is None:
+            path = _found_path(_routes_inside(scope.get("router")), scope)
+        return None if path is None else root_path.rstrip("/") + path
+    mounted = root_path.removeprefix(root_path_above).rstrip("/")
+    below = _through_mounts(_routes_inside(scope.get("router")), mounted, scope)
+    template, routes = below or (_with_parameters(mounted, scope), ())
     if path is None:
-        return _searched_path(scope, root_path)
-    mount = str(scope.get("root_path") or "").removeprefix(root_path)
-    return _with_parameters(mount, scope) + path
+        path = _found_path(routes, scope)
+    if path is None:
+        path = "/{path}"
+    return root_path_above.rstrip("/") + template + path
 
 
-def _matched_path(scope: Scope) -> str | None:
+def path_below_root(scope: Scope) -> str:
+    """The path that is routed: without ``root_path``, which some servers put in front of it and others do not."""
+    path, root_path = scope.get("path") or "", scope.get("root_path") or ""
+    if root_path and (path == root_path or path.startswith(root_path + "/")):
+        path = path[len(root_path) :]
+    return path
+
+
+def _told_path(scope: Scope) -> str | None:
     route = scope.get("route")
-    # FastAPI >= 0.137 keeps the prefix of include_router() out of the route itself.
     fastapi = scope.get("fastapi")
     context = fastapi.get("effective_route_context") if isinstance(fastapi, dict) else None
-    if route is None or route in (
-        getattr(context, "original_route", None),
-        getattr(context, "starlette_route", None),
-    ):
-        route = context or route
-    if hasattr(route, "routes"):
-        return "/{path}"  # a mount in which nothing matched, or which has no routes; root_path names it
-    path = getattr(route, "path_format", None) or getattr(route, "path", None)
+    if route is not None and getattr(context, "original_route", None) is route:
+        route = context
+    return None if _is_mount(route) else _path_of(route)
+
+
+def _found_path(routes: Iterable[Any], scope: Scope) -> str | None:
+    endpoint, path = scope.get("endpoint"), path_below_root(scope)
+    if endpoint is None:
+        return None
+    for route in _leaves(routes, scope):
+        if getattr(route, "endpoint", None) is endpoint and route.path_regex.match(path):
+            return _path_of(route)
+    return None
+
+
+def _through_mounts(routes: Iterable[Any], mounted: str, scope: Scope) -> tuple[str, Iterable[Any]] | None:
+    """The template of the mounts that ``mounted`` leads through, and the routes inside the last of them."""
+    if not mounted:
+        return "", routes
+    for route in _leaves(routes, scope):
+        match = route.path_regex.match(mounted + "/") if _is_mount(route) else None
+        if match is not None:
+            rest = f"/{match['path']}".removesuffix("/")
+            below = _through_mounts(_routes_inside(route), rest, scope)
+            if below is not None:
+                return route.path_format.removesuffix("/{path}") + below[0], below[1]
+    return None
+
+
+def _leaves(routes: Iterable[Any], scope: Scope) -> Iterator[Any]:
+    """The routes and mounts of one level: included routers, hosts and mounts at ``/`` take nothing off the path."""
+    for route in routes:
+        if hasattr(route, "effective_route_contexts"):
+            contexts = route.effective_route_contexts()
+            yield from _leaves([context.starlette_route or context for context in contexts], scope)
+        elif hasattr(route, "host_regex"):
+            if route.matches(scope)[0].value:  # not Match.NONE
+                yield from _leaves(_routes_inside(route), scope)
+        elif _is_mount(route) and route.path == "":
+            yield from _leaves(_routes_inside(route), scope)
+        else:
+            yield route
+
+
+def _routes_inside(app: Any) -> Iterable[Any]:
+    """The routes of an application, also of one that is wrapped in middleware."""
+    while app is not None:
+        routes: Iterable[Any] = getattr(app, "routes", None) or ()
+        if routes:
+            return routes
+        app = getattr(app, "app", None)
+    return ()
+
+
+def _is_mount(route: Any) -> bool:
+    return hasattr(route, "routes")
+
+
+def _path_of(route: Any) -> str | None:
+    path = getattr(route, "path_format", None)
+    if path is None:
+        path = getattr(route, "path", None)
     return path if isinstance(path, str) else None
 
 
-def _with_parameters(mount: str, scope: Scope) -> str:
-    """The mount's path with its parameters named again: ``/users/5`` is ``/users/{user_id}``."""
+def _with_parameters(mounted: str, scope: Scope) -> str:
+    """What can be said of mounts that cannot be found: ``/users/5`` is ``/users/{user_id}`` if that has the value 5."""
     parameters = scope.get("path_params") or {}
-    names = {str(value): name for name, value in reversed(list(parameters.items()))}
-    return "/".join(
-        f"{{{names[segment]}}}" if segment in names and segment else segment for segment in mount.split("/")
-    )
-
-
-def _searched_path(scope: Scope, root_path: str) -> str | None:
-    """Starlette before 1.7 tells the endpoint only: match the routes once more, to find its path."""
-    endpoint, router = scope.get("endpoint"), scope.get("router")
-    if endpoint is None or router is None:
-        return None
-    return _search(getattr(router, "routes", ()), {**scope, "root_path": root_path, "path_params": {}}, endpoint)
-
-
-def _search(routes: Iterable[Any], scope: Scope, endpoint: Any) -> str | None:
-    for route in routes:
-        match, child_scope = route.matches(scope)
-        if match.value == 0:  # Match.NONE
-            continue
-        path = getattr(route, "path_format", None) or getattr(route, "path", "")
-        if child_scope.get("endpoint") is endpoint and not getattr(route, "routes", None):
-            return str(path)
-        inside = _search(getattr(route, "routes", None) or (), {**scope, **child_scope}, endpoint)
-        if inside is not None:
-            return str(path).removesuffix("/{path}") + inside
-    return None
+    names = {str(value): name for name, value in parameters.items()}
+    return "/".join(f"{{{names[part]}}}" if part in names and part else part for part in mounted.split("/"))

@@ -1,0 +1,79 @@
+"""Checks of the middleware's options. Each says what was got and what is wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from inspect import iscoroutinefunction
+from typing import Any
+
+from sqltrace.capture.instrument import dialect_of
+from sqltrace.route import Scope
+from sqltrace.sinks import Sink, StructlogSink
+
+Exclude = tuple[str, ...] | Callable[[Scope], bool]
+
+
+def checked_sinks(sinks: Any) -> tuple[Sink, ...]:
+    if sinks is None:
+        return (StructlogSink(),)
+    if isinstance(sinks, (str, bytes)) or not isinstance(sinks, Iterable):
+        raise TypeError(f"sinks must be a sequence of sinks, got {sinks!r:.100}: write [sink]")
+    checked = tuple(sinks)
+    for sink in checked:
+        if isinstance(sink, type):
+            raise TypeError(f"sinks must be objects, got the class {sink.__name__}: write {sink.__name__}()")
+        for moment in ("response_ready", "request_finished"):
+            method = getattr(sink, moment, None)
+            if not callable(method):
+                raise TypeError(f"a sink needs a method {moment}(record), got {sink!r:.100}")
+            if iscoroutinefunction(method):
+                raise TypeError(f"{type(sink).__name__}.{moment}() must be a plain function, got an async one")
+    return checked
+
+
+def checked_exclude(exclude: Any) -> Exclude:
+    wanted = "exclude must be a sequence of path prefixes or a callable"
+    if callable(exclude):
+        if iscoroutinefunction(exclude) or iscoroutinefunction(exclude.__call__):
+            raise TypeError(f"exclude must be a plain function, got an async one: {exclude!r:.100}")
+        function: Callable[[Scope], bool] = exclude
+        return function
+    if isinstance(exclude, (str, bytes)):
+        raise TypeError(f"{wanted}, got {exclude!r:.100}: write [{exclude!r:.100}]")
+    if not isinstance(exclude, Iterable):
+        raise TypeError(f"{wanted}, got {exclude!r:.100}")
+    prefixes = tuple(exclude)
+    for prefix in prefixes:
+        if not isinstance(prefix, str):
+            raise TypeError(f"exclude must hold path prefixes as str, got {prefix!r:.100}")
+        if not prefix.startswith("/"):
+            raise ValueError(f"exclude must hold paths that begin with '/', got {prefix!r:.100}")
+    return prefixes
+
+
+def checked_engines(engines: Any) -> tuple[Any, ...]:
+    """The engines; none stands for all."""
+    if engines is None:
+        return ()
+    if not isinstance(engines, Iterable):
+        raise TypeError(f"engines must be a sequence of engines, got {engines!r:.100}: write [engine]")
+    checked = tuple(engines)
+    for engine in checked:
+        dialect_of(engine)
+    if not checked:
+        raise ValueError("engines is empty: leave it out to record every engine")
+    return checked
+
+
+def checked_flag(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r:.100}")
+    return value
+
+
+def checked_size(name: str, value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an int, got {value!r:.100}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+    return value

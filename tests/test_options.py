@@ -1,0 +1,173 @@
+import re
+
+import pytest
+from sqlalchemy import create_engine, text
+from sqlalchemy.ext.asyncio import create_async_engine
+from starlette.applications import Starlette
+from starlette.testclient import TestClient
+
+import sqltrace
+from sqltrace import SQLTraceMiddleware
+from sqltrace.sinks import StructlogSink
+from tests.asgi import BODY, START, Witness, http_scope, run, sends
+
+
+class Half:
+    def response_ready(self, record):
+        pass
+
+    request_finished = None
+
+    def __repr__(self):
+        return "<half a sink>"
+
+
+class Asynchronous:
+    def response_ready(self, record):
+        pass
+
+    async def request_finished(self, record):
+        pass
+
+
+async def is_health(scope):
+    return scope["path"] == "/health"
+
+
+class IsHealth:
+    async def __call__(self, scope):
+        return await is_health(scope)
+
+    def __repr__(self):
+        return "IsHealth()"
+
+
+@pytest.mark.parametrize(
+    ("option", "error", "message"),
+    [
+        ({"sinks": "structlog"}, TypeError, "sinks must be a sequence of sinks, got 'structlog': write [sink]"),
+        ({"sinks": 5}, TypeError, "sinks must be a sequence of sinks, got 5: write [sink]"),
+        ({"sinks": [print]}, TypeError, "a sink needs a method response_ready(record), got <built-in function print>"),
+        ({"sinks": [Half()]}, TypeError, "a sink needs a method request_finished(record), got <half a sink>"),
+        (
+            {"sinks": [StructlogSink]},
+            TypeError,
+            "sinks must be objects, got the class StructlogSink: write StructlogSink()",
+        ),
+        (
+            {"sinks": [Asynchronous()]},
+            TypeError,
+            "Asynchronous.request_finished() must be a plain function, got an async one",
+        ),
+        (
+            {"exclude": "/health"},
+            TypeError,
+            "exclude must be a sequence of path prefixes or a callable, got '/health': write ['/health']",
+        ),
+        ({"exclude": 5}, TypeError, "exclude must be a sequence of path prefixes or a callable, got 5"),
+        ({"exclude": [re.compile("/h")]}, TypeError, "exclude must hold path prefixes as str, got re.compile('/h')"),
+        ({"exclude": ["health"]}, ValueError, "exclude must hold paths that begin with '/', got 'health'"),
+        ({"exclude": [""]}, ValueError, "exclude must hold paths that begin with '/', got ''"),
+        ({"exclude": IsHealth()}, TypeError, "exclude must be a plain function, got an async one: IsHealth()"),
+        ({"engines": 5}, TypeError, "engines must be a sequence of engines, got 5: write [engine]"),
+        ({"engines": []}, ValueError, "engines is empty: leave it out to record every engine"),
+        ({"engines": ["sqlite://"]}, TypeError, "expected a SQLAlchemy Engine or AsyncEngine, got str: 'sqlite://'"),
+        ({"capture_parameters": 1}, TypeError, "capture_parameters must be True or False, got 1"),
+        ({"max_statements": "500"}, TypeError, "max_statements must be an int, got '500'"),
+        ({"max_statements": True}, TypeError, "max_statements must be an int, got True"),
+        ({"max_statements": 0}, ValueError, "max_statements must be at least 1, got 0"),
+        ({"max_sql_length": 1.5}, TypeError, "max_sql_length must be an int, got 1.5"),
+        ({"max_sql_length": -1}, ValueError, "max_sql_length must be at least 1, got -1"),
+    ],
+)
+def test_wrong_option_says_what_was_got_and_what_is_wanted(option, error, message):
+    with pytest.raises(error) as raised:
+        SQLTraceMiddleware(sends(START, BODY), **option)
+
+    assert str(raised.value) == message
+
+
+def test_async_function_as_exclude_is_refused():
+    with pytest.raises(TypeError, match="exclude must be a plain function, got an async one"):
+        SQLTraceMiddleware(sends(START, BODY), exclude=is_health)
+
+
+@pytest.mark.parametrize("make_engine", [create_engine, create_async_engine])
+def test_single_engine_is_refused_with_the_remedy(make_engine):
+    engine = make_engine("sqlite+aiosqlite://" if make_engine is create_async_engine else "sqlite://")
+
+    with pytest.raises(TypeError, match=r"engines must be a sequence of engines, got .*: write \[engine\]"):
+        SQLTraceMiddleware(sends(START, BODY), engines=engine)
+
+
+def test_unknown_option_is_refused_by_name():
+    with pytest.raises(TypeError, match="unexpected keyword argument 'engine'"):
+        SQLTraceMiddleware(sends(START, BODY), engine=None)
+
+
+def test_long_values_are_cut_in_messages():
+    with pytest.raises(TypeError) as raised:
+        SQLTraceMiddleware(sends(START, BODY), exclude=[b"/" * 10_000])
+
+    assert len(str(raised.value)) < 200
+
+
+def test_wrong_option_instruments_nothing():
+    with pytest.raises(TypeError):
+        SQLTraceMiddleware(sends(START, BODY), max_statements="500")
+
+    engine, before = create_engine("sqlite://"), sqltrace.missed_statements()
+    with engine.connect() as connection:
+        connection.execute(text("SELECT 1"))
+    engine.dispose()
+    assert sqltrace.missed_statements() == before
+
+
+def test_sinks_may_come_from_a_generator():
+    sinks = [Witness(), Witness()]
+
+    run(SQLTraceMiddleware(sends(START, BODY), sinks=(sink for sink in sinks)), http_scope())
+
+    assert [sink.moments for sink in sinks] == [["response_ready", "request_finished"]] * 2
+
+
+def test_engines_may_come_from_a_generator_and_stay_the_only_ones():
+    sink, wanted, other = Witness(), create_engine("sqlite://"), create_engine("sqlite://")
+
+    async def app(scope, receive, send):
+        for engine in (wanted, other):
+            with engine.connect() as connection:
+                connection.execute(text("SELECT 1"))
+        await sends(START, BODY)(scope, receive, send)
+
+    run(SQLTraceMiddleware(app, sinks=[sink], engines=(engine for engine in [wanted])), http_scope())
+
+    assert sink.record.recording.statement_count == 1
+    wanted.dispose()
+    other.dispose()
+
+
+def test_options_of_the_recording_reach_it():
+    sink, engine = Witness(), create_engine("sqlite://")
+
+    async def app(scope, receive, send):
+        with engine.connect() as connection:
+            for number in range(3):
+                connection.execute(text(f"SELECT :number, {number}"), {"number": 5})
+        await sends(START, BODY)(scope, receive, send)
+
+    options = {"capture_parameters": True, "max_statements": 2, "max_sql_length": 8}
+    run(SQLTraceMiddleware(app, sinks=[sink], **options), http_scope())
+
+    recording = sink.record.recording
+    assert recording.statement_count == 3
+    assert [(statement.sql, statement.parameters) for statement in recording.statements] == [("SELECT ?", "(5,)")] * 2
+    engine.dispose()
+
+
+def test_options_are_checked_when_the_application_is_built():
+    app = Starlette()
+    app.add_middleware(SQLTraceMiddleware, exclude="/health")
+
+    with pytest.raises(TypeError, match="exclude must be a sequence"), TestClient(app):
+        pass
