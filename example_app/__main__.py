@@ -1,0 +1,218 @@
+"""`python -m example_app`: seed, serve, replay the case, and tell what the log lines say."""
+
+import asyncio
+import io
+import os
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from sqlalchemy.exc import SQLAlchemyError
+
+from example_app.app import create_app
+from example_app.data import SIZES, USER_ID, Size, generate, refresh_token, seed_database
+from example_app.database import SCHEMA, Database, open_postgresql, open_sqlite
+from example_app.log import JSONLines, LogLine, configure_logging
+from example_app.replay import FLAVOURS, Call, page_load, replay
+from example_app.report import print_results
+from example_app.server import listen, serve
+
+
+class BadOption(click.ClickException):
+    """An option that turned out bad in use: one line, and the exit code of a usage error."""
+
+    exit_code = 2
+
+
+def parse_size(_: click.Context, __: click.Parameter, value: str) -> Size:
+    if value in SIZES:
+        return SIZES[value]
+    # Rows grow with the fourth power: beyond 60 contents a guilty request takes minutes and gigabytes.
+    if value.isdecimal() and 4 <= int(value) <= 60:
+        return Size.of(int(value))
+    raise click.BadParameter(f"expected {', '.join(SIZES)} or a number from 4 to 60, got {value!r}")
+
+
+@click.command()
+@click.option(
+    "--database-url",
+    metavar="URL",
+    help=f"postgresql://user@host/database; uses its schema {SCHEMA}, made and dropped. Default: SQLite in a temp dir.",
+)
+@click.option(
+    "--size",
+    default="case",
+    show_default=True,
+    callback=parse_size,
+    metavar="small|case|large|N",
+    help="How much data: N contents for each user, and a third as many tags, comments and articles.",
+)
+@click.option("--seed", default=303, show_default=True, help="Same seed, same data.")
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Default: a free one.")
+@click.option(
+    "--log-file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Where the JSON log lines go. Default: a new file in the temp dir.",
+)
+@click.option("--serve", "keep_serving", is_flag=True, help="Keep serving after the replay, until Ctrl-C.")
+def main(database_url: str | None, size: Size, seed: int, port: int, log_file: Path | None, keep_serving: bool) -> None:
+    """Replay a page load over a guilty and a mended mapping, and show what each request's log line tells."""
+    console = _console()
+    try:
+        with _listen(port) as listener, _open_log(log_file) as (path, log), _open_database(database_url) as database:
+            configure_logging(console, log)
+            _seed(console, database, size, seed)
+            failures = _run(console, database, log, page_load(refresh_token(USER_ID, seed)), listener, keep_serving)
+            console.print(f"JSON log lines: {path}", soft_wrap=True, highlight=False)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    for failure in failures:
+        click.echo(f"Error: {failure}", err=True)
+    sys.exit(1 if failures else 0)
+
+
+def _run(
+    console: Console,
+    database: Database,
+    log: JSONLines,
+    calls: tuple[Call, ...],
+    listener: socket.socket,
+    keep_serving: bool,
+) -> list[str]:
+    """Serve and replay; what failed, one sentence each."""
+    with serve(create_app(database), listener) as server:
+        try:
+            failures, lines = _replay_all(console, log, server.url, calls)
+        except KeyboardInterrupt:
+            _say_last(console, "Interrupted.")
+            raise
+        print_results(console, calls, lines)
+        if keep_serving:
+            try:
+                _print_urls(console, server.url, calls)
+                server.wait()
+            except KeyboardInterrupt:
+                _say_last(console, "Stopping.")
+    return failures
+
+
+def _say_last(console: Console, word: str) -> None:
+    console.print(f"{word} Requests under way are finished first; Ctrl-C again ends at once.")
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _replay_all(
+    console: Console, log: JSONLines, url: str, calls: tuple[Call, ...]
+) -> tuple[list[str], dict[str, LogLine]]:
+    failures: list[str] = []
+    lines: dict[str, LogLine] = {}
+    for flavour in FLAVOURS:
+        console.print()
+        console.rule(f"[bold]{flavour}[/]: a page of {len(calls)} requests")
+        request_ids = [flavour.request_id(number) for number in range(len(calls))]
+        log.await_requests(request_ids)
+        with _progress(console) as progress:
+            task = progress.add_task(f"{flavour}", total=len(calls))
+            failures += asyncio.run(replay(url, flavour, calls, lambda: progress.advance(task)))  # noqa: B023  # called before the loop goes on
+            lines |= log.take(request_ids)
+    failures += [f"{request_id}: no log line" for request_id in _ids(calls) if request_id not in lines]
+    return failures, lines
+
+
+def _seed(console: Console, database: Database, size: Size, seed: int) -> None:
+    rows = generate(size, seed)
+    with _progress(console) as progress:
+        task = progress.add_task("seeding", total=sum(map(len, rows.values())))
+        for _, count in seed_database(database.sync_engine, rows):
+            progress.advance(task, count)
+    database.analyze()
+    total = sum(map(len, rows.values()))
+    console.print(f"{database.name}: {total:,} rows in {len(rows)} tables, made from seed {seed}.", soft_wrap=True)
+    console.print(
+        f"User {USER_ID} has {size.contents} contents × {size.tags} tags × {size.comments} comments: joined, "
+        f"{size.rows_per_article:,} rows for each article.",
+        soft_wrap=True,
+    )
+
+
+def _print_urls(console: Console, url: str, calls: tuple[Call, ...]) -> None:
+    console.print(f"Serving on {url} until Ctrl-C:", soft_wrap=True)
+    for flavour in FLAVOURS:
+        for call in calls:
+            if call.method == "GET":
+                console.print(f"  {url}{flavour.prefix}{call.path}", soft_wrap=True)
+    console.print()
+
+
+def _ids(calls: tuple[Call, ...]) -> Iterator[str]:
+    return (flavour.request_id(number) for flavour in FLAVOURS for number in range(len(calls)))
+
+
+def _listen(port: int) -> socket.socket:
+    try:
+        return listen(port)
+    except OSError as error:
+        raise BadOption(f"--port {port}: {error.strerror}") from None
+
+
+@contextmanager
+def _open_log(path: Path | None) -> Iterator[tuple[Path, JSONLines]]:
+    if path is None:
+        handle, name = tempfile.mkstemp(prefix="sqltrace-example-", suffix=".jsonl")
+        os.close(handle)
+        path = Path(name)
+    try:
+        log = JSONLines(path)
+    except OSError as error:
+        raise BadOption(f"--log-file {path}: {error.strerror}") from None
+    try:
+        yield path, log
+    finally:
+        log.close()
+
+
+@contextmanager
+def _open_database(url: str | None) -> Iterator[Database]:
+    """The database with empty tables, which are gone after the block."""
+    with tempfile.TemporaryDirectory(prefix="sqltrace-example-") as directory:
+        try:
+            database = open_postgresql(url) if url is not None else open_sqlite(Path(directory, "example.sqlite"))
+            database.create_tables()
+        except (ValueError, ImportError) as error:
+            raise BadOption(f"--database-url: {error}") from None
+        except SQLAlchemyError as error:
+            reason = str(getattr(error, "orig", None) or error).splitlines()[0]
+            raise BadOption(f"--database-url: {reason}") from None
+        try:
+            yield database
+        finally:
+            database.drop_tables()
+            database.sync_engine.dispose()
+
+
+def _console() -> Console:
+    # A legacy encoding lacks × and –: a question mark is better than a crash.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+    console = Console(highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = 100
+    return console
+
+
+def _progress(console: Console) -> Progress:
+    columns = (TextColumn("{task.description:13}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+
+
+if __name__ == "__main__":
+    # So that a container's stop cleans up as Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    main(prog_name="python -m example_app")

@@ -1,0 +1,98 @@
+"""The requests of the case, sent as a browser does when it loads the page."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import httpx2
+
+from example_app.data import TAG_IDS, USER_ID
+
+
+@dataclass(frozen=True)
+class Call:
+    """
+    One request of the page.
+
+    Attributes:
+        path: Without the flavour's prefix.
+        late: Sent when the page has two answers, into the midst of the others; those are sent all at once.
+    """
+
+    method: str
+    path: str
+    body: dict[str, str] | None = None
+    late: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.method} {self.path}"
+
+
+@dataclass(frozen=True)
+class Flavour:
+    """A mapping (`guilty` or `mended`) with a kind of session (`sync` or `async`)."""
+
+    mapping: str
+    session: str
+
+    def __str__(self) -> str:
+        return f"{self.mapping} {self.session}"
+
+    @property
+    def prefix(self) -> str:
+        return f"/{self.mapping}/{self.session}"
+
+    def request_id(self, number: int) -> str:
+        """The `x-request-id` of the page's nth request, which finds its log line."""
+        return f"{self.mapping}-{self.session}-{number}"
+
+
+FLAVOURS = tuple(Flavour(mapping, session) for mapping in ("guilty", "mended") for session in ("sync", "async"))
+
+
+def page_load(refresh_token: str) -> tuple[Call, ...]:
+    """The calls of the case, in its order."""
+    return (
+        Call("POST", "/api/users/token/refresh", {"refresh_token": refresh_token}, late=True),
+        Call("GET", f"/api/contents/bookmarks/user/{USER_ID}"),
+        Call("GET", f"/api/tags/user/{USER_ID}"),
+        Call("GET", f"/api/contents/user/{USER_ID}/all"),
+        *(Call("GET", f"/api/tags/{tag_id}/contents/all") for tag_id in TAG_IDS),
+    )
+
+
+async def replay(url: str, flavour: Flavour, calls: tuple[Call, ...], answered: Callable[[], object]) -> list[str]:
+    """
+    Load the page once.
+
+    Args:
+        answered: Called after each answer.
+
+    Returns:
+        What failed, one sentence each.
+    """
+
+    answers = 0
+    two_answers = asyncio.Event()
+
+    async def send(number: int, call: Call) -> str | None:
+        nonlocal answers
+        if call.late:
+            await two_answers.wait()
+        headers = {"x-request-id": flavour.request_id(number)}
+        try:
+            response = await client.request(call.method, flavour.prefix + call.path, json=call.body, headers=headers)
+        except httpx2.HTTPError as error:
+            return f"{flavour}: {call} had no answer: {error!r}"
+        finally:
+            answers += 1
+            if answers == 2:
+                two_answers.set()
+            answered()
+        return None if response.is_success else f"{flavour}: {call} answered {response.status_code}"
+
+    # A connection for each call: a kept one might be closed by the server, idle for too long, just as it is used again.
+    limits = httpx2.Limits(max_keepalive_connections=0)
+    async with httpx2.AsyncClient(base_url=url, timeout=600, limits=limits, trust_env=False) as client:
+        faults = await asyncio.gather(*(send(number, call) for number, call in enumerate(calls)))
+    return [fault for fault in faults if fault]

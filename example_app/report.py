@@ -1,0 +1,62 @@
+"""The case's own table, out of the log lines."""
+
+from collections.abc import Mapping
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from example_app.log import LogLine
+from example_app.replay import Call, Flavour
+
+Lines = Mapping[str, LogLine]
+
+_MAPPINGS = {"guilty": 'guilty: lazy="joined"', "mended": "mended: options in the query"}
+_SESSIONS = ("sync", "async")
+
+
+def print_results(console: Console, calls: tuple[Call, ...], lines: Lines) -> None:
+    """Print the table and what to see in it. Every number is from a log line, found by its request id."""
+    console.print()
+    console.rule("[bold]what the log lines say[/]")
+    console.print()
+    console.print(_table(calls, lines, wide=console.width >= 90))
+    console.print("SQL: statements. Database time has the rows' fetch with async drivers only.")
+    console.print()
+    for session in _SESSIONS:
+        guilty, mended = (_slowest(Flavour(mapping, session), calls, lines) for mapping in _MAPPINGS)
+        console.print(f"Slowest request, {session + ':':6} {guilty:>8} guilty, {mended:>7} mended.")
+    guilty, mended = (_cells(lines.get(Flavour(mapping, "async").request_id(0)))[0] for mapping in _MAPPINGS)
+    console.print(f"One-row refresh, async: {guilty:>8} guilty, {mended:>7} mended.")
+    console.print()
+
+
+def _table(calls: tuple[Call, ...], lines: Lines, *, wide: bool) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, int(wide), 0, 0), pad_edge=False, show_edge=False)
+    table.add_column("\nendpoint", overflow="fold")
+    for session in _SESSIONS:
+        table.add_column(f"{session}\nduration", justify="right", no_wrap=True)
+        table.add_column("\nSQL", justify="right", no_wrap=True)
+        table.add_column("\ndatabase", justify="right", no_wrap=True)
+    for mapping, description in _MAPPINGS.items():
+        table.add_row(f"[bold]{description}[/]")
+        for number, call in enumerate(calls):
+            cells = [_cells(lines.get(Flavour(mapping, session).request_id(number))) for session in _SESSIONS]
+            table.add_row(str(call), *cells[0], *cells[1])
+        table.add_row()
+    return table
+
+
+def _cells(line: LogLine | None) -> tuple[str, str, str]:
+    if line is None:
+        return ("–", "–", "–")
+    return _seconds(line["duration_ms"]), str(line["sql.count"]), _seconds(line["time.database_ms"])
+
+
+def _slowest(flavour: Flavour, calls: tuple[Call, ...], lines: Lines) -> str:
+    ids = [flavour.request_id(number) for number in range(len(calls))]
+    return _seconds(max((lines[request_id]["duration_ms"] for request_id in ids if request_id in lines), default=0))
+
+
+def _seconds(milliseconds: float) -> str:
+    return f"{milliseconds / 1000:.3f} s"
