@@ -343,7 +343,7 @@ async def websocket(socket: WebSocket, asker: Asking):
         await socket.send_text(await asker.aask(word))
 
 
-@router.get("/outliving_task/{marker}")  # noqa: FAST003 - find_asker reads the marker
+@router.get("/outliving_task/{marker}")
 async def outliving_task(asker: Asking, connection: HTTPConnection):
     state = connection.app.state
     state.release = asyncio.Event()
