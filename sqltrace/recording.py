@@ -220,8 +220,8 @@ class Recording:
                 self._kept += executions[:room]
             boundary = self._response_ended
             if boundary is not None:
-                self._count([execution for execution in executions if execution[0] >= boundary], "after_response")
-                executions = [execution for execution in executions if execution[0] < boundary]
+                self._count([execution for execution in executions if execution[0] > boundary], "after_response")
+                executions = [execution for execution in executions if execution[0] <= boundary]
             self._count(executions, "response")
             self._busy.add_all(executions)
 
@@ -269,7 +269,7 @@ class Recording:
             start=self.since_start(started),
             duration=(ended - started) / _SECOND,
             system=system,
-            phase="response" if self._response_ended is None or started < self._response_ended else "after_response",
+            phase="response" if self._response_ended is None or started <= self._response_ended else "after_response",
             failure=failure,
             executemany=executemany,
             batch_size=batch_size,

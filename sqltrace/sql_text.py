@@ -43,7 +43,7 @@ _BACKSLASHES = _values(r"""(?:\b[nNbBxX])?'(?:[^'\\]|\\.|'')*(?:'|\Z) | "(?:[^"\
 
 _SPACE = re.compile(r"\s+")
 _CAST = r"(?:\s*::\s*[\w\"]+(?:\s*\[\])?)?"
-_LIST = re.compile(rf"\(\s*\?{_CAST}(?:\s*,\s*\?{_CAST})+\s*\)")
+_LIST = re.compile(rf"\(\s*\?{_CAST}(?:\s*,\s*\?{_CAST})*\s*\)")
 _ROWS = re.compile(r"(\(\?\))(?:\s*,\s*\(\?\))+")
 
 
@@ -131,14 +131,14 @@ class _Words:
         expect = False
         for index, (token, upper) in enumerate(zip(self._tokens, self._upper, strict=True)):
             previous = self._upper[index - 1] if index else ""
-            if token == "(":  # noqa: S105 - a parenthesis, not a password
+            if token == "(":
                 depth += 1
                 calls[depth] = previous in _NOT_A_FROM
                 if expect:
                     # FROM (a JOIN b) has its targets inside, FROM (SELECT ...) its own FROM
                     listing[depth], expect = True, self._next(index) not in _WITHIN
                 continue
-            if token == ")":  # noqa: S105 - a parenthesis, not a password
+            if token == ")":
                 listing.pop(depth, None)
                 depth, expect = depth - 1, False
             elif token == ",":
@@ -153,7 +153,7 @@ class _Words:
                         found.append(token)
                 elif token not in common and (self._next(index) != "(" or previous not in _BEFORE_ROWS):
                     found.append(token)
-            elif self._is_operation(index, upper, previous, found):
+            elif self._is_operation(upper, previous, found):
                 found.append(token)
                 listing[depth] = False
                 expect = upper in _BEFORE_TARGET
@@ -169,7 +169,7 @@ class _Words:
     def _next(self, index: int) -> str:
         return self._upper[index + 1] if index + 1 < len(self._upper) else ""
 
-    def _is_operation(self, index: int, upper: str, previous: str, found: list[str]) -> bool:
+    def _is_operation(self, upper: str, previous: str, found: list[str]) -> bool:
         if upper not in _OPERATIONS:
             return False
         if not found:

@@ -36,10 +36,12 @@ def instrument(*engines: Any) -> None:
     dialects = [dialect_of(engine) for engine in engines]
     with _lock:
         if not engines and not _all_engines:
-            # A dialect that is heard twice would count what is in no recording twice.
-            uninstrument()
             _listen(Engine)
             _all_engines = True
+            # A dialect that is heard twice would count what is in no recording twice.
+            for dialect in list(_instrumented):
+                _instrumented.discard(dialect)
+                _unlisten(dialect)
         for dialect in dialects:
             if not _all_engines and dialect not in _instrumented:
                 _listen(dialect)

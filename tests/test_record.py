@@ -1,0 +1,137 @@
+import asyncio
+import contextvars
+import threading
+
+import pytest
+from sqlalchemy import create_engine, text
+from sqlalchemy.pool import StaticPool
+
+import sqltrace
+
+
+@pytest.fixture
+def engine():
+    engine = create_engine("sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False})
+    yield engine
+    engine.dispose()
+
+
+def run(engine, count=1):
+    with engine.connect() as connection:
+        for _ in range(count):
+            connection.execute(text("SELECT 1"))
+
+
+def test_block_is_recorded_without_any_other_set_up(engine):
+    with sqltrace.record("nightly-import") as recording:
+        assert sqltrace.current_recording() is recording
+        run(engine, 3)
+
+    assert sqltrace.current_recording() is None
+    assert (recording.name, recording.statement_count, recording.ended) == ("nightly-import", 3, True)
+
+
+def test_async_block_is_recorded(engine):
+    async def work():
+        async with sqltrace.record() as recording:
+            await asyncio.to_thread(run, engine, 2)
+        return recording
+
+    assert asyncio.run(work()).statement_count == 2
+
+
+def test_statement_counts_in_every_recording_around_it(engine):
+    with sqltrace.record("outer") as outer:
+        run(engine)
+        with sqltrace.record("inner") as inner:
+            run(engine, 2)
+        run(engine)
+
+    assert (outer.statement_count, inner.statement_count) == (4, 2)
+
+
+def test_recording_that_has_ended_leaves_the_one_around_it_current(engine):
+    with sqltrace.record() as outer:
+        with sqltrace.record() as inner:
+            context = contextvars.copy_context()
+        context.run(run, engine)
+
+        assert context.run(sqltrace.current_recording) is outer
+
+    assert (outer.statement_count, inner.statement_count, inner.late_count) == (1, 0, 1)
+
+
+def test_exception_of_the_block_passes_and_ends_the_recording(engine):
+    block = sqltrace.record()
+
+    with pytest.raises(KeyError, match="theirs"), block as recording:
+        raise KeyError("theirs")
+
+    assert recording.ended
+
+
+def test_block_may_end_in_another_context_than_it_began(engine):
+    block = sqltrace.record()
+    recording = contextvars.copy_context().run(block.__enter__)
+
+    contextvars.copy_context().run(block.__exit__, None, None, None)
+
+    assert recording.ended
+    assert sqltrace.current_recording() is None
+
+
+def test_block_is_entered_once():
+    block = sqltrace.record()
+    with block:
+        pass
+
+    with pytest.raises(RuntimeError, match=r"this record\(\) was entered before"), block:
+        pass
+
+
+def test_exit_without_entry_changes_nothing():
+    sqltrace.record().__exit__(None, None, None)
+
+    assert sqltrace.current_recording() is None
+
+
+def test_engines_that_were_instrumented_alone_stay_alone(engine):
+    other = create_engine("sqlite://")
+    sqltrace.instrument(engine)
+
+    with sqltrace.record() as recording:
+        run(engine)
+        run(other)
+    other.dispose()
+
+    assert recording.statement_count == 1
+
+
+def test_only_the_engines_asked_for_are_recorded(engine):
+    other = create_engine("sqlite://")
+
+    with sqltrace.record(engines=[other]) as recording:
+        run(engine)
+        run(other)
+    other.dispose()
+
+    assert recording.statement_count == 1
+
+
+def test_wrong_engine_is_refused():
+    with pytest.raises(TypeError, match="expected a SQLAlchemy Engine or AsyncEngine, got str: 'x'"):
+        sqltrace.record(engines=["x"])
+
+
+def test_bare_thread_is_counted_as_unattributed_and_copy_context_is_the_remedy(engine):
+    before = sqltrace.missed_statements().unattributed
+
+    with sqltrace.record() as recording:
+        for target in (run, contextvars.copy_context().run):
+            arguments = (engine,) if target is run else (run, engine)
+            thread = threading.Thread(target=target, args=arguments)
+            thread.start()
+            thread.join()
+
+    assert recording.statement_count == 1
+    assert sqltrace.missed_statements().unattributed == before + 1

@@ -1,0 +1,287 @@
+import contextvars
+import gc
+import threading
+import weakref
+
+import pytest
+from sqlalchemy import create_engine, text
+from sqlalchemy.orm import Session
+from sqlalchemy.pool import StaticPool
+
+import sqltrace
+from sqltrace.collector import FOLD_AT, current
+from sqltrace.recording import OTHER_STATEMENTS, Recording
+from sqltrace.statement import CallSite, Failure, Group, Statement
+
+SECOND = 1_000_000_000
+
+
+class Clock:
+    """A clock that stands still until it is told, or until a statement takes its time."""
+
+    def __init__(self):
+        self.now = 1_000 * SECOND
+
+    def __call__(self):
+        return self.now
+
+    def advance(self, seconds):
+        self.now += round(seconds * SECOND)
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def engine(clock):
+    """SQL that takes as many seconds as it says: `SELECT spend(0.5)`."""
+    engine = create_engine("sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False})
+
+    def spend(seconds):
+        clock.advance(seconds)
+        return seconds
+
+    with engine.connect() as connection:
+        connection.connection.driver_connection.create_function("spend", 1, spend)
+    sqltrace.instrument(engine)
+    yield engine
+    engine.dispose()
+
+
+class Opened:
+    """A recording that is open for a block, with the clock that the test moves."""
+
+    def __init__(self, clock, **options):
+        self.recording = Recording("test", clock=clock, **options)
+
+    def __enter__(self):
+        self.outer = self.recording.open()
+        return self.recording
+
+    def __exit__(self, *error):
+        self.recording.end()
+        self.recording.leave(self.outer)
+
+
+def run(engine, *seconds, sql="SELECT spend(:seconds)"):
+    with engine.connect() as connection:
+        for each in seconds:
+            connection.execute(text(sql), {"seconds": each}).all()
+
+
+def test_statement_is_recorded_whole(engine, clock):
+    with Opened(clock) as recording:
+        clock.advance(2)
+        run(engine, 0.25)
+
+    [statement] = recording.statements
+    site, statement.call_site = statement.call_site, None
+    assert statement == Statement(
+        sql="SELECT spend(?)",
+        fingerprint=statement.fingerprint,
+        summary="SELECT",
+        start=2.0,
+        duration=0.25,
+        system="sqlite",
+    )
+    assert (site.file, site.function) == (__file__, "run")
+
+
+def test_group_is_exact(engine, clock):
+    with Opened(clock) as recording:
+        run(engine, 0.5, 2, 0.5)
+
+    [group] = recording.groups
+    assert (group.count, group.failed, group.total, group.max) == (3, 0, 3.0, 2.0)
+    assert isinstance(group, Group)
+    assert isinstance(group.call_site, CallSite)
+
+
+def test_groups_come_most_time_first(engine, clock):
+    with Opened(clock) as recording:
+        run(engine, 1)
+        run(engine, 3, sql="SELECT spend(:seconds) AS second")
+        run(engine, 2, sql="SELECT spend(:seconds) AS third")
+
+    assert [group.total for group in recording.groups] == [3.0, 2.0, 1.0]
+
+
+def test_duration_ends_with_the_response_and_the_rest_is_after_it(engine, clock):
+    with Opened(clock) as recording:
+        run(engine, 1)
+        clock.advance(1)
+        recording.end_response()
+        clock.advance(2)
+        run(engine, 3)
+
+    assert (recording.duration, recording.after_response) == (2.0, 5.0)
+    assert (recording.statement_count, recording.after_response_count, recording.distinct_count) == (2, 1, 1)
+    assert [statement.phase for statement in recording.statements] == ["response", "after_response"]
+    assert recording.database == 1.0
+
+
+def test_response_that_ended_twice_ended_the_first_time(clock):
+    with Opened(clock) as recording:
+        clock.advance(1)
+        recording.end_response()
+        clock.advance(1)
+        recording.end_response()
+        recording.end()
+        clock.advance(1)
+        recording.end()
+
+    assert (recording.duration, recording.after_response, recording.ended) == (1.0, 1.0, True)
+
+
+def test_open_recording_can_be_read(engine, clock):
+    with Opened(clock) as recording:
+        run(engine, 1)
+
+        assert (recording.duration, recording.after_response, recording.database) == (1.0, 0.0, 1.0)
+        assert recording.statement_count == len(recording.statements) == 1
+        assert not recording.ended
+
+
+def test_failure_is_counted_and_told(engine, clock):
+    from sqlalchemy.exc import OperationalError
+
+    with Opened(clock) as recording, engine.connect() as connection, pytest.raises(OperationalError):
+        connection.execute(text("SELECT * FROM missing"))
+
+    assert recording.failed_count == recording.groups[0].failed == 1
+    assert recording.statements[0].failure == Failure("sqlite3.OperationalError", "SQLITE_ERROR")
+    assert recording.statements[0].failed
+
+
+def test_counts_stay_exact_beyond_the_statements_that_are_kept(engine, clock):
+    with Opened(clock, max_statements=10) as recording:
+        run(engine, *[1] * (2 * FOLD_AT + 7))
+
+    assert len(recording.statements) == 10
+    assert recording.statement_count == recording.groups[0].count == 2 * FOLD_AT + 7
+    assert recording.groups[0].total == recording.database == 2 * FOLD_AT + 7
+
+
+def test_groups_are_bounded_and_the_others_counted_together(engine, clock):
+    with Opened(clock, max_statements=3) as recording:
+        for number in range(10):
+            run(engine, 1, sql=f"SELECT spend(:seconds) AS column_{number}")
+
+    others = [group for group in recording.groups if group.sql == OTHER_STATEMENTS]
+    assert len(recording.groups) == 4
+    assert [(group.count, group.total, group.call_site) for group in others] == [(7, 7.0, None)]
+
+
+def test_literals_in_the_text_do_not_fill_the_memory(engine, clock):
+    with Opened(clock, max_statements=20) as recording:
+        for number in range(3_000):
+            run(engine, 0, sql=f"SELECT spend(:seconds), {number}")
+
+    assert [group.count for group in recording.groups] == [3_000]
+    assert len(recording._known["response"]) <= 2_048
+
+
+def test_long_sql_is_cut(engine, clock):
+    with Opened(clock, max_sql_length=20) as recording:
+        run(engine, 0, sql="SELECT spend(:seconds) AS a_long_name")
+
+    assert recording.statements[0].sql == "SELECT spend(?) AS a"
+
+
+def test_parameters_are_kept_on_request_only_and_shortened(engine, clock):
+    with Opened(clock) as silent, Opened(clock, capture_parameters=True) as telling:
+        run(engine, 0.5)
+        with engine.connect() as connection:
+            connection.execute(text("SELECT :text"), {"text": "x" * 1_000})
+
+    assert {statement.parameters for statement in telling.statements} >= {"(0.5,)"}
+    assert max(len(statement.parameters) for statement in telling.statements) < 200
+    assert telling.groups[0].parameters == "(0.5,)"
+    assert silent.statement_count == 2
+
+
+def test_threads_add_while_others_read_and_nothing_is_lost(clock):
+    threads_count, each = 8, 400
+    recording = Recording("threads", clock=clock)
+    sqltrace.instrument()
+    start = threading.Barrier(threads_count + 1)
+
+    def work():
+        current.set(recording._collector)
+        start.wait()
+        engine = create_engine("sqlite://")
+        run(engine, *[0] * each, sql="SELECT :seconds")
+        engine.dispose()
+
+    threads = [threading.Thread(target=work) for _ in range(threads_count)]
+    for thread in threads:
+        thread.start()
+    start.wait()
+    while any(thread.is_alive() for thread in threads):
+        assert recording.statement_count <= threads_count * each
+    recording.end()
+
+    assert recording.statement_count == recording.groups[0].count == threads_count * each
+
+
+def test_what_comes_after_the_end_is_counted_as_late_and_not_kept(engine, clock):
+    with Opened(clock) as recording:
+        context = contextvars.copy_context()
+    before = sqltrace.missed_statements().late
+
+    context.run(run, engine, 1, 1)
+
+    assert recording.late_count == 2
+    assert sqltrace.missed_statements().late == before + 2
+    assert (recording.statement_count, recording.statements, recording.groups) == (0, [], [])
+
+
+def test_context_that_runs_on_does_not_keep_the_recording_alive(clock):
+    recording = Recording(clock=clock)
+    outer = recording.open()
+    context = contextvars.copy_context()
+    recording.end()
+    recording.leave(outer)
+    reference = weakref.ref(recording)
+
+    del recording
+    gc.collect()
+
+    assert reference() is None
+    assert context.run(sqltrace.current_recording) is None
+
+
+def test_recording_keeps_no_session_result_connection_or_engine_alive():
+    engine = create_engine("sqlite://")
+    recording = Recording(capture_parameters=True)
+    outer = recording.open()
+    sqltrace.instrument(engine)
+    with Session(engine) as session:
+        result = session.execute(text("SELECT :x"), {"x": 1})
+        references = [weakref.ref(each) for each in (session, result.context, session.connection(), engine)]
+        result.all()
+    recording.end()
+    recording.leave(outer)
+
+    sqltrace.uninstrument()
+    engine.dispose()
+    del session, result, engine
+    gc.collect()
+
+    assert [reference() for reference in references] == [None] * 4
+    assert recording.statement_count == 1
+
+
+def test_only_the_dialects_asked_for_are_recorded_and_the_recording_around_has_all(engine, clock):
+    other = create_engine("sqlite://")
+    sqltrace.instrument(other)
+
+    with Opened(clock) as everything, Opened(clock, dialects=frozenset({other.dialect})) as some:
+        run(engine, 1)
+        with other.connect() as connection:
+            connection.execute(text("SELECT 1"))
+    other.dispose()
+
+    assert (everything.statement_count, some.statement_count) == (2, 1)

@@ -1,0 +1,161 @@
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from sqltrace.sql_text import fingerprint, redact, summarize
+
+CASE = """SELECT tags_1.id AS tags_1_id, articles.id FROM tags AS tags_1
+  JOIN article_tag AS article_tag_1 ON tags_1.id = article_tag_1.tag_id
+  JOIN articles ON articles.id = article_tag_1.article_id
+  LEFT OUTER JOIN users AS users_1 ON users_1.id = articles.user_id
+  LEFT OUTER JOIN contents AS contents_1 ON users_1.id = contents_1.user_id
+  LEFT OUTER JOIN video_metadata AS video_metadata_1 ON contents_1.id = video_metadata_1.content_id
+  LEFT OUTER JOIN post_metadata AS post_metadata_1 ON contents_1.id = post_metadata_1.content_id
+  LEFT OUTER JOIN tags AS tags_2 ON users_1.id = tags_2.user_id
+  LEFT OUTER JOIN comments AS comments_1 ON users_1.id = comments_1.user_id
+WHERE tags_1.id IN ($1, $2, $3, $4)"""
+
+
+@pytest.mark.parametrize(
+    ("sql", "summary"),
+    [
+        ("SELECT * FROM wuser_table WHERE username = ?", "SELECT wuser_table"),
+        ("INSERT INTO shipping_details (a, b) SELECT x, y FROM orders", "INSERT shipping_details SELECT orders"),
+        ("SELECT * FROM songs, artists", "SELECT songs artists"),
+        ("SELECT * FROM (SELECT * FROM orders JOIN customers ON true) AS q", "SELECT SELECT orders customers"),
+        ('SELECT "a b" FROM "song list"', 'SELECT "song list"'),
+        ("SELECT x FROM [dbo].[orders]", "SELECT [dbo].[orders]"),
+        ("SELECT x FROM `my db`.`t`", "SELECT `my db`.`t`"),
+        (CASE, "SELECT tags article_tag articles users contents video_metadata post_metadata tags comments"),
+        ("WITH recent AS (SELECT a FROM t1) SELECT * FROM recent JOIN t2 ON true", "SELECT t1 SELECT t2"),
+        (
+            "WITH RECURSIVE tree(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM tree) SELECT n FROM tree",
+            "SELECT SELECT SELECT",
+        ),
+        ("SELECT a FROM t1 UNION ALL SELECT b FROM t2", "SELECT t1 SELECT t2"),
+        ("SELECT (SELECT max(x) FROM y) FROM z", "SELECT SELECT y z"),
+        ("SELECT a FROM t WHERE EXISTS (SELECT 1 FROM u)", "SELECT t SELECT u"),
+        ("UPDATE users SET name = ? WHERE users.id = ?", "UPDATE users"),
+        ("DELETE FROM app.sessions WHERE id = ?", "DELETE app.sessions"),
+        ("INSERT INTO t (id) VALUES (?) ON CONFLICT (id) DO UPDATE SET x = ?", "INSERT t"),
+        ("INSERT INTO t (a) VALUES (?), (?) RETURNING t.id", "INSERT t"),
+        ("SELECT count(*) FROM u WHERE extract(year FROM made) = ?", "SELECT u"),
+        ("SELECT a IS DISTINCT FROM b FROM t", "SELECT t"),
+        ("SELECT a FROM t FOR UPDATE", "SELECT t"),
+        ("SELECT * FROM generate_series(1, 100)", "SELECT"),
+        ("SELECT pg_catalog.version()", "SELECT"),
+        ("CREATE TABLE IF NOT EXISTS t (id INTEGER)", "CREATE t"),
+        ("DROP TABLE t", "DROP t"),
+        ("PRAGMA foreign_keys = ON", "PRAGMA foreign_keys"),
+        ("BEGIN", "BEGIN"),
+        ("SELECT 1", "SELECT"),
+        ("/* hint */ SELECT a FROM t -- end", "SELECT t"),
+        ("SELECT имя FROM люди", "SELECT люди"),
+        ("", "SQL"),
+        (");,(", "SQL"),
+    ],
+)
+def test_summary_names_operations_and_targets_in_order(sql, summary):
+    assert summarize(sql) == summary
+
+
+def test_summary_is_cut_between_words_at_255_characters():
+    tables = [f"table_number_{number}" for number in range(100)]
+
+    summary = summarize("SELECT * FROM " + ", ".join(tables))
+
+    assert 230 < len(summary) <= 255
+    assert summary.split() == ["SELECT", *tables[: len(summary.split()) - 1]]
+
+
+@pytest.mark.parametrize(
+    ("system", "sql", "redacted"),
+    [
+        ("sqlite", "SELECT 'it''s', 12, -3.5, 1e5, .5, 0xFF", "SELECT ?, ?, -?, ?, ?, ?"),
+        ("postgresql", r"SELECT E'a\'b', N'n', X'ff', B'01'", "SELECT ?, ?, ?, ?"),
+        ("postgresql", "SELECT $$it's$$, $tag$ $$ $tag$, $1", "SELECT ?, ?, $1"),
+        ("postgresql", r"SELECT 'C:\' , 'secret'", "SELECT ? , ?"),
+        ("mysql", r"""SELECT 'it\'s', "hid""den", `col 1`""", "SELECT ?, ?, `col 1`"),
+        ("mariadb", r"SELECT 'a\\', 'b'", "SELECT ?, ?"),
+        ("postgresql", 'SELECT "name 1", a1.b2, x[1], a::int, now()', 'SELECT "name 1", a1.b2, x[1], a::int, now()'),
+        ("postgresql", "SELECT :name, %(name)s, %s, ?, @p1, $2", "SELECT :name, %(name)s, %s, ?, @p1, $2"),
+        ("sqlite", "SELECT id IN (__[POSTCOMPILE_id_1])", "SELECT id IN (__[POSTCOMPILE_id_1])"),
+        ("sqlite", "SELECT 1 -- password 'x'\n, 2 /* 3 */", "SELECT ?  \n, ?"),
+        ("sqlite", "SELECT 'cut in the mid", "SELECT ?"),
+        ("postgresql", "SELECT $a$ cut in the mid", "SELECT ?"),
+    ],
+)
+def test_literals_become_question_marks_and_nothing_else_does(system, sql, redacted):
+    assert redact(sql, system) == redacted
+
+
+SECRET = "s3cr3t"
+QUOTINGS = {
+    "postgresql": ["'{}'", "E'{}'", "$${}$$", "$q${}$q$", "N'{}'"],
+    "mysql": ["'{}'", '"{}"'],
+}
+
+
+def quoted(system):
+    escapes = {"postgresql": ["''"], "mysql": ["''", "\\'", '\\"', "\\\\"]}[system]
+    inside = st.lists(st.sampled_from([SECRET, " ", ";", "--", "/*", "(", ",", "%", *escapes]), min_size=1)
+
+    def literal(pieces, quoting):
+        text = SECRET + "".join(pieces)
+        if "$" in quoting:
+            return quoting.format(text.replace("$", ""))
+        if '"' in quoting:
+            return quoting.format(text.replace("''", "'"))
+        return quoting.format(text)
+
+    return st.builds(literal, inside, st.sampled_from(QUOTINGS[system]))
+
+
+@pytest.mark.parametrize("system", ["postgresql", "mysql"])
+def test_no_literal_survives_however_it_is_quoted_and_wherever_the_text_is_cut(system):
+    @given(st.lists(quoted(system), min_size=1, max_size=4), st.integers(min_value=0, max_value=200))
+    def check(literals, cut):
+        sql = "SELECT a FROM t WHERE b IN (" + ", ".join(literals) + ")"
+
+        assert SECRET not in redact(sql, system)
+        assert SECRET not in redact(sql[:cut], system)
+
+    check()
+
+
+@given(st.text(alphabet=st.sampled_from("SELECT FROMJOIN'\"$`()[],;:?%-/*\\1aé\n\x00"), max_size=300))
+@example("((((" * 200)
+@example("FROM " * 500)
+@example("'" * 999)
+def test_any_text_is_read_without_an_exception(sql):
+    assert isinstance(redact(sql), str)
+    assert len(fingerprint(sql)) == 16
+    assert len(summarize(sql)) <= 255
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("SELECT a FROM t WHERE x = 1", "SELECT a FROM t WHERE x = 'two'"),
+        ("SELECT a FROM t WHERE x = ?", "SELECT  a\nFROM t WHERE x = $1"),
+        ("SELECT a FROM t WHERE x IN (?, ?, ?)", "SELECT a FROM t WHERE x IN (__[POSTCOMPILE_x_1])"),
+        ("SELECT a FROM t WHERE x IN ($1::INTEGER, $2::INTEGER)", "SELECT a FROM t WHERE x IN ($1::INTEGER)"),
+        ("INSERT INTO t VALUES (?, ?), (?, ?)", "INSERT INTO t VALUES (?, ?)"),
+        ("SELECT a /* traceparent='00-1' */ FROM t", "SELECT a /* traceparent='00-2' */ FROM t"),
+    ],
+)
+def test_texts_that_differ_in_values_only_have_one_fingerprint(one, other):
+    assert fingerprint(one) == fingerprint(other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("SELECT a FROM t", "SELECT b FROM t"),
+        ("SELECT a FROM t", "SELECT a FROM u"),
+        ('SELECT "a 1" FROM t', 'SELECT "a 2" FROM t'),
+        ("SELECT a FROM t WHERE x = ?", "SELECT a FROM t WHERE x > ?"),
+    ],
+)
+def test_different_statements_have_different_fingerprints(one, other):
+    assert fingerprint(one) != fingerprint(other)
