@@ -63,7 +63,7 @@ class Collector:
         self.late = 0
 
     def fold(self) -> None:
-        if self.recording is not None:
+        if self.recording is not None:  # pragma: no branch - another thread may end the recording just now
             self.recording.fold()
 
     def close(self) -> None:

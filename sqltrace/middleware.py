@@ -217,7 +217,7 @@ class _Exchange:
 
     def finish(self, error: BaseException | None) -> None:
         record, self._record = self._record, None
-        if record is not None:
+        if record is not None:  # pragma: no branch - for the type checker: a request finishes once
             _guarded("finishing a request", self._finish, record, error)
 
     def _finish(self, record: RequestRecord, error: BaseException | None) -> None:

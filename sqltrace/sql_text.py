@@ -38,8 +38,8 @@ def _values(quoted: str) -> re.Pattern[str]:
 # A backslash escapes a quote in MySQL and in E'' only; taken for an escape
 # elsewhere, it would let the text after 'C:\' pass for SQL. MySQL also reads
 # double quotes as a string.
-_STANDARD = _values(r"""\b[eE]'(?:[^'\\]|\\.|'')*(?:'|\Z) | (?:\b[nNbBxX])?'(?:[^']|'')*(?:'|\Z)""")
-_BACKSLASHES = _values(r"""(?:\b[nNbBxX])?'(?:[^'\\]|\\.|'')*(?:'|\Z) | "(?:[^"\\]|\\.|"")*(?:"|\Z)""")
+_STANDARD = _values(r"""\b[eE]'(?:[^'\\]|\\(?:.|\Z)|'')*(?:'|\Z) | (?:\b[nNbBxX])?'(?:[^']|'')*(?:'|\Z)""")
+_BACKSLASHES = _values(r"""(?:\b[nNbBxX])?'(?:[^'\\]|\\(?:.|\Z)|'')*(?:'|\Z) | "(?:[^"\\]|\\(?:.|\Z)|"")*(?:"|\Z)""")
 
 _SPACE = re.compile(r"\s+")
 _CAST = r"(?:\s*::\s*[\w\"]+(?:\s*\[\])?)?"
@@ -94,6 +94,7 @@ _BEFORE_TARGET = frozenset({"FROM", "JOIN", "INTO", "UPDATE", "TABLE", "USING", 
 _BETWEEN = frozenset({"ONLY", "IF", "NOT", "EXISTS", "LATERAL", "OR", "IGNORE", "LOW_PRIORITY"})
 _NO_TARGET = frozenset({"SELECT", "VALUES", "SET", "UNNEST"})
 _BEFORE_ROWS = frozenset({"FROM", "JOIN", "LATERAL", "USING", ","})  # f(x) there is a function
+_BEFORE_SELECT = frozenset({"(", ")", "ALL", "UNION", "EXCEPT", "INTERSECT", ";"})
 _NOT_A_FROM = frozenset({"DISTINCT", "EXTRACT", "TRIM", "SUBSTRING"})
 
 
@@ -149,8 +150,6 @@ class _Words:
                 expect = False
                 if upper in _NO_TARGET:
                     listing[depth] = False
-                    if upper in _WITHIN:
-                        found.append(token)
                 elif token not in common and (self._next(index) != "(" or previous not in _BEFORE_ROWS):
                     found.append(token)
             elif self._is_operation(upper, previous, found):
@@ -174,8 +173,6 @@ class _Words:
             return False
         if not found:
             return True
-        return (
-            upper in _WITHIN
-            and previous in ("(", ")", "", "ALL", "UNION", "EXCEPT", "INTERSECT", ";")
-            or (upper == "SELECT" and found[0].upper() in ("INSERT", "CREATE", "EXPLAIN"))
-        )
+        if upper == "SELECT" and found[0].upper() in ("INSERT", "CREATE", "EXPLAIN"):
+            return True
+        return upper in _WITHIN and previous in _BEFORE_SELECT

@@ -2,6 +2,7 @@ import asyncio
 import os
 import sys
 import textwrap
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from sqlalchemy import create_engine, text
@@ -87,6 +88,11 @@ def test_framework_is_never_the_answer(tmp_path, monkeypatch):
     monkeypatch.setattr(callsite, "_MAX_FRAMES", 2)
 
     assert framework["handle"]() is None
+
+
+def test_thread_without_any_application_frame_has_no_call_site():
+    with ThreadPoolExecutor() as pool:
+        assert pool.submit(find_call_site).result() is None
 
 
 def test_memory_for_files_is_bounded(tmp_path, monkeypatch):

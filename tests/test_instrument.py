@@ -145,6 +145,22 @@ def test_own_listener_of_the_application_still_executes_and_is_recorded(engine):
     assert (answer, executed, recording.statement_count) == (42, ["SELECT 1"], 1)
 
 
+def test_own_executemany_listener_of_the_application_still_executes_and_is_recorded(engine):
+    sqltrace.instrument(engine)
+
+    @event.listens_for(engine, "do_executemany")
+    def replace(cursor, statement, parameters, context):
+        cursor.executemany(statement, parameters[:1])
+        return True
+
+    with sqltrace.record() as recording, engine.connect() as connection:
+        connection.exec_driver_sql("CREATE TABLE t (x INTEGER)")
+        connection.exec_driver_sql("INSERT INTO t VALUES (?)", [(1,), (2,)])
+
+        assert connection.scalars(text("SELECT x FROM t")).all() == [1]
+    assert [statement.executemany for statement in recording.statements] == [False, True, False]
+
+
 def test_listeners_that_only_look_all_run_before_the_statement_is_executed(engine):
     seen = []
     sqltrace.instrument(engine)
@@ -153,6 +169,69 @@ def test_listeners_that_only_look_all_run_before_the_statement_is_executed(engin
 
     assert statement_count(engine) == 1
     assert seen == ["first", "second"]
+
+
+def test_executemany_outside_any_recording_is_counted(engine):
+    sqltrace.instrument()
+    before = sqltrace.missed_statements().unattributed
+
+    with engine.connect() as connection:
+        connection.exec_driver_sql("CREATE TABLE t (x INTEGER)")
+        connection.exec_driver_sql("INSERT INTO t VALUES (?)", [(1,), (2,)])
+
+    assert sqltrace.missed_statements().unattributed == before + 2
+
+
+def test_engines_that_were_instrumented_alone_are_heard_once_when_all_are(engine):
+    sqltrace.instrument(engine)
+    sqltrace.instrument()
+    before = sqltrace.missed_statements().unattributed
+
+    with engine.connect() as connection:
+        connection.execute(text("SELECT 1"))
+
+    assert sqltrace.missed_statements().unattributed == before + 1
+
+
+def test_statement_that_no_engine_wants_is_nobodys(engine):
+    other = create_engine("sqlite://")
+    sqltrace.instrument(engine)
+
+    with sqltrace.record(engines=[other]) as recording, engine.connect() as connection:
+        connection.execute(text("SELECT 1"))
+    other.dispose()
+
+    assert (recording.statement_count, recording.late_count) == (0, 0)
+
+
+@pytest.mark.parametrize("broken", ["_exec_single_context", None])
+def test_self_test_fails_where_a_connection_no_longer_asks_the_listeners(broken, monkeypatch):
+    from sqlalchemy.engine import Connection
+
+    if broken is None:
+        monkeypatch.setattr(Connection, "_exec_single_context", lambda *arguments: None)
+    else:
+        monkeypatch.delattr(Connection, broken)
+
+    assert internals.do_execute_fires() is False
+
+
+def test_self_test_fails_where_a_connection_raises(monkeypatch):
+    from sqlalchemy.engine import Connection
+
+    original = Connection._exec_single_context
+
+    def break_context(connection, dialect, context, statement, parameters):
+        context.post_exec = None
+        return original(connection, dialect, context, statement, parameters)
+
+    monkeypatch.setattr(Connection, "_exec_single_context", break_context)
+
+    assert internals.do_execute_fires() is False
+
+
+def test_batch_size_that_cannot_be_read_is_none():
+    assert internals.batch_size(object(), ()) is None
 
 
 class TestFallback:
@@ -200,6 +279,15 @@ class TestFallback:
         assert (statement_count(engine), statement_count(other)) == (1, 0)
         other.dispose()
 
+    def test_all_engines_stay_recorded_when_one_is_given_back(self, engine):
+        other = create_engine("sqlite://")
+        sqltrace.instrument(engine, other)
+
+        sqltrace.uninstrument(other)
+
+        assert (statement_count(engine), statement_count(other)) == (1, 0)
+        other.dispose()
+
     def test_uninstrument_takes_it_back(self, engine):
         sqltrace.instrument()
         sqltrace.instrument(engine)
@@ -224,6 +312,16 @@ class TestFallback:
             connection.execute(text("SELECT :nope"))
 
         assert recording.statement_count == 0
+
+    @pytest.mark.parametrize("name", ["current", "note"])
+    def test_fault_before_or_after_the_statement_leaves_its_result_alone(self, engine, name, monkeypatch, caplog):
+        sqltrace.instrument()
+        monkeypatch.setattr(f"sqltrace.capture.cursor_events.{name}", None)
+
+        with sqltrace.record(), engine.connect() as connection:
+            assert connection.scalar(text("SELECT 1")) == 1
+
+        assert "recording a statement failed" in caplog.records[-1].message
 
     def test_fault_of_ours_leaves_result_and_transaction_alone(self, engine, monkeypatch, caplog):
         def broken(*arguments):

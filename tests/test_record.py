@@ -118,6 +118,16 @@ def test_only_the_engines_asked_for_are_recorded(engine):
     assert recording.statement_count == 1
 
 
+def test_recording_around_may_be_of_other_engines(engine):
+    other = create_engine("sqlite://")
+
+    with sqltrace.record(engines=[other]) as outer, sqltrace.record() as inner:
+        run(engine)
+    other.dispose()
+
+    assert (outer.statement_count, inner.statement_count) == (0, 1)
+
+
 def test_wrong_engine_is_refused():
     with pytest.raises(TypeError, match="expected a SQLAlchemy Engine or AsyncEngine, got str: 'x'"):
         sqltrace.record(engines=["x"])

@@ -10,6 +10,7 @@ application's statement and lose its transaction.
 
 from __future__ import annotations
 
+from itertools import dropwhile
 from typing import Any, Final
 
 from sqlalchemy.engine.interfaces import DBAPICursor, ExecutionContext
@@ -75,8 +76,5 @@ def _observe(listener: Any, context: Any, statement: str, parameters: Any, argum
 
 def _call_others(listeners: Any, ours: Any, *arguments: Any) -> bool:
     """Run the application's own listeners that stand after ours, which our `True` would hide. Whether one executed."""
-    remaining = iter(listeners)
-    for listener in remaining:
-        if listener is ours:
-            break
-    return any(listener(*arguments) for listener in remaining if listener is not ours)
+    later = dropwhile(lambda listener: listener is not ours, listeners)
+    return any(listener(*arguments) for listener in later if listener is not ours)

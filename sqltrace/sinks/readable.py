@@ -78,10 +78,10 @@ class ReadableRenderer:
 
     def _statement(self, statement: Mapping[str, Any]) -> list[str]:
         count = f"{statement['count']} ×"
-        head = f"{_INDENT}{count:>6} {_time(statement['total_ms']):>9}  {statement['summary']}"
+        head = self._cut(f"{_INDENT}{count:>6} {_time(statement['total_ms']):>9}  {statement['summary']}")
         if statement.get("failed"):
             head += self._paint("error", f"  {statement['failed']} failed")
-        lines = [self._cut(head)]
+        lines = [head]
         under = _INDENT + " " * 18
         if "call_site" in statement:
             lines.append(under + self._paint("dim", f"at {statement['call_site']}"))

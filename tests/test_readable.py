@@ -1,0 +1,121 @@
+from sqltrace.sinks import ReadableRenderer
+
+REQUEST = {
+    "event": "request",
+    "level": "warning",
+    "timestamp": "2026-11-23T12:04:31.120Z",
+    "http.request.method": "GET",
+    "http.route": "/tags/{tag_id}",
+    "url.path": "/tags/303",
+    "http.response.status_code": 200,
+    "outcome": "ok",
+    "duration_ms": 5_821.4,
+    "time.database_ms": 121.3,
+    "sql.count": 3,
+    "sql.distinct": 2,
+    "sql.failed": 0,
+    "sql.after_response": 0,
+    "sql.statements": [
+        {
+            "summary": "SELECT contents tags",
+            "sql": "SELECT contents.id, contents.url, contents.title, contents.made\nFROM contents JOIN tags ON ?",
+            "count": 2,
+            "total_ms": 118.0,
+            "max_ms": 100.0,
+            "system": "sqlite",
+            "call_site": "app/queries.py:46 in contents_of_tag",
+        }
+    ],
+    "request_id": "r-1",
+}
+
+
+def render(*, colors=False, width=100, **changes):
+    event = {key: value for key, value in (REQUEST | changes).items() if value is not None}
+    return ReadableRenderer(colors=colors, width=width)(None, "info", event)
+
+
+def test_request_is_readable_at_a_glance():
+    assert render().splitlines() == [
+        "12:04:31 warning GET /tags/{tag_id}  200  5.82 s",
+        "         3 statements, 2 distinct, 121.3 ms in the database",
+        "            2 ×  118.0 ms  SELECT contents tags",
+        "                           at app/queries.py:46 in contents_of_tag",
+        "                           SELECT [4 columns] FROM contents JOIN tags ON ?",
+        "         url.path=/tags/303  request_id=r-1",
+    ]
+
+
+def test_request_without_statements_is_two_lines():
+    printed = render(
+        **{"sql.count": 0, "sql.distinct": 0, "sql.statements": [], "request_id": None, "url.path": "/tags/{tag_id}"}
+    )
+
+    assert printed.splitlines()[1:] == ["         no statements"]
+
+
+def test_error_and_missing_response_are_told():
+    printed = render(
+        **{"http.response.status_code": None, "outcome": "error", "error.type": "app.Boom", "level": "error"}
+    )
+
+    assert printed.splitlines()[0] == "12:04:31 error   GET /tags/{tag_id}  no response  5.82 s  error  app.Boom"
+
+
+def test_status_is_not_told_twice():
+    printed = render(**{"http.response.status_code": 503, "outcome": "error", "error.type": "503"})
+
+    assert printed.splitlines()[0].endswith("503  5.82 s  error")
+
+
+def test_websocket_without_route_shows_its_path():
+    printed = render(**{"http.request.method": None, "http.route": None, "url.path": "/ws", "timestamp": "12:04:31"})
+
+    assert printed.startswith("12:04:31 warning WEBSOCKET /ws  200")
+
+
+def test_failures_and_work_after_the_response_are_told():
+    statement = REQUEST["sql.statements"][0] | {"failed": 1}
+    del statement["call_site"]
+
+    printed = render(**{"sql.failed": 1, "sql.after_response": 2, "sql.statements": [statement]})
+
+    assert "121.3 ms in the database, 1 failed; 2 more after the response" in printed
+    assert "SELECT contents tags  1 failed" in printed
+    assert " at " not in printed
+
+
+def test_no_line_of_a_statement_is_longer_than_the_width():
+    statement = REQUEST["sql.statements"][0] | {"summary": "SELECT " + "t " * 99, "sql": "SELECT " + "x" * 300}
+
+    printed = render(width=100, **{"sql.statements": [statement]})
+
+    assert max(map(len, printed.splitlines())) == 100
+    assert printed.count("…") == 2
+
+
+def test_columns_with_calls_are_not_elided():
+    sql = "SELECT coalesce(contents.title, contents.url, contents.id) FROM contents"
+
+    assert sql in render(**{"sql.statements": [REQUEST["sql.statements"][0] | {"sql": sql}]})
+
+
+def test_colors_are_used_where_they_are_wanted():
+    printed = render(colors=True)
+
+    assert "\x1b[33mwarning\x1b[0m" in printed
+    assert "\x1b[1mGET /tags/{tag_id}\x1b[0m" in printed
+
+
+def test_unknown_level_has_no_color():
+    assert "loud   " in render(colors=True, level="loud")
+
+
+def test_every_other_event_goes_to_the_other_renderer():
+    renderer = ReadableRenderer(others=lambda logger, method, event: f"{method}: {event['event']}")
+
+    assert renderer(None, "info", {"event": "cache filled"}) == "info: cache filled"
+
+
+def test_other_events_are_rendered_as_structlog_does_by_default():
+    assert "cache filled" in ReadableRenderer(colors=False)(None, "info", {"event": "cache filled", "size": 3})
