@@ -31,7 +31,7 @@ _MAX_FILES = 10_000
 _kinds: dict[str, int] = {}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)  # frozen, it would take three times as long to make, on the hot path
 class CallSite:
     """
     A line of the application.
@@ -67,11 +67,11 @@ def find_call_site() -> CallSite | None:
     """
     second_best: FrameType | None = None
     frame: FrameType | None = sys._getframe(1)
-    greenlet = _current_greenlet()
+    greenlet: Any = None
     kinds = _kinds
     for _ in range(_MAX_FRAMES):
         if frame is None:
-            greenlet = getattr(greenlet, "parent", None)
+            greenlet = getattr(greenlet or _current_greenlet(), "parent", None)
             frame = getattr(greenlet, "gr_frame", None)
             if frame is None:
                 break

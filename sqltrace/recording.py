@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime
+from operator import itemgetter
 from threading import RLock
 from typing import Any
 
@@ -28,6 +29,7 @@ from sqltrace.sql_text import fingerprint, summarize
 from sqltrace.statement import Group, Phase, Statement, system_name
 
 _MAX_KNOWN = 2_048
+_STARTED = itemgetter(0)
 _SECOND = 1_000_000_000
 OTHER_STATEMENTS = "(other statements)"
 
@@ -219,7 +221,7 @@ class Recording:
             if room > 0:
                 self._kept += executions[:room]
             boundary = self._response_ended
-            if boundary is not None:
+            if boundary is not None and max(map(_STARTED, executions)) > boundary:
                 self._count([execution for execution in executions if execution[0] > boundary], "after_response")
                 executions = [execution for execution in executions if execution[0] <= boundary]
             self._count(executions, "response")
@@ -236,7 +238,8 @@ class Recording:
             elapsed = ended - started
             group.count += 1
             group.total += elapsed / _SECOND
-            group._longest = max(group._longest, elapsed)
+            if elapsed > group._longest:  # noqa: PLR1730 - max() is a call, once per statement
+                group._longest = elapsed
             if failure is not None:
                 group.failed += 1
                 self._failed += 1

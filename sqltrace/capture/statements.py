@@ -49,12 +49,17 @@ def note(
         if collector is None:
             return
         style = context.execute_style
-        key = (
-            _key(context, statement, style)
-            if style is not _EXECUTE or context.compiled is None
+        compiled = context.compiled
+        key = statement
+        if style is not _EXECUTE:
+            key = _key_of_many(context, statement, style)
+        elif compiled is not None:
             # A sequence or a default runs in the context of the INSERT that it is for, before that has a statement.
-            else (context.compiled.string if statement is getattr(context, "statement", None) else statement)
-        )
+            try:
+                if statement is context.statement:
+                    key = compiled.string
+            except AttributeError:
+                pass
         taken = collector.sites_taken.get(key, 0)
         slow = ended - started > SLOW_STATEMENT
         call_site = _call_site(collector, key, taken, slow) if slow or taken < 2 else None
@@ -87,12 +92,12 @@ def note(
         report_fault("recording a statement", fault)
 
 
-def _key(context: Any, statement: str, style: ExecuteStyle) -> str:
+def _key_of_many(context: Any, statement: str, style: ExecuteStyle) -> str:
     compiled = context.compiled
     if compiled is None:
         return statement
     string: str = compiled.string
-    ours = string[:12] in statement if style is _INSERTMANYVALUES else statement is getattr(context, "statement", None)
+    ours = string[:12] in statement if style is _INSERTMANYVALUES else statement is context.statement
     return string if ours else statement
 
 
