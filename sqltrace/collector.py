@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from sqltrace.callsite import CallSite
 from sqltrace.statement import Failure
@@ -27,17 +27,67 @@ class Folder(Protocol):
         """Take over what is pending."""
 
 
-# What the hot path notes of one statement, a plain tuple for its speed: started and ended (readings of the
-# collector's clock), SQL, key, dialect, failure, executemany, batch size, call site, parameters. The key is the
-# compiled text before IN lists are expanded: equal for equals, and the very string that SQLAlchemy has cached.
-Execution = tuple[int, int, str, str, Any, Failure | None, bool, int | None, CallSite | None, str | None]
+class Execution:
+    """
+    What the hot path notes of one statement, and what later stages add to it. Times in nanoseconds.
+
+    Attributes:
+        started, ended: Readings of the collector's clock around the driver's call.
+        key: The compiled text before IN lists are expanded: equal for equals, and SQLAlchemy's own string.
+        rows, fetch: Rows that reached Python, and the time spent on fetching them after `ended`.
+        objects: Time spent on making ORM objects of the rows, without fetch and nested statements.
+        loop_wait: The part of `ended - started` in which the reply was there and the event loop busy elsewhere.
+        on_loop: Whether synchronous SQL ran on the thread of a running event loop.
+        open: Whether rows may still be fetched: such a statement is counted later.
+    """
+
+    __slots__ = (
+        "batch_size", "call_site", "dialect", "ended", "executemany", "failure", "fetch", "key", "loop_wait",
+        "objects", "on_loop", "open", "parameters", "rows", "sql", "started",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        started: int,
+        ended: int,
+        sql: str,
+        key: str,
+        dialect: Any,
+        failure: Failure | None,
+        executemany: bool,
+        batch_size: int | None,
+        call_site: CallSite | None,
+        parameters: str | None,
+        on_loop: bool,
+    ) -> None:
+        self.started = started
+        self.ended = ended
+        self.sql = sql
+        self.key = key
+        self.dialect = dialect
+        self.failure = failure
+        self.executemany = executemany
+        self.batch_size = batch_size
+        self.call_site = call_site
+        self.parameters = parameters
+        self.on_loop = on_loop
+        self.open = False
+        self.rows: int | None = None
+        self.fetch = 0
+        self.objects = 0
+        self.loop_wait: int | None = None
+
+
+# The parts of a time account that are marked as stretches of time; `database` also by the executions themselves.
+Part = Literal["objects", "loop_wait", "database", "connection"]
+Mark = tuple[Part, int, int]
 
 
 class Collector:
     """Takes executions for one open recording, and passes them on to those around it."""
 
     __slots__ = (
-        "capture_parameters", "clock", "dialects", "late", "max_sql_length", "max_statements",
+        "capture_parameters", "clock", "dialects", "late", "marks", "max_sql_length", "max_statements",
         "parent", "pending", "recording", "sites_taken",
     )  # fmt: skip
 
@@ -59,6 +109,7 @@ class Collector:
         self.max_sql_length = max_sql_length
         self.parent: Collector | None = None
         self.pending: list[Execution] | None = []
+        self.marks: list[Mark] = []
         self.sites_taken: dict[str, int] = {}
         self.late = 0
 
@@ -69,7 +120,18 @@ class Collector:
     def close(self) -> None:
         self.recording = None
         self.pending = None
+        self.marks = []
         self.sites_taken = {}
+
+
+def mark(collector: Collector | None, dialect: Any, part: Part, start: int, end: int) -> None:
+    """Note in the recording and in those around it what a stretch of time was spent on. For any thread."""
+    while collector is not None:
+        if collector.pending is not None and (collector.dialects is None or dialect in collector.dialects):
+            collector.marks.append((part, start, end))
+            if len(collector.marks) >= FOLD_AT:
+                collector.fold()
+        collector = collector.parent
 
 
 @dataclass(slots=True)

@@ -64,6 +64,12 @@ class Coverage:
             for start, end in zip(starts, ends, strict=True):
                 self.add(start, end)
 
+    def merge(self, other: Coverage) -> None:
+        """Add the stretches of another; what it has closed counts as one stretch from the first closing on."""
+        self._closed = max(self._closed, other._closed)
+        self._closed_until = max(self._closed_until, other._closed_until)
+        self.add_all(list(zip(other._starts, other._ends, strict=True)))
+
     def until(self, end: int) -> int:
         """Time before `end` that some interval covers."""
         open_stretches = zip(self._starts, self._ends, strict=True)

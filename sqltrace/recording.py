@@ -22,12 +22,14 @@ from datetime import UTC, datetime
 from threading import RLock
 from typing import Any
 
-from sqltrace.collector import Clock, Collector, Execution, MissedStatements, current, missed
+from sqltrace.collector import Clock, Collector, Execution, MissedStatements, Part, current, missed
 from sqltrace.intervals import Coverage
 from sqltrace.sql_text import fingerprint, summarize
 from sqltrace.statement import Group, Phase, Statement, system_name
+from sqltrace.time_account import PRIORITY, TimeAccount, settle
 
 _MAX_KNOWN = 2_048
+_MAX_OPEN = 256  # results that may wait to be read to their end before they are counted as they are
 _SECOND = 1_000_000_000
 OTHER_STATEMENTS = "(other statements)"
 
@@ -79,7 +81,9 @@ class Recording:
         self._known: dict[Phase, dict[tuple[str, Any], Group]] = {"response": {}, "after_response": {}}
         self._counts: dict[Phase, int] = {"response": 0, "after_response": 0}
         self._failed = 0
-        self._busy = Coverage()
+        self._rows = 0
+        self.measured: frozenset[Part] = frozenset(PRIORITY)
+        self._covered: dict[Part, Coverage] = {part: Coverage() for part in PRIORITY}
         self._response_ended: int | None = None
         self._ended: int | None = None
         self._collector = Collector(
@@ -145,11 +149,19 @@ class Recording:
         return ((self._ended or self._clock()) - self._response_ended) / _SECOND
 
     @property
-    def database(self) -> float:
-        """Seconds of `duration` in which at least one statement ran; overlapping ones count once."""
+    def time_account(self) -> TimeAccount:
+        """Where `duration` went."""
         with self._lock:
             self.fold()
-            return self._busy.until(self._response_end()) / _SECOND
+            end = self._response_end()
+            return settle(self._covered, end, end - self._started, self.measured)
+
+    @property
+    def row_count(self) -> int:
+        """Rows that reached Python, as far as they could be counted; those after the response included."""
+        with self._lock:
+            self.fold()
+            return self._rows
 
     @property
     def statements(self) -> list[Statement]:
@@ -210,38 +222,64 @@ class Recording:
         """Turn pending executions into groups and counts."""
         with self._lock:
             pending = self._collector.pending
+            self._fold_marks()
             if not pending:
                 return
             count = len(pending)  # what is appended meanwhile stays for the next time
             executions = pending[:count]
             del pending[:count]
+            if self._ended is None:
+                still_open = [execution for execution in executions if execution.open]
+                if still_open and len(still_open) < _MAX_OPEN:
+                    pending.extend(still_open)
+                    executions = [execution for execution in executions if not execution.open]
             room = self._max_statements - len(self._kept)
             if room > 0:
                 self._kept += executions[:room]
             boundary = self._response_ended
             if boundary is not None:
-                self._count([execution for execution in executions if execution[0] >= boundary], "after_response")
-                executions = [execution for execution in executions if execution[0] < boundary]
+                self._count([execution for execution in executions if execution.started >= boundary], "after_response")
+                executions = [execution for execution in executions if execution.started < boundary]
             self._count(executions, "response")
-            self._busy.add_all(executions)
+            self._covered["database"].add_all([(execution.started, execution.ended) for execution in executions])
+
+    def _fold_marks(self) -> None:
+        marks = self._collector.marks
+        count = len(marks)
+        if not count:
+            return
+        taken = marks[:count]
+        del marks[:count]
+        for part in PRIORITY:
+            self._covered[part].add_all([(start, end) for marked, start, end in taken if marked == part])
 
     def _count(self, executions: list[Execution], phase: Phase) -> None:
         self._counts[phase] += len(executions)
         known = self._known[phase]
-        for started, ended, sql, key, dialect, failure, _many, _size, call_site, parameters in executions:
-            group = known.get((key, dialect))
+        for execution in executions:
+            group = known.get((execution.key, execution.dialect))
             if group is None:
-                group = self._group(sql, key, dialect, phase)
-                group.parameters = group.parameters or parameters
-            elapsed = ended - started
+                group = self._group(execution.sql, execution.key, execution.dialect, phase)
+                group.parameters = group.parameters or execution.parameters
+            elapsed = execution.ended - execution.started + execution.fetch
+            if execution.loop_wait:
+                elapsed -= execution.loop_wait
+                group.loop_wait += execution.loop_wait / _SECOND
             group.count += 1
             group.total += elapsed / _SECOND
             group._longest = max(group._longest, elapsed)
-            if failure is not None:
+            if execution.rows is not None:
+                group.rows = (group.rows or 0) + execution.rows
+                self._rows += execution.rows
+            if execution.objects:
+                group.objects += execution.objects / _SECOND
+            if execution.on_loop:
+                group.on_loop += 1
+            if execution.failure is not None:
                 group.failed += 1
                 self._failed += 1
-            if call_site is not None and group.call_site is None and group.fingerprint:
-                group.call_site = call_site
+            if execution.call_site is not None and group.call_site is None and group.fingerprint:
+                group.call_site = execution.call_site
 
     def _group(self, sql: str, key: str, dialect: Any, phase: Phase) -> Group:
         system = system_name(dialect)
@@ -260,19 +298,24 @@ class Recording:
         return group
 
     def _statement(self, execution: Execution) -> Statement:
-        started, ended, sql, key, dialect, failure, executemany, batch_size, call_site, parameters = execution
-        system = system_name(dialect)
+        system = system_name(execution.dialect)
+        started, boundary, loop_wait = execution.started, self._response_ended, execution.loop_wait
         return Statement(
-            sql=sql,
-            fingerprint=fingerprint(key, system),
-            summary=summarize(key, system),
+            sql=execution.sql,
+            fingerprint=fingerprint(execution.key, system),
+            summary=summarize(execution.key, system),
             start=self.since_start(started),
-            duration=(ended - started) / _SECOND,
+            execute=(execution.ended - started - (loop_wait or 0)) / _SECOND,
+            fetch=execution.fetch / _SECOND,
+            objects=execution.objects / _SECOND,
+            loop_wait=None if loop_wait is None else loop_wait / _SECOND,
+            rows=execution.rows,
             system=system,
-            phase="response" if self._response_ended is None or started < self._response_ended else "after_response",
-            failure=failure,
-            executemany=executemany,
-            batch_size=batch_size,
-            call_site=call_site,
-            parameters=parameters,
+            on_loop=execution.on_loop,
+            phase="response" if boundary is None or started < boundary else "after_response",
+            failure=execution.failure,
+            executemany=execution.executemany,
+            batch_size=execution.batch_size,
+            call_site=execution.call_site,
+            parameters=execution.parameters,
         )

@@ -46,11 +46,24 @@ class Statement:
 
         start: Seconds from the start of the recording.
 
-        duration:
+        execute:
             Seconds between handing the statement to the driver and getting
-            control back. Async drivers fetch the rows within that time, sync
-            drivers usually do not. With an event loop busy elsewhere, its
-            delay is in it.
+            control back, without `loop_wait`. Async drivers fetch the rows
+            within that time, sync drivers usually do not: `fetch` has the rest.
+
+        fetch: Seconds spent on fetching rows after that.
+
+        objects:
+            Seconds spent on making ORM objects of the rows, without `fetch`
+            and without the statements of relationships that are loaded meanwhile.
+
+        loop_wait:
+            Seconds in which the reply was there, and the event loop busy with
+            something else. `None` where that cannot be known.
+
+        rows: Rows that reached Python; `None` for a statement that returns none, or where nothing could count them.
+
+        on_loop: Whether synchronous SQL ran on an event loop, which stood still meanwhile.
 
         system: The database in the words of ``db.system.name``.
 
@@ -75,14 +88,24 @@ class Statement:
     fingerprint: str
     summary: str
     start: float
-    duration: float
+    execute: float
+    fetch: float
+    objects: float
+    loop_wait: float | None
+    rows: int | None
     system: str
+    on_loop: bool = False
     phase: Phase = "response"
     failure: Failure | None = None
     executemany: bool = False
     batch_size: int | None = None
     call_site: CallSite | None = None
     parameters: str | None = None
+
+    @property
+    def duration(self) -> float:
+        """Seconds of the database: `execute` and `fetch`."""
+        return self.execute + self.fetch
 
     @property
     def failed(self) -> bool:
@@ -99,7 +122,11 @@ class Group:
 
     Attributes:
         sql: Text of the first of them.
-        total: Seconds, all durations added up; overlapping ones count twice.
+        total: Seconds, all durations (execute and fetch) added up; overlapping ones count twice.
+        rows: All rows that reached Python; `None` where no statement returned any, or nothing could count them.
+        objects: Seconds spent on making ORM objects of them.
+        loop_wait: Seconds in which replies lay ready and the event loop was busy with something else.
+        on_loop: How many ran synchronously on an event loop.
         call_site: Of the first of them that has one.
     """
 
@@ -111,6 +138,10 @@ class Group:
     count: int = 0
     failed: int = 0
     total: float = 0.0
+    rows: int | None = None
+    objects: float = 0.0
+    loop_wait: float = 0.0
+    on_loop: int = 0
     _longest: int = 0
     call_site: CallSite | None = None
     parameters: str | None = None

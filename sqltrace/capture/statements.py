@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from asyncio import _get_running_loop  # the public one raises where none runs, at ten times the cost
 from reprlib import Repr
 from typing import Any, Final
 
@@ -10,7 +11,7 @@ from sqlalchemy.engine.interfaces import ExecuteStyle
 from sqltrace.callsite import CallSite, find_call_site
 from sqltrace.capture import internals
 from sqltrace.capture.failure import describe_failure
-from sqltrace.collector import FOLD_AT, Collector, missed
+from sqltrace.collector import FOLD_AT, Collector, Execution, missed
 from sqltrace.faults import report_fault
 from sqltrace.statement import Failure
 
@@ -60,7 +61,7 @@ def note(
         call_site = _call_site(collector, key, taken, slow) if slow or taken < 2 else None
         if len(statement) > collector.max_sql_length:
             statement, key = statement[: collector.max_sql_length], key[: collector.max_sql_length]
-        execution = (
+        execution = Execution(
             started,
             ended,
             statement,
@@ -71,7 +72,9 @@ def note(
             None if style is _EXECUTE else internals.batch_size(context, parameters),
             call_site,
             _repr.repr(parameters) if collector.capture_parameters else None,
+            not dialect.is_async and _get_running_loop() is not None,
         )
+        context._sqltrace = collector, execution
         while collector is not None:
             if collector.dialects is None or dialect in collector.dialects:
                 pending = collector.pending

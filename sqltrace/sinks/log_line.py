@@ -22,6 +22,7 @@ def log_line(record: RequestRecord, *, top: int = 5, literals: bool = False) -> 
         literals: Leave literals that were written into raw SQL as they are.
     """
     recording = record.recording
+    account = recording.time_account
     line = {
         "http.request.method": record.method,
         "http.route": record.route,
@@ -31,8 +32,13 @@ def log_line(record: RequestRecord, *, top: int = 5, literals: bool = False) -> 
         "error.type": record.error_type,
         "duration_ms": _milliseconds(record.duration),
         "time_to_first_byte_ms": _milliseconds(record.time_to_first_byte),
-        "time.database_ms": _milliseconds(recording.database),
+        "time.connection_ms": _milliseconds(account.connection),
+        "time.database_ms": _milliseconds(account.database),
+        "time.objects_ms": _milliseconds(account.objects),
+        "time.loop_wait_ms": _milliseconds(account.loop_wait),
+        "time.python_ms": _milliseconds(account.python),
         "sql.count": recording.statement_count - recording.after_response_count,
+        "sql.rows": recording.row_count,
         "sql.distinct": recording.distinct_count,
         "sql.failed": recording.failed_count,
         "sql.after_response": recording.after_response_count,
@@ -56,6 +62,10 @@ def _statement(group: Group, literals: bool) -> dict[str, Any]:
         "failed": group.failed or None,
         "total_ms": _milliseconds(group.total),
         "max_ms": _milliseconds(group.max),
+        "rows": group.rows,
+        "objects_ms": _milliseconds(group.objects or None),
+        "loop_wait_ms": _milliseconds(group.loop_wait or None),
+        "on_loop": group.on_loop or None,
         "system": group.system,
         "phase": group.phase if group.phase != "response" else None,
         "call_site": str(group.call_site) if group.call_site else None,
