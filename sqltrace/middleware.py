@@ -13,9 +13,10 @@ from asyncio import CancelledError
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping, Sequence
 from typing import Any
 
-from sqltrace.capture.engine import dialect_of, instrument
+from sqltrace.capture.instrument import dialect_of, instrument
+from sqltrace.collector import Clock
 from sqltrace.faults import report_fault
-from sqltrace.recording import Clock, Recording
+from sqltrace.recording import Recording
 from sqltrace.request import RequestRecord
 from sqltrace.route import route_template
 from sqltrace.sinks import Sink, StructlogSink
