@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from sqltrace.callsite import CallSite
+from sqltrace.connection import Checkout, Label
 from sqltrace.statement import Failure
 
 Clock = Callable[[], int]
@@ -27,6 +28,16 @@ class Folder(Protocol):
         """Take over what is pending."""
 
 
+class LoopObserver(Protocol):
+    """The share that a request has of its event loop, seen from its collector."""
+
+    def note_hold(self, start: int, end: int) -> None:
+        """Something measured kept a thread busy."""
+
+    def settle(self) -> None:
+        """Mark what was noticed of the running step, before somebody reads it."""
+
+
 class Execution:
     """
     What the hot path notes of one statement, and what later stages add to it. Times in nanoseconds.
@@ -36,14 +47,16 @@ class Execution:
         key: The compiled text before IN lists are expanded: equal for equals, and SQLAlchemy's own string.
         rows, fetch: Rows that reached Python, and the time spent on fetching them after `ended`.
         objects: Time spent on making ORM objects of the rows, without fetch and nested statements.
+        entities: ORM objects made of the rows, by class name; those that the session had before are not in it.
+        roots: Distinct root objects of a statement whose eager joins can repeat them in many rows.
         loop_wait: The part of `ended - started` in which the reply was there and the event loop busy elsewhere.
         on_loop: Whether synchronous SQL ran on the thread of a running event loop.
         open: Whether rows may still be fetched: such a statement is counted later.
     """
 
     __slots__ = (
-        "batch_size", "call_site", "dialect", "ended", "executemany", "failure", "fetch", "key", "loop_wait",
-        "objects", "on_loop", "open", "parameters", "rows", "sql", "started",
+        "batch_size", "call_site", "dialect", "ended", "entities", "executemany", "failure", "fetch", "key",
+        "loop_wait", "objects", "on_loop", "open", "parameters", "roots", "rows", "sql", "started",
     )  # fmt: skip
 
     def __init__(
@@ -75,41 +88,49 @@ class Execution:
         self.rows: int | None = None
         self.fetch = 0
         self.objects = 0
+        self.entities: dict[str, int] | None = None
+        self.roots: int | None = None
         self.loop_wait: int | None = None
 
 
 # The parts of a time account that are marked as stretches of time; `database` also by the executions themselves.
 Part = Literal["objects", "loop_wait", "database", "connection"]
 Mark = tuple[Part, int, int]
+unmeasurable: set[Part] = set()  # with the installed SQLAlchemy
 
 
 class Collector:
     """Takes executions for one open recording, and passes them on to those around it."""
 
     __slots__ = (
-        "capture_parameters", "clock", "dialects", "late", "marks", "max_sql_length", "max_statements",
-        "parent", "pending", "recording", "sites_taken",
+        "capture_parameters", "checkouts", "clock", "dialects", "label", "late", "loop", "loop_wait_estimated", "marks",
+        "max_sql_length", "max_statements", "parent", "pending", "recording", "sites_taken",
     )  # fmt: skip
 
     def __init__(
         self,
-        recording: Folder,
+        recording: Folder | None,
         *,
         clock: Clock,
         dialects: frozenset[Any] | None,
         capture_parameters: bool,
         max_statements: int,
         max_sql_length: int,
+        label: Label | None = None,
     ) -> None:
-        self.recording: Folder | None = recording
+        self.recording = recording
         self.clock = clock
         self.dialects = dialects
         self.capture_parameters = capture_parameters
         self.max_statements = max_statements
         self.max_sql_length = max_sql_length
         self.parent: Collector | None = None
+        self.loop: LoopObserver | None = None
+        self.loop_wait_estimated = False
         self.pending: list[Execution] | None = []
         self.marks: list[Mark] = []
+        self.label = label or Label("")
+        self.checkouts: list[Checkout] = []
         self.sites_taken: dict[str, int] = {}
         self.late = 0
 
@@ -117,20 +138,45 @@ class Collector:
         if self.recording is not None:
             self.recording.fold()
 
+    def settle(self) -> None:
+        collector: Collector | None = self
+        while collector is not None:
+            if collector.loop is not None:
+                collector.loop.settle()
+            collector = collector.parent
+
     def close(self) -> None:
         self.recording = None
         self.pending = None
         self.marks = []
+        self.checkouts = []
         self.sites_taken = {}
 
 
 def mark(collector: Collector | None, dialect: Any, part: Part, start: int, end: int) -> None:
-    """Note in the recording and in those around it what a stretch of time was spent on. For any thread."""
+    """
+    Note in the recording and in those around it what a stretch of time was spent on. For any thread.
+
+    Args:
+        dialect: Where only some engines are recorded, others do not count; `None` always does.
+    """
     while collector is not None:
-        if collector.pending is not None and (collector.dialects is None or dialect in collector.dialects):
+        if collector.pending is not None and (
+            dialect is None or collector.dialects is None or dialect in collector.dialects
+        ):
             collector.marks.append((part, start, end))
+            if part == "objects" and collector.loop is not None:
+                collector.loop.note_hold(start, end)
             if len(collector.marks) >= FOLD_AT:
                 collector.fold()
+        collector = collector.parent
+
+
+def mark_estimate(collector: Collector | None, start: int, end: int) -> None:
+    """As `mark`, of time that was presumably spent on waiting for the event loop."""
+    mark(collector, None, "loop_wait", start, end)
+    while collector is not None:
+        collector.loop_wait_estimated = True
         collector = collector.parent
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from sqltrace.capture.instrument import dialect_of, instrument
 from sqltrace.collector import Clock
+from sqltrace.event_loop import stepped
 from sqltrace.faults import report_fault
 from sqltrace.recording import Recording
 from sqltrace.request import RequestRecord
@@ -98,7 +99,7 @@ class SQLTraceMiddleware:
         outer = exchange.recording.open()
         error: BaseException | None = None
         try:
-            await self.app(scope, exchange.receive, exchange.send)
+            await stepped(self.app(scope, exchange.receive, exchange.send), exchange.loop_share)
         except BaseException as raised:
             error = raised
             raise
@@ -146,6 +147,7 @@ class _Exchange:
         "_send",
         "_sinks",
         "_trailers",
+        "loop_share",
         "record",
     )
 
@@ -164,6 +166,7 @@ class _Exchange:
             method=method,
             client_address=client[0] if client else None,
         )
+        self.loop_share = self.recording.observe_loop(self._name_route)
         scope[_SCOPE_KEY] = self.record
 
     @property
@@ -264,6 +267,14 @@ class _Exchange:
         record.route = route_template(self._scope, self._root_path)
         if record.route is not None:
             self.recording.name = f"{record.method or 'WEBSOCKET'} {record.route}"
+
+    def _name_route(self) -> None:
+        """While it lasts, for others who wait for this request."""
+        try:
+            if self.record.route is None:
+                self._describe_route()
+        except Exception as fault:
+            report_fault("naming a route", fault)
 
     def _describe_trace(self) -> None:
         # Within send(), while the span is current, also one begun further in.

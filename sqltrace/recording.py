@@ -18,18 +18,22 @@ Statements come from any thread and any task at any moment. They are appended
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from threading import RLock
 from typing import Any
 
-from sqltrace.collector import Clock, Collector, Execution, MissedStatements, Part, current, missed
+from sqltrace.collector import Clock, Collector, Execution, MissedStatements, Part, current, missed, unmeasurable
+from sqltrace.connection import Checkout, ConnectionTotals, ConnectionUse, Label
+from sqltrace.counting import Unsettled, add
+from sqltrace.event_loop import LoopShare
 from sqltrace.intervals import Coverage
 from sqltrace.sql_text import fingerprint, summarize
 from sqltrace.statement import Group, Phase, Statement, system_name
 from sqltrace.time_account import PRIORITY, TimeAccount, settle
 
 _MAX_KNOWN = 2_048
-_MAX_OPEN = 256  # results that may wait to be read to their end before they are counted as they are
+_MAX_UNSETTLED = 256  # results that may be read on after they were counted
 _SECOND = 1_000_000_000
 OTHER_STATEMENTS = "(other statements)"
 
@@ -71,7 +75,7 @@ class Recording:
         max_statements: int = 500,
         max_sql_length: int = 10_000,
     ) -> None:
-        self.name = name
+        self._label = Label(name)
         self.started_at = datetime.now(UTC)
         self._clock = clock
         self._max_statements = max_statements
@@ -82,8 +86,11 @@ class Recording:
         self._counts: dict[Phase, int] = {"response": 0, "after_response": 0}
         self._failed = 0
         self._rows = 0
+        self._unsettled: list[Unsettled] = []
         self.measured: frozenset[Part] = frozenset(PRIORITY)
         self._covered: dict[Part, Coverage] = {part: Coverage() for part in PRIORITY}
+        self._connections = ConnectionTotals()
+        self._loop: LoopShare | None = None
         self._response_ended: int | None = None
         self._ended: int | None = None
         self._collector = Collector(
@@ -93,6 +100,7 @@ class Recording:
             capture_parameters=capture_parameters,
             max_statements=max_statements,
             max_sql_length=max_sql_length,
+            label=self._label,
         )
         self._started = clock()
 
@@ -119,6 +127,9 @@ class Recording:
         """From now on statements are `after_response`. Called again, nothing changes."""
         if self._response_ended is None:
             self._response_ended = self._clock()
+            self._collector.settle()
+            if self._loop is not None:
+                self._loop.responded = True
 
     def end(self) -> None:
         """Take no more: later statements are counted as late. Called again, nothing changes."""
@@ -126,11 +137,31 @@ class Recording:
             self._ended = self._clock()
             if self._response_ended is None:
                 self._response_ended = self._ended
+            self._collector.settle()
             self.fold()
             self._collector.close()
+            self._unsettled = []
             self._known = {"response": {}, "after_response": {}}
 
+    def observe_loop(self, name_route: Callable[[], None] | None = None) -> LoopShare:
+        """
+        What `event_loop.stepped` is to write into.
+
+        Args:
+            name_route: Sets `name`, if the route is known; must not raise.
+        """
+        self._loop = self._collector.loop = LoopShare(self._collector, name_route)
+        return self._loop
+
     # What was recorded
+
+    @property
+    def name(self) -> str:
+        return self._label.name
+
+    @name.setter
+    def name(self, name: str) -> None:
+        self._label.name = name
 
     @property
     def ended(self) -> bool:
@@ -152,9 +183,51 @@ class Recording:
     def time_account(self) -> TimeAccount:
         """Where `duration` went."""
         with self._lock:
+            self._collector.settle()
             self.fold()
             end = self._response_end()
-            return settle(self._covered, end, end - self._started, self.measured)
+            unobserved: set[Part] = {"loop_wait"} if self._loop is not None and not self._loop.observed else set()
+            return settle(self._covered, end, end - self._started, self.measured - unmeasurable - unobserved)
+
+    @property
+    def loop_wait_estimated(self) -> bool:
+        """Whether some of ``time_account.loop_wait`` is an estimate: see `sqltrace.event_loop`."""
+        self._collector.settle()
+        return self._collector.loop_wait_estimated
+
+    @property
+    def waited_for(self) -> list[tuple[str, float]]:
+        """
+        Names of the recordings that held the event loop while this one waited for it, and seconds, the longest first.
+
+        At most 5. What is no request is ``(another task or thread)``. Together
+        they may be less than ``time_account.loop_wait``: steps under 1 ms have no name.
+        """
+        self._collector.settle()
+        return self._loop.waited_for() if self._loop is not None else []
+
+    @property
+    def held_loop(self) -> float | None:
+        """
+        Seconds in which this request's task held the event loop, also after the response.
+
+        Of tasks that it started, only making objects and synchronous SQL count.
+        `None` for what is no request.
+        """
+        return self._loop.held_until(self._clock())[0] / _SECOND if self._loop is not None else None
+
+    @property
+    def longest_hold(self) -> float | None:
+        """Seconds, the longest of these stretches without a break."""
+        return self._loop.held_until(self._clock())[1] / _SECOND if self._loop is not None else None
+
+    @property
+    def connections(self) -> ConnectionUse:
+        """What it did with connections until now, or until it ended."""
+        with self._lock:
+            self.fold()
+            now = self._clock() if self._ended is None else self._ended
+            return self._connections.use(self._collector.checkouts, now)
 
     @property
     def row_count(self) -> int:
@@ -199,6 +272,13 @@ class Recording:
             return sum(group.phase == "response" for group in self._groups.values())
 
     @property
+    def on_loop_count(self) -> int:
+        """Synchronous statements during the response that ran on an event loop, which stood still meanwhile."""
+        with self._lock:
+            self.fold()
+            return sum(group.on_loop for group in self._groups.values() if group.phase == "response")
+
+    @property
     def failed_count(self) -> int:
         with self._lock:
             self.fold()
@@ -221,18 +301,12 @@ class Recording:
     def fold(self) -> None:
         """Turn pending executions into groups and counts."""
         with self._lock:
-            pending = self._collector.pending
-            self._fold_marks()
-            if not pending:
-                return
+            pending = self._collector.pending or []
             count = len(pending)  # what is appended meanwhile stays for the next time
             executions = pending[:count]
             del pending[:count]
-            if self._ended is None:
-                still_open = [execution for execution in executions if execution.open]
-                if still_open and len(still_open) < _MAX_OPEN:
-                    pending.extend(still_open)
-                    executions = [execution for execution in executions if not execution.open]
+            self._fold_marks(executions)
+            self._fold_checkouts()
             room = self._max_statements - len(self._kept)
             if room > 0:
                 self._kept += executions[:room]
@@ -241,17 +315,34 @@ class Recording:
                 self._count([execution for execution in executions if execution.started >= boundary], "after_response")
                 executions = [execution for execution in executions if execution.started < boundary]
             self._count(executions, "response")
-            self._covered["database"].add_all([(execution.started, execution.ended) for execution in executions])
+            self._catch_up()
 
-    def _fold_marks(self) -> None:
+    def _fold_checkouts(self) -> None:
+        checkouts, ended = self._collector.checkouts, self._ended
+        count = len(checkouts)
+        taken = checkouts[:count]
+        del checkouts[:count]
+        still_open: list[Checkout] = []
+        for checkout in taken:
+            if checkout.ended is None and ended is None:
+                still_open.append(checkout)
+            else:
+                self._connections.add(checkout, ended or 0)
+        checkouts += still_open
+
+    def _fold_marks(self, executions: list[Execution]) -> None:
         marks = self._collector.marks
         count = len(marks)
-        if not count:
-            return
         taken = marks[:count]
         del marks[:count]
+        stretches: dict[Part, list[tuple[int, int]]] = {part: [] for part in PRIORITY}
+        # Together, and so in their order: one that comes before others is added at a higher price.
+        stretches["database"] = [(execution.started, execution.ended) for execution in executions]
+        for part, start, end in taken:
+            stretches[part].append((start, end))
         for part in PRIORITY:
-            self._covered[part].add_all([(start, end) for marked, start, end in taken if marked == part])
+            if stretches[part]:
+                self._covered[part].add_all(stretches[part])
 
     def _count(self, executions: list[Execution], phase: Phase) -> None:
         self._counts[phase] += len(executions)
@@ -261,25 +352,32 @@ class Recording:
             if group is None:
                 group = self._group(execution.sql, execution.key, execution.dialect, phase)
                 group.parameters = group.parameters or execution.parameters
-            elapsed = execution.ended - execution.started + execution.fetch
-            if execution.loop_wait:
-                elapsed -= execution.loop_wait
-                group.loop_wait += execution.loop_wait / _SECOND
             group.count += 1
-            group.total += elapsed / _SECOND
-            group._longest = max(group._longest, elapsed)
-            if execution.rows is not None:
-                group.rows = (group.rows or 0) + execution.rows
-                self._rows += execution.rows
-            if execution.objects:
-                group.objects += execution.objects / _SECOND
+            group.total += (execution.ended - execution.started) / _SECOND
+            if execution.loop_wait:
+                group.total -= execution.loop_wait / _SECOND
+                group.loop_wait += execution.loop_wait / _SECOND
             if execution.on_loop:
                 group.on_loop += 1
-            if execution.failure is not None:
-                group.failed += 1
-                self._failed += 1
+            if execution.open:
+                self._unsettled.append(Unsettled(execution, group))
+            else:
+                self._gain(add(group, execution))
             if execution.call_site is not None and group.call_site is None and group.fingerprint:
                 group.call_site = execution.call_site
+
+    def _catch_up(self) -> None:
+        """Count what executions have measured since they were counted."""
+        for unsettled in self._unsettled:
+            self._gain(unsettled.catch_up())
+        if self._unsettled:
+            waiting = [unsettled for unsettled in self._unsettled if not unsettled.settled]
+            self._unsettled = waiting[-_MAX_UNSETTLED:]
+
+    def _gain(self, gained: tuple[int, bool]) -> None:
+        rows, failed = gained
+        self._rows += rows
+        self._failed += failed
 
     def _group(self, sql: str, key: str, dialect: Any, phase: Phase) -> Group:
         system = system_name(dialect)
@@ -307,7 +405,9 @@ class Recording:
             start=self.since_start(started),
             execute=(execution.ended - started - (loop_wait or 0)) / _SECOND,
             fetch=execution.fetch / _SECOND,
-            objects=execution.objects / _SECOND,
+            objects=None if "objects" in unmeasurable else execution.objects / _SECOND,
+            entities=execution.entities,
+            roots=execution.roots,
             loop_wait=None if loop_wait is None else loop_wait / _SECOND,
             rows=execution.rows,
             system=system,

@@ -56,12 +56,25 @@ class Statement:
         objects:
             Seconds spent on making ORM objects of the rows, without `fetch`
             and without the statements of relationships that are loaded meanwhile.
+            `None` where it cannot be measured.
 
         loop_wait:
             Seconds in which the reply was there, and the event loop busy with
             something else. `None` where that cannot be known.
 
-        rows: Rows that reached Python; `None` for a statement that returns none, or where nothing could count them.
+        rows:
+            Rows taken from the driver's cursor, also if the application did
+            not ask for them all. `None` for a statement that returns none, or
+            where nothing could count them.
+
+        entities:
+            ORM objects made of the rows, by class name; objects that the
+            session had before are not among them. `None` for anything but an
+            ORM query, and where it could not be known.
+
+        roots:
+            Different objects that were asked for, where eager joins can repeat
+            them in many rows: `rows` / `roots` is the fan-out. `None` for other statements.
 
         on_loop: Whether synchronous SQL ran on an event loop, which stood still meanwhile.
 
@@ -90,10 +103,12 @@ class Statement:
     start: float
     execute: float
     fetch: float
-    objects: float
+    objects: float | None
     loop_wait: float | None
     rows: int | None
     system: str
+    entities: dict[str, int] | None = None
+    roots: int | None = None
     on_loop: bool = False
     phase: Phase = "response"
     failure: Failure | None = None
@@ -125,6 +140,8 @@ class Group:
         total: Seconds, all durations (execute and fetch) added up; overlapping ones count twice.
         rows: All rows that reached Python; `None` where no statement returned any, or nothing could count them.
         objects: Seconds spent on making ORM objects of them.
+        entities: ORM objects made, by class name; `None` where no statement made any, or it could not be known.
+        roots: Different objects asked for, added up over the statements; `None` where no eager join can repeat them.
         loop_wait: Seconds in which replies lay ready and the event loop was busy with something else.
         on_loop: How many ran synchronously on an event loop.
         call_site: Of the first of them that has one.
@@ -140,6 +157,8 @@ class Group:
     total: float = 0.0
     rows: int | None = None
     objects: float = 0.0
+    entities: dict[str, int] | None = None
+    roots: int | None = None
     loop_wait: float = 0.0
     on_loop: int = 0
     _longest: int = 0

@@ -10,7 +10,7 @@ from weakref import WeakSet
 from sqlalchemy import event
 from sqlalchemy.engine import Dialect, Engine
 
-from sqltrace.capture import cursor_events, engine, internals
+from sqltrace.capture import connections, cursor_events, engine, internals, objects, replies, rows
 from sqltrace.faults import logger
 
 _lock = threading.RLock()
@@ -35,6 +35,9 @@ def instrument(*engines: Any) -> None:
     global _all_engines
     dialects = [dialect_of(engine) for engine in engines]
     with _lock:
+        _rows_are_counted()
+        objects.install()
+        connections.install(_is_wanted)
         if not engines and not _all_engines:
             _listen(Engine)
             _all_engines = True
@@ -66,6 +69,11 @@ def uninstrument(*engines: Any) -> None:
             if dialect in _instrumented:
                 _instrumented.discard(dialect)
                 _unlisten(dialect)
+            if not _is_wanted(dialect):
+                connections.release(dialect)
+        if not is_instrumented():
+            objects.uninstall()
+            connections.uninstall()
 
 
 def is_instrumented() -> bool:
@@ -79,10 +87,23 @@ def capabilities() -> dict[str, bool]:
 
     ``do_execute``: whether statements are recorded by the cheap hook. Where
     it is `False` the cursor events do it, at some 5 microseconds a statement.
+    ``rows``: rows and the time of fetching them. ``objects``: the time of
+    making ORM objects of them; to tell this, `sqlalchemy.orm` is imported.
+    ``connections``: waiting for them, opening, holding, and leaving them idle.
+    ``event_loop``: holding and waiting for an asyncio loop; needs nothing of
+    SQLAlchemy. ``reply_times``: whether the kernel tells when a reply came in,
+    so that waiting for the loop is no estimate for statements over TCP.
 
     .. versionadded:: 0.1.0
     """
-    return {"do_execute": _do_execute_fires()}
+    return {
+        "do_execute": _do_execute_fires(),
+        "rows": _rows_are_counted(),
+        "objects": objects.work(),
+        "connections": all(connections.works().values()),
+        "event_loop": True,
+        "reply_times": replies.work(),
+    }
 
 
 def dialect_of(engine: Any) -> Dialect:
@@ -104,6 +125,16 @@ def _do_execute_fires() -> bool:
     if not works:
         logger.warning(
             "this SQLAlchemy does not fire its do_execute events: statements are recorded by the dearer cursor events"
+        )
+    return works
+
+
+@cache
+def _rows_are_counted() -> bool:
+    works = rows.work()
+    if not works:
+        logger.warning(
+            "this SQLAlchemy reads its cursors in a way that is not known here: rows and fetch time are not measured"
         )
     return works
 

@@ -9,7 +9,8 @@ from typing import Any, Final
 from sqlalchemy.engine.interfaces import ExecuteStyle
 
 from sqltrace.callsite import CallSite, find_call_site
-from sqltrace.capture import internals
+from sqltrace.capture import internals, objects, replies, rows, transactions
+from sqltrace.capture.building import building
 from sqltrace.capture.failure import describe_failure
 from sqltrace.collector import FOLD_AT, Collector, Execution, missed
 from sqltrace.faults import report_fault
@@ -45,6 +46,9 @@ def note(
     """Note one statement in the recording of this context and in those around it. Never raises."""
     try:
         dialect = context.dialect
+        block = building.get()
+        if block is not None:
+            block.leave_out(started, ended)
         while collector is not None and collector.dialects is not None and dialect not in collector.dialects:
             collector = collector.parent
         if collector is None:
@@ -58,7 +62,10 @@ def note(
         )
         taken = collector.sites_taken.get(key, 0)
         slow = ended - started > SLOW_STATEMENT
-        call_site = _call_site(collector, key, taken, slow) if slow or taken < 2 else None
+        call_site = None
+        if slow or taken < 2:
+            objects.install_when_imported()
+            call_site = _call_site(collector, key, taken, slow)
         if len(statement) > collector.max_sql_length:
             statement, key = statement[: collector.max_sql_length], key[: collector.max_sql_length]
         execution = Execution(
@@ -74,7 +81,14 @@ def note(
             _repr.repr(parameters) if collector.capture_parameters else None,
             not dialect.is_async and _get_running_loop() is not None,
         )
+        if dialect.is_async:
+            if ended - started >= replies.SLOW and failure is None:
+                execution.loop_wait = replies.loop_wait(collector, context, execution)
+        elif execution.on_loop:
+            replies.note_hold(collector, started, ended)
         context._sqltrace = collector, execution
+        if failure is None and rows.work():
+            rows.follow(collector, execution, context)
         while collector is not None:
             if collector.dialects is None or dialect in collector.dialects:
                 pending = collector.pending
@@ -86,6 +100,7 @@ def note(
                     if len(pending) >= FOLD_AT:
                         collector.fold()
             collector = collector.parent
+        transactions.attach(context, execution)
     except Exception as fault:
         report_fault("recording a statement", fault)
 

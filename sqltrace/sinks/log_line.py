@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqltrace.recording import OTHER_STATEMENTS
+from sqltrace.connection import PoolWait
+from sqltrace.recording import OTHER_STATEMENTS, Recording
 from sqltrace.request import RequestRecord
 from sqltrace.sql_text import redact
 from sqltrace.statement import Group
+
+_NOTABLE_WAIT = 0.001  # seconds
 
 
 def log_line(record: RequestRecord, *, top: int = 5, literals: bool = False) -> dict[str, Any]:
@@ -23,6 +26,7 @@ def log_line(record: RequestRecord, *, top: int = 5, literals: bool = False) -> 
     """
     recording = record.recording
     account = recording.time_account
+    connections = recording.connections
     line = {
         "http.request.method": record.method,
         "http.route": record.route,
@@ -36,11 +40,21 @@ def log_line(record: RequestRecord, *, top: int = 5, literals: bool = False) -> 
         "time.database_ms": _milliseconds(account.database),
         "time.objects_ms": _milliseconds(account.objects),
         "time.loop_wait_ms": _milliseconds(account.loop_wait),
+        "time.loop_wait_estimated": (account.loop_wait is not None and recording.loop_wait_estimated) or None,
         "time.python_ms": _milliseconds(account.python),
+        "loop.held_ms": _milliseconds(recording.held_loop),
+        "loop.longest_hold_ms": _milliseconds(recording.longest_hold),
+        "loop.waited_for": _waited_for(recording) if (account.loop_wait or 0.0) >= _NOTABLE_WAIT else None,
+        "connection.checkouts": None if connections.held is None else connections.checkouts,
+        "connection.wait_ms": _milliseconds(connections.wait),
+        "connection.held_ms": _milliseconds(connections.held),
+        "connection.idle_in_transaction_ms": _milliseconds(connections.idle_in_transaction),
+        "connection.waits": [_wait(wait) for wait in connections.waits] or None,
         "sql.count": recording.statement_count - recording.after_response_count,
         "sql.rows": recording.row_count,
         "sql.distinct": recording.distinct_count,
         "sql.failed": recording.failed_count,
+        "sql.on_loop": recording.on_loop_count,
         "sql.after_response": recording.after_response_count,
         "after_response_ms": _milliseconds(recording.after_response),
         "network.protocol.name": record.protocol,
@@ -50,6 +64,10 @@ def log_line(record: RequestRecord, *, top: int = 5, literals: bool = False) -> 
         "sql.statements": [_statement(group, literals) for group in recording.groups[:top]],
     }
     return {key: value for key, value in line.items() if value is not None}
+
+
+def _waited_for(recording: Recording) -> list[dict[str, Any]] | None:
+    return [{"name": name, "ms": _milliseconds(waited)} for name, waited in recording.waited_for] or None
 
 
 def _statement(group: Group, literals: bool) -> dict[str, Any]:
@@ -70,6 +88,22 @@ def _statement(group: Group, literals: bool) -> dict[str, Any]:
         "phase": group.phase if group.phase != "response" else None,
         "call_site": str(group.call_site) if group.call_site else None,
         "parameters": group.parameters,
+    }
+    return {key: value for key, value in line.items() if value is not None}
+
+
+def _wait(wait: PoolWait) -> dict[str, Any]:
+    line = {
+        "waited_ms": _milliseconds(wait.waited),
+        "timed_out": wait.timed_out,
+        "self_deadlock": wait.self_deadlock or None,
+        "pool_size": wait.pool_size,
+        "overflow": wait.overflow or None,
+        "in_use": wait.in_use,
+        "held_by": [
+            {"name": holder.name, "held_ms": _milliseconds(holder.held)} | ({"own": True} if holder.own else {})
+            for holder in wait.holders
+        ],
     }
     return {key: value for key, value in line.items() if value is not None}
 

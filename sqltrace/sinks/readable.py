@@ -14,9 +14,12 @@ _INDENT = " " * 9
 _COLUMNS = re.compile(r"\bSELECT (?P<columns>(?:(?! FROM ).){40,}?) FROM ", re.DOTALL)
 _TOLD_ABOVE = frozenset(
     "timestamp level event logger http.request.method http.route http.response.status_code outcome error.type"
-    " duration_ms time_to_first_byte_ms time.database_ms after_response_ms sql.count sql.distinct sql.failed"
-    " sql.after_response sql.statements network.protocol.name client.address".split()
+    " duration_ms time_to_first_byte_ms time.connection_ms time.database_ms time.objects_ms time.loop_wait_ms"
+    " time.loop_wait_estimated time.python_ms loop.waited_for after_response_ms sql.count sql.distinct sql.failed"
+    " sql.after_response sql.statements connection.checkouts connection.wait_ms connection.held_ms"
+    " connection.idle_in_transaction_ms connection.waits network.protocol.name client.address".split()
 )
+_PARTS = ("connection", "database", "objects", "loop_wait", "python")
 _COLORS = {"info": "32", "warning": "33", "error": "31", "dim": "2", "bold": "1"}
 
 
@@ -43,6 +46,8 @@ class ReadableRenderer:
         if "sql.statements" not in event:
             return self._others(logger, method, event)
         lines = [self._headline(event), f"{_INDENT}{self._account(event)}"]
+        lines += [_INDENT + line for line in (_parts(event), _waited(event)) if line]
+        lines += [self._cut(f"{_INDENT}{_wait(wait)}") for wait in event.get("connection.waits", ())]
         for statement in event["sql.statements"]:
             lines += self._statement(statement)
         rest = {key: value for key, value in event.items() if key not in _TOLD_ABOVE}
@@ -99,11 +104,37 @@ class ReadableRenderer:
         return f"\x1b[{_COLORS[color]}m{text}\x1b[0m"
 
 
+def _parts(event: Mapping[str, Any]) -> str:
+    """The time account, without the parts that are too small to be seen."""
+    total = event["duration_ms"]
+    parts = {part: event.get(f"time.{part}_ms") or 0.0 for part in _PARTS}
+    seen = [f"{_time(time)} {part.replace('_', ' ')}" for part, time in parts.items() if time >= max(0.1, total / 200)]
+    return f"{_time(total)} = {' + '.join(seen)}" if len(seen) > 1 else ""
+
+
+def _waited(event: Mapping[str, Any]) -> str:
+    if not event.get("loop.waited_for"):
+        return ""
+    about = "about " if event.get("time.loop_wait_estimated") else ""
+    holders = ", ".join(f"{holder['name']} ({_time(holder['ms'])})" for holder in event["loop.waited_for"])
+    return f"waited {about}{_time(event['time.loop_wait_ms'])} for the event loop, held by {holders}"
+
+
 def _elide(match: re.Match[str]) -> str:
     columns = match["columns"]
     if "(" in columns:  # a call or a subquery: its commas are no columns
         return match[0]
     return f"SELECT [{_plural(columns.count(',') + 1, 'column')}] FROM "  # noqa: S608 - for eyes, never run
+
+
+def _wait(wait: Mapping[str, Any]) -> str:
+    overflow = f"+{wait['overflow']}" if "overflow" in wait else ""
+    text = f"waited {_time(wait['waited_ms'])} for a connection"
+    if wait["timed_out"]:
+        text += " in vain, while it held one itself" if "self_deadlock" in wait else " in vain"
+    text += f"; pool {wait['in_use']}/{wait['pool_size']}{overflow} in use"
+    holders = ", ".join(f"{holder['name']} ({_time(holder['held_ms'])})" for holder in wait["held_by"])
+    return f"{text}, held by {holders}" if holders else text
 
 
 def _time(milliseconds: float) -> str:
