@@ -6,7 +6,7 @@ import os
 import sys
 import sysconfig
 from dataclasses import dataclass
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Any
 
 _PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
@@ -87,8 +87,24 @@ def find_call_site() -> CallSite | None:
     return _site(second_best) if second_best is not None else None
 
 
+def call_site_in(traceback: TracebackType) -> CallSite | None:
+    """The innermost application frame of a traceback, or `None`; an installed library's is second best."""
+    best: dict[int, CallSite] = {}
+    entry: TracebackType | None = traceback
+    while entry is not None:
+        code = entry.tb_frame.f_code
+        best[_kinds.get(code.co_filename) or _remember(code.co_filename)] = CallSite(
+            code.co_filename, entry.tb_lineno, code.co_qualname
+        )
+        entry = entry.tb_next
+    return best.get(_APPLICATION) or best.get(_LIBRARY)
+
+
 def _site(frame: FrameType) -> CallSite:
-    return CallSite(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_qualname)
+    line, template = frame.f_lineno, frame.f_globals.get("__jinja_template__")
+    if template is not None:  # the frame counts lines of the Python that the template was compiled to
+        line = template.get_corresponding_lineno(line)
+    return CallSite(frame.f_code.co_filename, line, frame.f_code.co_qualname)
 
 
 def _current_greenlet() -> Any:

@@ -11,10 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from sqltrace.callsite import CallSite
+from sqltrace.connection import Checkout, Label
+from sqltrace.failed_load import FailedLoad
+from sqltrace.origin import QUERY, Origin
 from sqltrace.statement import Failure
+from sqltrace.widening import Widening
 
 Clock = Callable[[], int]
 FOLD_AT = 512  # statements that may wait before the recording counts them
@@ -27,38 +31,148 @@ class Folder(Protocol):
         """Take over what is pending."""
 
 
-# What the hot path notes of one statement, a plain tuple for its speed: started and ended (readings of the
-# collector's clock), SQL, key, dialect, failure, executemany, batch size, call site, parameters. The key is the
-# compiled text before IN lists are expanded: equal for equals, and the very string that SQLAlchemy has cached.
-Execution = tuple[int, int, str, str, Any, Failure | None, bool, int | None, CallSite | None, str | None]
+class LoopObserver(Protocol):
+    """The share that a request has of its event loop, seen from its collector."""
+
+    def note_hold(self, start: int, end: int) -> None:
+        """Something measured kept a thread busy."""
+
+    def settle(self) -> None:
+        """Mark what was noticed of the running step, before somebody reads it."""
+
+
+class Execution:
+    """
+    What the hot path notes of one statement, and what later stages add to it. Times in nanoseconds.
+
+    Attributes:
+        started, ended: Readings of the collector's clock around the driver's call.
+        key: The compiled text before IN lists are expanded: equal for equals, and SQLAlchemy's own string.
+        rows, fetch: Rows that reached Python, and the time spent on fetching them after `ended`.
+        objects: Time spent on making ORM objects of the rows, without fetch and nested statements.
+        entities: ORM objects made of the rows, by class name; those that the session had before are not in it.
+        roots: Distinct root objects of a statement whose eager joins can repeat them in many rows.
+        loop_wait: The part of `ended - started` in which the reply was there and the event loop busy elsewhere.
+        on_loop: Whether synchronous SQL ran on the thread of a running event loop.
+        origin: Why the statement ran.
+        parents: Key, dialect, call site and origin of the statement that loaded the objects this one is a load for.
+        widening: What eager joins made of it.
+        digest: Hash of statement and parameters of the first of a kind, in this process; `None` for all others.
+        open: Whether rows may still be fetched: such a statement is counted later.
+        span: What `Collector.probe` has said; not set where there is none.
+    """
+
+    __slots__ = (
+        "batch_size", "call_site", "dialect", "digest", "ended", "entities", "executemany", "failure", "fetch", "key",
+        "loop_wait", "objects", "on_loop", "open", "origin", "parameters", "parents", "roots", "rows", "span", "sql",
+        "started", "widening",
+    )  # fmt: skip
+
+    span: Any
+
+    def __init__(
+        self,
+        started: int,
+        ended: int,
+        sql: str,
+        key: str,
+        dialect: Any,
+        failure: Failure | None,
+        executemany: bool,
+        batch_size: int | None,
+        call_site: CallSite | None,
+        parameters: str | None,
+        on_loop: bool,
+    ) -> None:
+        self.started = started
+        self.ended = ended
+        self.sql = sql
+        self.key = key
+        self.dialect = dialect
+        self.failure = failure
+        self.executemany = executemany
+        self.batch_size = batch_size
+        self.call_site = call_site
+        self.parameters = parameters
+        self.on_loop = on_loop
+        self.open = False
+        self.digest: int | None = None
+        self.rows: int | None = None
+        self.fetch = 0
+        self.objects = 0
+        self.entities: dict[str, int] | None = None
+        self.roots: int | None = None
+        self.loop_wait: int | None = None
+        self.origin = QUERY
+        self.parents: ParentKey | None = None
+        self.widening: Widening | None = None
+
+    def as_parents(self) -> ParentKey:
+        return self.key, self.dialect, self.call_site, self.origin
+
+
+ParentKey = tuple[str, Any, CallSite | None, Origin]
+
+
+# The parts of a time account that are marked as stretches of time; `database` also by the executions themselves.
+Part = Literal["objects", "loop_wait", "database", "connection"]
+Mark = tuple[Part, int, int]
+unmeasurable: set[Part] = set()  # with the installed SQLAlchemy
 
 
 class Collector:
     """Takes executions for one open recording, and passes them on to those around it."""
 
     __slots__ = (
-        "capture_parameters", "clock", "dialects", "late", "max_sql_length", "max_statements",
-        "parent", "pending", "recording", "sites_taken",
+        "capture_parameters",
+        "checkouts",
+        "clock",
+        "comment",
+        "dialects",
+        "failed_loads",
+        "label",
+        "late",
+        "loads",
+        "loop",
+        "loop_wait_estimated",
+        "marks",
+        "max_sql_length",
+        "max_statements",
+        "parent",
+        "pending",
+        "probe",
+        "recording",
+        "sites_taken",
     )  # fmt: skip
 
     def __init__(
         self,
-        recording: Folder,
+        recording: Folder | None,
         *,
         clock: Clock,
         dialects: frozenset[Any] | None,
         capture_parameters: bool,
         max_statements: int,
         max_sql_length: int,
+        label: Label | None = None,
     ) -> None:
-        self.recording: Folder | None = recording
+        self.recording = recording
         self.clock = clock
         self.dialects = dialects
         self.capture_parameters = capture_parameters
         self.max_statements = max_statements
         self.max_sql_length = max_sql_length
         self.parent: Collector | None = None
+        self.loop: LoopObserver | None = None
+        self.loop_wait_estimated = False
+        self.probe: Callable[[Any], Any] | None = None  # is asked for the span of each statement
+        self.comment: Callable[[str, Any], str] | None = None  # says what a dialect is sent; must not raise
         self.pending: list[Execution] | None = []
+        self.marks: list[Mark] = []
+        self.label = label or Label("")
+        self.checkouts: list[Checkout] = []
+        self.loads: dict[int, ParentKey] = {}
+        self.failed_loads: list[FailedLoad] = []
         self.sites_taken: dict[str, int] = {}
         self.late = 0
 
@@ -66,10 +180,66 @@ class Collector:
         if self.recording is not None:  # pragma: no branch - another thread may end the recording just now
             self.recording.fold()
 
+    def settle(self) -> None:
+        collector: Collector | None = self
+        while collector is not None:
+            if collector.loop is not None:
+                collector.loop.settle()
+            collector = collector.parent
+
+    def nest_in(self, outer: Collector | None) -> None:
+        self.parent = outer
+        if outer is not None:
+            self.probe = outer.probe
+            self.comment = outer.comment
+
+    def note_spans(self, probe: Callable[[Any], Any]) -> bool:
+        """
+        Keep with each statement from now on what `probe` says of its `ExecutionContext`. It must not raise.
+
+        `False`, and nothing done, where a collector around this one does so already.
+        """
+        if self.probe is not None:
+            return False
+        self.probe = probe
+        return True
+
     def close(self) -> None:
         self.recording = None
+        self.probe = self.comment = None
         self.pending = None
+        self.marks = []
+        self.checkouts = []
+        self.loads = {}
+        self.failed_loads = []
         self.sites_taken = {}
+
+
+def mark(collector: Collector | None, dialect: Any, part: Part, start: int, end: int) -> None:
+    """
+    Note in the recording and in those around it what a stretch of time was spent on. For any thread.
+
+    Args:
+        dialect: Where only some engines are recorded, others do not count; `None` always does.
+    """
+    while collector is not None:
+        if collector.pending is not None and (
+            dialect is None or collector.dialects is None or dialect in collector.dialects
+        ):
+            collector.marks.append((part, start, end))
+            if part == "objects" and collector.loop is not None:
+                collector.loop.note_hold(start, end)
+            if len(collector.marks) >= FOLD_AT:
+                collector.fold()
+        collector = collector.parent
+
+
+def mark_estimate(collector: Collector | None, start: int, end: int) -> None:
+    """As `mark`, of time that was presumably spent on waiting for the event loop."""
+    mark(collector, None, "loop_wait", start, end)
+    while collector is not None:
+        collector.loop_wait_estimated = True
+        collector = collector.parent
 
 
 @dataclass(slots=True)

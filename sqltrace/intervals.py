@@ -27,6 +27,9 @@ class Coverage:
         self._closed = 0
         self._closed_until = 0
 
+    def __bool__(self) -> bool:
+        return bool(self._starts or self._closed)
+
     def add(self, start: int, end: int) -> None:
         start = max(start, self._closed_until)
         if end <= start:
@@ -64,10 +67,25 @@ class Coverage:
             for start, end in zip(starts, ends, strict=True):
                 self.add(start, end)
 
+    def merge(self, other: Coverage) -> None:
+        """Add the stretches of another; what it has closed counts as one stretch from the first closing on."""
+        if not self:
+            self._closed, self._closed_until = other._closed, other._closed_until
+            self._starts, self._ends = other._starts.copy(), other._ends.copy()
+            return
+        self._closed = max(self._closed, other._closed)
+        self._closed_until = max(self._closed_until, other._closed_until)
+        self.add_all(other.stretches())
+
+    def stretches(self) -> list[tuple[int, int]]:
+        """Starts and ends of what is not closed yet."""
+        return list(zip(self._starts, self._ends, strict=True))
+
     def until(self, end: int) -> int:
         """Time before `end` that some interval covers."""
-        open_stretches = zip(self._starts, self._ends, strict=True)
-        return self._closed + sum(max(0, min(end, stop) - start) for start, stop in open_stretches)
+        begun = bisect_left(self._starts, end)
+        covered = sum(self._ends[:begun]) - sum(self._starts[:begun])
+        return self._closed + covered - (max(0, self._ends[begun - 1] - end) if begun else 0)
 
     def _reach(self) -> int:
         return self._ends[-1] if self._ends else self._closed_until

@@ -3,31 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from inspect import iscoroutinefunction
+from inspect import isasyncgenfunction, iscoroutinefunction
 from typing import Any
 
 from sqltrace.capture.instrument import dialect_of
+from sqltrace.findings import Rule
 from sqltrace.route import Scope
 from sqltrace.sinks import Sink, StructlogSink
+from sqltrace.sinks.automatic import OpenTelemetryWhenConfigured
 
+_MOMENTS = {"request_started": "record, scope, app", "response_ready": "record", "request_finished": "record"}
 Exclude = tuple[str, ...] | Callable[[Scope], bool]
 
 
 def checked_sinks(sinks: Any) -> tuple[Sink, ...]:
     if sinks is None:
-        return (StructlogSink(),)
+        return (StructlogSink(), OpenTelemetryWhenConfigured())
     if isinstance(sinks, (str, bytes)) or not isinstance(sinks, Iterable):
         raise TypeError(f"sinks must be a sequence of sinks, got {sinks!r:.100}: write [sink]")
     checked = tuple(sinks)
     for sink in checked:
         if isinstance(sink, type):
             raise TypeError(f"sinks must be objects, got the class {sink.__name__}: write {sink.__name__}()")
-        for moment in ("response_ready", "request_finished"):
+        for moment, arguments in _MOMENTS.items():
             method = getattr(sink, moment, None)
+            if method is None and moment == "request_started":
+                continue
             if not callable(method):
-                raise TypeError(f"a sink needs a method {moment}(record), got {sink!r:.100}")
+                raise TypeError(f"a sink needs a method {moment}({arguments}), got {sink!r:.100}")
             if iscoroutinefunction(method):
                 raise TypeError(f"{type(sink).__name__}.{moment}() must be a plain function, got an async one")
+    return checked
+
+
+def checked_rules(rules: Any) -> tuple[Rule, ...] | None:
+    """The rules; `None` stands for the default ones, as they are when a request is over."""
+    if rules is None:
+        return None
+    if isinstance(rules, (str, bytes)) or not isinstance(rules, Iterable):
+        raise TypeError(f"rules must be a sequence of functions, got {rules!r:.100}: write [rule]")
+    checked = tuple(rules)
+    for rule in checked:
+        if not callable(rule):
+            raise TypeError(f"a rule must be a function that takes a recording, got {rule!r:.100}")
+        if iscoroutinefunction(rule) or isasyncgenfunction(rule):
+            raise TypeError(f"a rule must be a plain function, got an async one: {getattr(rule, '__name__', rule)}")
     return checked
 
 

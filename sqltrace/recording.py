@@ -9,7 +9,7 @@ it is emptied, so that a task that runs on keeps no more than an empty shell ali
     ContextVar ──> Collector ──> (pending executions)
                        │ parent       │ fold(): every 512, and when somebody reads
                        ▼              ▼
-                   Collector      Recording: statements, groups, counts
+                   Collector      Tally: statements, groups, counts
 
 Statements come from any thread and any task at any moment. They are appended
 (one atomic operation) and read by one folder at a time under a lock.
@@ -18,20 +18,19 @@ Statements come from any thread and any task at any moment. They are appended
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
-from operator import itemgetter
 from threading import RLock
 from typing import Any
 
-from sqltrace.collector import Clock, Collector, Execution, MissedStatements, current, missed
-from sqltrace.intervals import Coverage
-from sqltrace.sql_text import fingerprint, summarize
-from sqltrace.statement import Group, Phase, Statement, system_name
+from sqltrace.collector import Clock, Collector, MissedStatements, Part, current, missed, unmeasurable
+from sqltrace.connection import ConnectionUse, Label
+from sqltrace.event_loop import LoopShare
+from sqltrace.statement import Group, Statement
+from sqltrace.tally import Tally, statement_of
+from sqltrace.time_account import MEASURED, TimeAccount, settle
 
-_MAX_KNOWN = 2_048
-_STARTED = itemgetter(0)
 _SECOND = 1_000_000_000
-OTHER_STATEMENTS = "(other statements)"
 
 
 def current_recording() -> Recording | None:
@@ -59,6 +58,7 @@ class Recording:
     Attributes:
         name: Given by the opener.
         started_at: Wall-clock time of the start, UTC.
+        failed_loads: Attributes that could not be loaded and raised, each once, at most 20.
     """
 
     def __init__(
@@ -71,19 +71,14 @@ class Recording:
         max_statements: int = 500,
         max_sql_length: int = 10_000,
     ) -> None:
-        self.name = name
-        self.started_at = datetime.now(UTC)
+        self._label = Label(name)
         self._clock = clock
-        self._max_statements = max_statements
         self._lock = RLock()  # a finalizer run by the garbage collector may come back in
-        self._kept: list[Execution] = []
-        self._groups: dict[tuple[str, str, Phase], Group] = {}
-        self._known: dict[Phase, dict[tuple[str, Any], Group]] = {"response": {}, "after_response": {}}
-        self._counts: dict[Phase, int] = {"response": 0, "after_response": 0}
-        self._failed = 0
-        self._busy = Coverage()
+        self._tally = Tally(max_statements)
+        self._loop: LoopShare | None = None
         self._response_ended: int | None = None
         self._ended: int | None = None
+        self._answers: dict[str, Any] = {}
         self._collector = Collector(
             self,
             clock=clock,
@@ -91,10 +86,10 @@ class Recording:
             capture_parameters=capture_parameters,
             max_statements=max_statements,
             max_sql_length=max_sql_length,
+            label=self._label,
         )
-        self._started = clock()
-
-    # Life: open -> (end of the response) -> end
+        self.failed_loads = self._collector.failed_loads
+        self.started_at, self._started = datetime.now(UTC), clock()  # one moment: spans are placed by both
 
     def open(self) -> Collector | None:
         """
@@ -103,7 +98,7 @@ class Recording:
         Returns what was in force before, for `leave`.
         """
         outer = current.get()
-        self._collector.parent = outer
+        self._collector.nest_in(outer)
         current.set(self._collector)
         return outer
 
@@ -117,6 +112,9 @@ class Recording:
         """From now on statements are `after_response`. Called again, nothing changes."""
         if self._response_ended is None:
             self._response_ended = self._clock()
+            self._collector.settle()
+            if self._loop is not None:
+                self._loop.responded = True
 
     def end(self) -> None:
         """Take no more: later statements are counted as late. Called again, nothing changes."""
@@ -124,11 +122,32 @@ class Recording:
             self._ended = self._clock()
             if self._response_ended is None:
                 self._response_ended = self._ended
+            self._collector.settle()
             self.fold()
             self._collector.close()
-            self._known = {"response": {}, "after_response": {}}
+            self._tally.close()
 
-    # What was recorded
+    def observe_loop(self, name_route: Callable[[], None] | None = None) -> LoopShare:
+        """
+        What `event_loop.stepped` is to write into.
+
+        Args:
+            name_route: Sets `name`, if the route is known; must not raise.
+        """
+        self._loop = self._collector.loop = LoopShare(self._collector, name_route)
+        return self._loop
+
+    @property
+    def collector(self) -> Collector:
+        return self._collector
+
+    @property
+    def name(self) -> str:
+        return self._label.name
+
+    @name.setter
+    def name(self, name: str) -> None:
+        self._label.name = name
 
     @property
     def ended(self) -> bool:
@@ -147,135 +166,150 @@ class Recording:
         return ((self._ended or self._clock()) - self._response_ended) / _SECOND
 
     @property
-    def database(self) -> float:
-        """Seconds of `duration` in which at least one statement ran; overlapping ones count once."""
+    def time_account(self) -> TimeAccount:
+        """Where `duration` went."""
+        account: TimeAccount = self._answer("time_account", self._settle_account)
+        return account
+
+    def _settle_account(self) -> TimeAccount:
+        self._collector.settle()
+        self.fold()
+        end, unseen = self._response_end(), set(unmeasurable)
+        if self._loop is not None and not self._loop.observed:
+            unseen.add("loop_wait")
+        return settle(self._tally.covered, end, end - self._started, MEASURED - unseen)
+
+    def _answer(self, name: str, make: Callable[[], Any]) -> Any:
+        """What `make` answers; once the recording has ended, the same for every rule and sink that asks."""
+        answer = self._answers.get(name)
+        if answer is None:
+            with self._lock:
+                self.fold()
+                answer = make()
+                if self._ended is not None:
+                    self._answers[name] = answer
+        return answer
+
+    @property
+    def loop_wait_estimated(self) -> bool:
+        """Whether some of ``time_account.loop_wait`` is an estimate: see `sqltrace.event_loop`."""
+        self._collector.settle()
+        return self._collector.loop_wait_estimated
+
+    @property
+    def waited_for(self) -> list[tuple[str, float]]:
+        """
+        Names of the recordings that held the event loop while this one waited for it, and seconds, the longest first.
+
+        At most 5. What is no request is ``(another task or thread)``. Together
+        they may be less than ``time_account.loop_wait``: steps under 1 ms have no name.
+        """
+        self._collector.settle()
+        return self._loop.waited_for() if self._loop is not None else []
+
+    @property
+    def held_loop(self) -> float | None:
+        """
+        Seconds in which this request's task held the event loop, also after the response.
+
+        Of tasks that it started, only making objects and synchronous SQL count.
+        `None` for what is no request.
+        """
+        return self._loop.held_until(self._clock())[0] / _SECOND if self._loop is not None else None
+
+    @property
+    def longest_hold(self) -> float | None:
+        """Seconds, the longest of these stretches without a break."""
+        return self._loop.held_until(self._clock())[1] / _SECOND if self._loop is not None else None
+
+    @property
+    def connections(self) -> ConnectionUse:
+        """What it did with connections until now, or until it ended."""
+        use: ConnectionUse = self._answer("connections", self._use_of_connections)
+        return use
+
+    def _use_of_connections(self) -> ConnectionUse:
+        now = self._clock() if self._ended is None else self._ended
+        return self._tally.connections.use(self._collector.checkouts, now)
+
+    @property
+    def row_count(self) -> int:
+        """Rows that reached Python, as far as they could be counted; those after the response included."""
         with self._lock:
             self.fold()
-            return self._busy.until(self._response_end()) / _SECOND
+            return self._tally.rows
 
     @property
     def statements(self) -> list[Statement]:
         """The first `max_statements` statements, in the order in which they ended."""
         with self._lock:
             self.fold()
-            return [self._statement(execution) for execution in self._kept]
+            began, boundary = self._started, self._response_ended
+            return [statement_of(execution, began, boundary) for execution in self._tally.kept]
 
     @property
     def groups(self) -> list[Group]:
         """All groups, most time first."""
-        with self._lock:
-            self.fold()
-            return sorted(self._groups.values(), key=lambda group: -group.total)
+        groups: list[Group] = self._answer("groups", self._sorted_groups)
+        return groups.copy()
+
+    def _sorted_groups(self) -> list[Group]:
+        return sorted(self._tally.groups.values(), key=lambda group: -group.total)
 
     @property
     def statement_count(self) -> int:
         """All statements, those after the response included; exact beyond `max_statements`."""
         with self._lock:
             self.fold()
-            return sum(self._counts.values())
+            return sum(self._tally.counts.values())
 
     @property
     def after_response_count(self) -> int:
         """Statements that began after the end of the response."""
         with self._lock:
             self.fold()
-            return self._counts["after_response"]
+            return self._tally.counts["after_response"]
 
     @property
     def distinct_count(self) -> int:
         """Different statements during the response; at most `max_statements` are told apart."""
         with self._lock:
             self.fold()
-            return sum(group.phase == "response" for group in self._groups.values())
+            return sum(group.phase == "response" for group in self._tally.groups.values())
+
+    @property
+    def on_loop_count(self) -> int:
+        """Synchronous statements during the response that ran on an event loop, which stood still meanwhile."""
+        with self._lock:
+            self.fold()
+            return sum(group.on_loop for group in self._tally.groups.values() if group.phase == "response")
 
     @property
     def failed_count(self) -> int:
         with self._lock:
             self.fold()
-            return self._failed
+            return self._tally.failed
 
     @property
     def late_count(self) -> int:
         """Statements that came after the end, from a task that outlived it. In no other count."""
         return self._collector.late
 
+    def stretches(self, part: Part) -> list[tuple[float, float]]:
+        """Starts and ends of what was spent on a part, in seconds from the start. Of very many not the oldest."""
+        with self._lock:
+            self.fold()
+            return [(self.since_start(a), self.since_start(b)) for a, b in self._tally.covered[part].stretches()]
+
     def since_start(self, reading: int) -> float:
         """Seconds from the start to a reading of this recording's clock."""
         return (reading - self._started) / _SECOND
-
-    # Folding: executions become statements, groups and counts
 
     def _response_end(self) -> int:
         return self._clock() if self._response_ended is None else self._response_ended
 
     def fold(self) -> None:
-        """Turn pending executions into groups and counts."""
-        with self._lock:
-            pending = self._collector.pending
-            if not pending:
-                return
-            count = len(pending)  # what is appended meanwhile stays for the next time
-            executions = pending[:count]
-            del pending[:count]
-            room = self._max_statements - len(self._kept)
-            if room > 0:
-                self._kept += executions[:room]
-            boundary = self._response_ended
-            if boundary is not None and max(map(_STARTED, executions)) > boundary:
-                self._count([execution for execution in executions if execution[0] > boundary], "after_response")
-                executions = [execution for execution in executions if execution[0] <= boundary]
-            self._count(executions, "response")
-            self._busy.add_all(executions)
-
-    def _count(self, executions: list[Execution], phase: Phase) -> None:
-        self._counts[phase] += len(executions)
-        known = self._known[phase]
-        for started, ended, sql, key, dialect, failure, _many, _size, call_site, parameters in executions:
-            group = known.get((key, dialect))
-            if group is None:
-                group = self._group(sql, key, dialect, phase)
-                group.parameters = group.parameters or parameters
-            elapsed = ended - started
-            group.count += 1
-            group.total += elapsed / _SECOND
-            if elapsed > group._longest:  # noqa: PLR1730 - max() is a call, once per statement
-                group._longest = elapsed
-            if failure is not None:
-                group.failed += 1
-                self._failed += 1
-            if call_site is not None and group.call_site is None and group.fingerprint:
-                group.call_site = call_site
-
-    def _group(self, sql: str, key: str, dialect: Any, phase: Phase) -> Group:
-        system = system_name(dialect)
-        mark = fingerprint(key, system)
-        group = self._groups.get((mark, system, phase))
-        if group is None and len(self._groups) < self._max_statements:
-            group = Group(sql, mark, summarize(key, system), system, phase)
-            self._groups[mark, system, phase] = group
-        elif group is None:
-            other = Group(OTHER_STATEMENTS, "", OTHER_STATEMENTS, "other_sql", phase)
-            group = self._groups.setdefault(("", "other_sql", phase), other)
-        known = self._known[phase]
-        if len(known) >= _MAX_KNOWN:
-            known.clear()  # only SQL with its values in the text gets here
-        known[key, dialect] = group
-        return group
-
-    def _statement(self, execution: Execution) -> Statement:
-        started, ended, sql, key, dialect, failure, executemany, batch_size, call_site, parameters = execution
-        system = system_name(dialect)
-        return Statement(
-            sql=sql,
-            fingerprint=fingerprint(key, system),
-            summary=summarize(key, system),
-            start=self.since_start(started),
-            duration=(ended - started) / _SECOND,
-            system=system,
-            phase="response" if self._response_ended is None or started <= self._response_ended else "after_response",
-            failure=failure,
-            executemany=executemany,
-            batch_size=batch_size,
-            call_site=call_site,
-            parameters=parameters,
-        )
+        """Turn what the collector has taken into groups and counts."""
+        if self._collector.pending is not None:  # it has not ended yet
+            with self._lock:
+                self._tally.fold(self._collector, self._response_ended, self._ended)

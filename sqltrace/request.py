@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from asyncio import CancelledError
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
+from sqltrace.finding import Finding
+from sqltrace.findings import Rule, diagnose
 from sqltrace.recording import Recording
 
 Outcome = Literal["ok", "error", "cancelled", "disconnected"]
@@ -45,6 +48,8 @@ class RequestRecord:
 
         trace_id: Of the OpenTelemetry span the request came in with, else of the one its response went out in. Hex.
 
+        rules: That make the findings; `None` for `sqltrace.findings.default_rules`. Not part of the data.
+
         notes: Room for sinks, from one moment to the next. Not part of the data.
     """
 
@@ -60,7 +65,9 @@ class RequestRecord:
     client_address: str | None = None
     trace_id: str | None = None
     span_id: str | None = None
+    rules: Sequence[Rule] | None = field(default=None, repr=False, compare=False)
     notes: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    _findings: list[Finding] | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
     def started_at(self) -> datetime:
@@ -70,6 +77,22 @@ class RequestRecord:
     def duration(self) -> float:
         """Seconds to the last body chunk."""
         return self.recording.duration
+
+    @property
+    def findings(self) -> list[Finding]:
+        """
+        What is worth telling, the most expensive first.
+
+        Made when somebody asks: once, when the request is over. Of what is known
+        by then if it is not, and anew each time, which is time that the client may feel.
+        """
+        if self._findings is not None:
+            return self._findings
+        ended = self.recording.ended
+        findings = diagnose(self.recording, self.rules)
+        if ended:
+            self._findings = findings
+        return findings
 
 
 def outcome_of(error: BaseException, *, disconnected: bool) -> Outcome:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from sqltrace.callsite import CallSite
+from sqltrace.database import Database
+from sqltrace.origin import QUERY, Origin, Parents
+from sqltrace.samples import Samples
+from sqltrace.widening import Widening
 
 Phase = Literal["response", "after_response"]
 
@@ -46,11 +50,37 @@ class Statement:
 
         start: Seconds from the start of the recording.
 
-        duration:
+        execute:
             Seconds between handing the statement to the driver and getting
-            control back. Async drivers fetch the rows within that time, sync
-            drivers usually do not. With an event loop busy elsewhere, its
-            delay is in it.
+            control back, without `loop_wait`. Async drivers fetch the rows
+            within that time, sync drivers usually do not: `fetch` has the rest.
+
+        fetch: Seconds spent on fetching rows after that.
+
+        objects:
+            Seconds spent on making ORM objects of the rows, without `fetch`
+            and without the statements of relationships that are loaded meanwhile.
+            `None` where it cannot be measured.
+
+        loop_wait:
+            Seconds in which the reply was there, and the event loop busy with
+            something else. `None` where that cannot be known.
+
+        rows:
+            Rows taken from the driver's cursor, also if the application did
+            not ask for them all. `None` for a statement that returns none, or
+            where nothing could count them.
+
+        entities:
+            ORM objects made of the rows, by class name; objects that the
+            session had before are not among them. `None` for anything but an
+            ORM query, and where it could not be known.
+
+        roots:
+            Different objects that were asked for, where eager joins can repeat
+            them in many rows: `rows` / `roots` is the fan-out. `None` for other statements.
+
+        on_loop: Whether synchronous SQL ran on an event loop, which stood still meanwhile.
 
         system: The database in the words of ``db.system.name``.
 
@@ -65,24 +95,51 @@ class Statement:
             batch. `None` for a single set, and where it could not be known.
 
         call_site:
-            The application's line that led here. `None` when not taken: it is
-            taken for the first two of a group and for slow statements.
+            The application's line that led here. `None` when not taken: it is taken
+            for the 1st, 2nd, 4th, 8th … of its kind and for slow statements.
 
         parameters: A shortened `repr`, with ``capture_parameters=True`` only.
+
+        origin: Why it ran.
+
+        parents: What loaded the objects that it was a load for; `None` for a query, and where it is not known.
+
+        widening: What eager joins made of it; `None` where they added nothing.
+
+        database: Which one, as far as the engine's URL says. `None` where it was not noted.
+
+        span: Whatever a sink has had noted with it (`Collector.note_spans`). Not part of the data.
     """
 
     sql: str
     fingerprint: str
     summary: str
     start: float
-    duration: float
+    execute: float
+    fetch: float
+    objects: float | None
+    loop_wait: float | None
+    rows: int | None
     system: str
+    entities: dict[str, int] | None = None
+    roots: int | None = None
+    on_loop: bool = False
     phase: Phase = "response"
     failure: Failure | None = None
     executemany: bool = False
     batch_size: int | None = None
     call_site: CallSite | None = None
     parameters: str | None = None
+    origin: Origin = QUERY
+    parents: Parents | None = None
+    widening: Widening | None = None
+    database: Database | None = None
+    span: Any = field(default=None, repr=False, compare=False)
+
+    @property
+    def duration(self) -> float:
+        """Seconds of the database: `execute` and `fetch`."""
+        return self.execute + self.fetch
 
     @property
     def failed(self) -> bool:
@@ -92,15 +149,25 @@ class Statement:
 @dataclass(slots=True)
 class Group:
     """
-    The statements of one recording with the same fingerprint, system and phase.
+    The statements of one recording with the same fingerprint, system, phase and origin.
 
     `count`, `failed`, `total` and `max` are exact, also where the single
     statements were too many to keep.
 
     Attributes:
         sql: Text of the first of them.
-        total: Seconds, all durations added up; overlapping ones count twice.
+        total: Seconds, all durations (execute and fetch) added up; overlapping ones count twice.
+        rows: All rows that reached Python; `None` where no statement returned any, or nothing could count them.
+        objects: Seconds spent on making ORM objects of them.
+        entities: ORM objects made, by class name; `None` where no statement made any, or it could not be known.
+        roots: Different objects asked for, added up over the statements; `None` where no eager join can repeat them.
+        loop_wait: Seconds in which replies lay ready and the event loop was busy with something else.
+        on_loop: How many ran synchronously on an event loop.
+        is_async: Whether an asynchronous driver ran them.
         call_site: Of the first of them that has one.
+        parents: Likewise.
+        samples: What is noted of some of them only.
+        ended: Reading of the clock at the end of the last beyond `max_statements`; `None` where all were kept.
     """
 
     sql: str
@@ -111,9 +178,21 @@ class Group:
     count: int = 0
     failed: int = 0
     total: float = 0.0
+    rows: int | None = None
+    objects: float = 0.0
+    entities: dict[str, int] | None = None
+    roots: int | None = None
+    loop_wait: float = 0.0
+    on_loop: int = 0
     _longest: int = 0
     call_site: CallSite | None = None
     parameters: str | None = None
+    origin: Origin = QUERY
+    parents: Parents | None = None
+    widening: Widening | None = None
+    is_async: bool = False
+    samples: Samples = field(default_factory=lambda: Samples(0), repr=False, compare=False)
+    ended: int | None = None
 
     @property
     def max(self) -> float:

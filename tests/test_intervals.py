@@ -50,3 +50,20 @@ def test_what_comes_late_for_a_closed_past_is_not_counted_twice():
 
     assert coverage.until(1_000) <= 95
     assert coverage.until(1_000) >= 50
+
+
+def test_time_until_a_reading_within_a_stretch_ends_there():
+    coverage = Coverage()
+    coverage.add_all([(10, 20), (30, 40)])
+
+    assert [coverage.until(end) for end in (5, 10, 15, 25, 35, 50)] == [0, 0, 5, 10, 15, 20]
+
+
+def test_union_with_nothing_is_a_copy_of_its_own():
+    covered, union = Coverage(), Coverage()
+    covered.add(10, 20)
+
+    union.merge(covered)
+    union.add(20, 30)
+
+    assert (covered.until(50), union.until(50)) == (10, 20)

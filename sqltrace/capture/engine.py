@@ -33,7 +33,9 @@ def do_execute(cursor: DBAPICursor, statement: str, parameters: Any, context: Ex
     started = clock()
     try:
         if len(listeners) == 1 or not _call_others(listeners, do_execute, cursor, statement, parameters, context):
-            dialect.do_execute(cursor, statement, parameters, context)
+            comment = collector.comment
+            sent = statement if comment is None else comment(statement, dialect)
+            dialect.do_execute(cursor, sent, parameters, context)
     except BaseException as error:
         failure = describe(error)
         raise

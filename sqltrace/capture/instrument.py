@@ -10,7 +10,18 @@ from weakref import WeakSet
 from sqlalchemy import event
 from sqlalchemy.engine import Dialect, Engine
 
-from sqltrace.capture import cursor_events, engine, internals
+from sqltrace.capture import (
+    connections,
+    cursor_events,
+    engine,
+    failed_loads,
+    internals,
+    joins,
+    objects,
+    origin,
+    replies,
+    rows,
+)
 from sqltrace.faults import logger
 
 _lock = threading.RLock()
@@ -35,6 +46,10 @@ def instrument(*engines: Any) -> None:
     global _all_engines
     dialects = [dialect_of(engine) for engine in engines]
     with _lock:
+        _rows_are_counted()
+        objects.install()
+        failed_loads.install()
+        connections.install(_is_wanted)
         if not engines and not _all_engines:
             _listen(Engine)
             _all_engines = True
@@ -70,6 +85,12 @@ def uninstrument(*engines: Any) -> None:
             if dialect in _instrumented:
                 _instrumented.discard(dialect)
                 _unlisten(dialect)
+            if not _is_wanted(dialect):
+                connections.release(dialect)
+        if not is_instrumented():
+            objects.uninstall()
+            failed_loads.uninstall()
+            connections.uninstall()
 
 
 def is_instrumented() -> bool:
@@ -83,10 +104,28 @@ def capabilities() -> dict[str, bool]:
 
     ``do_execute``: whether statements are recorded by the cheap hook. Where
     it is `False` the cursor events do it, at some 5 microseconds a statement.
+    ``rows``: rows and the time of fetching them. ``objects``: the time of
+    making ORM objects of them; to tell this, `sqlalchemy.orm` is imported.
+    ``origins``: why statements run. ``eager_joins``: what eager loading adds to a SELECT.
+    ``failed_loads``: which attributes could not be loaded.
+    ``connections``: waiting for them, opening, holding, and leaving them idle.
+    ``event_loop``: holding and waiting for an asyncio loop; needs nothing of
+    SQLAlchemy. ``reply_times``: whether the kernel tells when a reply came in,
+    so that waiting for the loop is no estimate for statements over TCP.
 
     .. versionadded:: 0.1.0
     """
-    return {"do_execute": _do_execute_fires()}
+    return {
+        "do_execute": _do_execute_fires(),
+        "rows": _rows_are_counted(),
+        "objects": objects.work(),
+        "origins": origin.work(),
+        "eager_joins": joins.work(),
+        "failed_loads": failed_loads.work(),
+        "connections": all(connections.works().values()),
+        "event_loop": True,
+        "reply_times": replies.work(),
+    }
 
 
 def dialect_of(engine: Any) -> Dialect:
@@ -112,9 +151,19 @@ def _do_execute_fires() -> bool:
     return works
 
 
+@cache
+def _rows_are_counted() -> bool:
+    works = rows.work()
+    if not works:
+        logger.warning(
+            "this SQLAlchemy reads its cursors in a way that is not known here: rows and fetch time are not measured"
+        )
+    return works
+
+
 def _listen(target: Any) -> None:
     if _do_execute_fires():
-        for listener in engine.LISTENERS:
+        for listener in _LISTENERS:
             event.listen(target, listener.__name__, listener)
     elif not is_instrumented():
         # Cursor events know engines, not dialects: heard from all, and sorted out by `_is_wanted`.
@@ -124,7 +173,7 @@ def _listen(target: Any) -> None:
 
 def _unlisten(target: Any) -> None:
     if _do_execute_fires():
-        for listener in engine.LISTENERS:
+        for listener in _LISTENERS:
             event.remove(target, listener.__name__, listener)
     elif not is_instrumented():
         for listener in _FALLBACK:
@@ -135,4 +184,5 @@ def _is_wanted(dialect: Dialect) -> bool:
     return _all_engines or dialect in _instrumented
 
 
-_FALLBACK = cursor_events.listeners(_is_wanted)
+_LISTENERS = (*engine.LISTENERS, failed_loads.handle_error)
+_FALLBACK = (*cursor_events.listeners(_is_wanted), failed_loads.handle_error)

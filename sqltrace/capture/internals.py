@@ -9,8 +9,18 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any, cast
 
-from sqlalchemy.engine import Connection
+from sqlalchemy import pool
+from sqlalchemy.engine import Connection, Engine, cursor
+from sqlalchemy.engine.default import DefaultDialect, DefaultExecutionContext
 from sqlalchemy.engine.interfaces import ExecuteStyle
+
+__all__ = ["BufferedRowCursorFetchStrategy", "CursorFetchStrategy"]
+
+try:
+    from sqlalchemy.engine.cursor import BufferedRowCursorFetchStrategy, CursorFetchStrategy
+except ImportError:  # pragma: no cover - tests/test_internals.py has it happen, in another process
+    BufferedRowCursorFetchStrategy = CursorFetchStrategy = object  # type: ignore[misc, assignment]
+DEFAULT_FETCH: Any = getattr(cursor, "_DEFAULT_FETCH", None)
 
 
 def batch_size(context: Any, parameters: Any) -> int | None:
@@ -34,6 +44,141 @@ def batch_size(context: Any, parameters: Any) -> int | None:
         return size
     except Exception:
         return None
+
+
+def driver_descriptor(context: Any) -> int | None:
+    """The file descriptor on which an asynchronous driver talks to the database; `None` where it has none."""
+    try:
+        # Of psycopg the connection tells itself, of asyncpg and asyncmy its transport, of aiomysql its writer.
+        connection = context.root_connection.connection.driver_connection
+        source = connection
+        if not hasattr(connection, "fileno"):
+            transport = getattr(connection, "_transport", None) or getattr(connection, "_writer", None)
+            source = None if transport is None else transport.get_extra_info("socket")
+        descriptor = -1 if source is None else source.fileno()
+        return descriptor if isinstance(descriptor, int) and descriptor >= 0 else None
+    except Exception:
+        return None
+
+
+def fetch_strategy(context: Any) -> Any:
+    """How SQLAlchemy is going to read the cursor of this execution, unless the dialect decides otherwise."""
+    return context.cursor_fetch_strategy
+
+
+def is_streamed(context: Any) -> bool:
+    """Whether SQLAlchemy would read the cursor through a buffer, of a server-side cursor or because it was asked to."""
+    if context._is_server_side:
+        return True
+    return bool(context.execution_options.get("stream_results", False) and not context.is_crud and not context.is_text)
+
+
+def buffer_rows(strategy: BufferedRowCursorFetchStrategy, result: Any, dbapi_cursor: Any) -> None:
+    """Fill the buffer, which is empty."""
+    BufferedRowCursorFetchStrategy._buffer_rows(strategy, result, dbapi_cursor)
+
+
+def buffered_rows(strategy: BufferedRowCursorFetchStrategy) -> int:
+    """Rows in the buffer."""
+    return len(strategy._rowbuffer)
+
+
+def soft_close(result: Any, hard: bool) -> None:
+    """What SQLAlchemy does to a result whose rows were all read."""
+    result._soft_close(hard=hard)
+
+
+def stand_in_context(rows: list[tuple[int, ...]], *, server_side: bool) -> Any:
+    """An execution of textual SQL with these rows, without an engine or a connection: for self-tests."""
+    context: Any = DefaultExecutionContext.__new__(DefaultExecutionContext)
+    pending = list(rows)
+
+    def take(size: int) -> list[tuple[int, ...]]:
+        taken = pending[:size]
+        del pending[:size]
+        return taken
+
+    context.dialect = DefaultDialect()
+    context.execution_options = {}
+    context.is_text = True
+    if not hasattr(context, "_is_server_side"):
+        raise AttributeError("_is_server_side")
+    context._is_server_side = server_side
+    context.cursor = SimpleNamespace(
+        rowcount=-1,
+        description=[("a", None, None, None, None, None, None)],
+        fetchone=lambda: next(iter(take(1)), None),
+        fetchmany=take,
+        fetchall=lambda: take(len(pending)),
+    )
+    context.root_connection = SimpleNamespace(_echo=False, _safe_close_cursor=lambda _: None)
+    return context
+
+
+def result_of(context: Any) -> Any:
+    """The result of an execution, made as SQLAlchemy makes it."""
+    return context._setup_result_proxy()
+
+
+def waiting() -> tuple[type, str] | None:
+    """Where `QueuePool`, of threads and of asyncio, waits for a connection: the class and the name of its method."""
+    asked: list[str] = []
+
+    class Asked(pool.QueuePool):
+        def _do_get(self) -> Any:
+            asked.append("itself")
+            _reraise(LookupError())
+
+    try:
+        if vars(pool.QueuePool)["_do_get"] is pool.AsyncAdaptedQueuePool._do_get:
+            Asked(cast("Any", None)).connect()
+    except Exception:
+        return (pool.QueuePool, "_do_get") if asked else None
+    return None
+
+
+def connecting() -> tuple[type, str] | None:
+    """Where every pool opens a connection and initialises it: the class and the name of its method."""
+    name = "_ConnectionRecord__connect"
+    asked: list[str] = []
+    try:
+        entry: Any = vars(pool)["_ConnectionRecord"]
+        if name in vars(entry):
+            type("Asked", (entry,), {name: lambda _: asked.append("itself")})(None)
+    except Exception:
+        return None
+    return (entry, name) if asked else None
+
+
+def asks_for_raw_connection() -> bool:
+    """Self-test: whether a `Connection` takes what it runs on from ``Engine.raw_connection()``, which is public."""
+    asked: list[str] = []
+
+    def raw_connection() -> None:
+        asked.append("itself")
+        _reraise(LookupError())
+
+    dialect = SimpleNamespace(loaded_dbapi=SimpleNamespace(Error=AssertionError))
+    try:
+        Connection(cast("Any", SimpleNamespace(raw_connection=raw_connection, dialect=dialect)))
+    except Exception:
+        return bool(asked) and "raw_connection" in vars(Engine)
+    return False
+
+
+def pooled_connection(context: Any) -> Any:
+    """The pool's proxy of the connection that an execution runs on."""
+    return context._dbapi_connection
+
+
+def knows_pooled_connection() -> bool:
+    """Self-test: whether an execution makes its cursor from the proxy that `pooled_connection` answers."""
+    context: Any = DefaultExecutionContext.__new__(DefaultExecutionContext)
+    try:
+        context._dbapi_connection = SimpleNamespace(cursor=lambda: "its cursor")
+        return bool(context.create_default_cursor() == "its cursor")
+    except Exception:
+        return False
 
 
 def do_execute_fires() -> bool:

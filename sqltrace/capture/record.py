@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import Any
 
+from sqltrace.capture.failed_loads import note_exception
 from sqltrace.capture.instrument import dialect_of, instrument, is_instrumented
 from sqltrace.collector import Collector
 from sqltrace.recording import Recording
@@ -70,6 +71,8 @@ class record:  # noqa: N801 - used as a verb, like contextlib.suppress
     ) -> None:
         if self._entered is not None:
             recording, outer = self._entered
+            if exc is not None:
+                note_exception(exc)
             recording.end()
             recording.leave(outer)
 

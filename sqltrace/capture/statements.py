@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from asyncio import _get_running_loop  # the public one raises where none runs, at ten times the cost
 from reprlib import Repr
 from typing import Any, Final
 
 from sqlalchemy.engine.interfaces import ExecuteStyle
 
 from sqltrace.callsite import CallSite, find_call_site
-from sqltrace.capture import internals
+from sqltrace.capture import failed_loads, internals, objects, replies, rows, transactions
+from sqltrace.capture.building import building
 from sqltrace.capture.failure import describe_failure
-from sqltrace.collector import FOLD_AT, Collector, missed
+from sqltrace.capture.origin import explain
+from sqltrace.collector import FOLD_AT, Collector, Execution, missed
+from sqltrace.database import note_database
 from sqltrace.faults import report_fault
+from sqltrace.loop_log import HOLD
+from sqltrace.samples import DIGESTS
 from sqltrace.statement import Failure
 
 SLOW_STATEMENT: Final = 100_000_000  # nanoseconds; from there on the call site is always taken
@@ -19,6 +25,7 @@ SLOW_STATEMENT: Final = 100_000_000  # nanoseconds; from there on the call site 
 _EXECUTE: Final = ExecuteStyle.EXECUTE
 _EXECUTEMANY: Final = ExecuteStyle.EXECUTEMANY
 _INSERTMANYVALUES: Final = ExecuteStyle.INSERTMANYVALUES
+_MAX_HASHED: Final = 8
 _repr = Repr()
 _repr.maxother = _repr.maxstring = 120
 _repr.maxlist = _repr.maxtuple = _repr.maxdict = 12
@@ -44,6 +51,9 @@ def note(
     """Note one statement in the recording of this context and in those around it. Never raises."""
     try:
         dialect = context.dialect
+        block = building.get()
+        if block is not None:
+            block.leave_out(started, ended)
         while collector is not None and collector.dialects is not None and dialect not in collector.dialects:
             collector = collector.parent
         if collector is None:
@@ -62,10 +72,18 @@ def note(
                 pass
         taken = collector.sites_taken.get(key, 0)
         slow = ended - started > SLOW_STATEMENT
-        call_site = _call_site(collector, key, taken, slow) if slow or taken < 2 else None
+        call_site = None
+        if slow or not (taken + 1) & taken:
+            objects.install_when_imported()
+            failed_loads.install_when_imported()
+            call_site = _call_site(collector, key, taken, slow)
+            note_database(dialect, context.engine.url)
+        elif taken:
+            collector.sites_taken[key] = taken + 1
         if len(statement) > collector.max_sql_length:
             statement, key = statement[: collector.max_sql_length], key[: collector.max_sql_length]
-        execution = (
+        is_async = dialect.is_async
+        execution = Execution(
             started,
             ended,
             statement,
@@ -76,7 +94,22 @@ def note(
             None if style is _EXECUTE else internals.batch_size(context, parameters),
             call_site,
             _repr.repr(parameters) if collector.capture_parameters else None,
+            not is_async and _get_running_loop() is not None,
         )
+        if taken < DIGESTS and style is _EXECUTE:
+            execution.digest = _digest(statement, parameters)
+        if is_async:
+            if ended - started >= replies.SLOW and failure is None:
+                execution.loop_wait = replies.loop_wait(collector, context, execution)
+        elif execution.on_loop and ended - started >= HOLD:
+            replies.note_hold(collector, started, ended)
+        if compiled is not None:
+            explain(collector, execution, context)
+        context._sqltrace = collector, execution
+        if collector.probe is not None:
+            execution.span = collector.probe(context)
+        if failure is None and rows.work():
+            rows.follow(collector, execution, context)
         while collector is not None:
             if collector.dialects is None or dialect in collector.dialects:
                 pending = collector.pending
@@ -88,6 +121,7 @@ def note(
                     if len(pending) >= FOLD_AT:
                         collector.fold()
             collector = collector.parent
+        transactions.attach(context, execution)
     except Exception as fault:
         report_fault("recording a statement", fault)
 
@@ -102,10 +136,20 @@ def _key_of_many(context: Any, statement: str, style: ExecuteStyle) -> str:
 
 
 def _call_site(collector: Collector, key: str, taken: int, slow: bool) -> CallSite | None:
-    """The call site, if it is worth its cost: for the first two of a group and for slow statements."""
+    """The call site, if it is worth its cost: for the 1st, 2nd, 4th, 8th … of a kind and for slow statements."""
     sites_taken = collector.sites_taken
-    if taken < 2 and (taken or len(sites_taken) < collector.max_statements):
+    if taken or len(sites_taken) < collector.max_statements:
         sites_taken[key] = taken + 1
     elif not slow:
         return None
     return find_call_site()
+
+
+def _digest(statement: str, parameters: Any) -> int | None:
+    """For telling whether parameters repeat themselves, without keeping them. `None` where it would be dear."""
+    try:
+        if len(parameters) > _MAX_HASHED:
+            return None
+        return hash((statement, *(parameters.values() if isinstance(parameters, dict) else parameters)))
+    except Exception:  # a value that has no hash: a list for an array
+        return None

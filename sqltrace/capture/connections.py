@@ -1,0 +1,237 @@
+"""
+Connections: waiting for the pool and for whom, opening, holding and giving back.
+
+    Engine.raw_connection()          asked .. taken, in force in this context as `_asking`
+      QueuePool._do_get()            wait
+      _ConnectionRecord.__connect()  connect, whichever the pool and its creator
+      Dialect.do_ping()              ping (transactions.py)
+    PoolEvents checkin, detach       ended
+
+The `Checkout` stays with the pool's entry in its public ``record_info`` and,
+for those who wait, in a table of its pool, until the connection is given back.
+A fault of ours is reported and swallowed.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from functools import cache, partial, wraps
+from typing import Any, Final
+from weakref import ref
+
+from sqlalchemy import event
+from sqlalchemy.engine import Dialect, Engine
+from sqlalchemy.pool import ConnectionPoolEntry, Pool, PoolProxiedConnection
+
+from sqltrace import connection as measures
+from sqltrace.capture import internals, pool_wait, transactions
+from sqltrace.collector import FOLD_AT, Collector, current, mark, unmeasurable
+from sqltrace.connection import NEGLIGIBLE, Checkout
+from sqltrace.faults import logger, report_fault
+
+Wrapper = Callable[[Any], Any]
+KEY: Final = transactions.KEY
+
+_collector: Final = current.get
+_asking: Final = transactions.asking
+_lock: Final = threading.Lock()
+_held: dict[int, tuple[ref[Pool], set[Checkout]]] = {}
+_installed: list[tuple[type, str, Any, Any]] = []
+_is_wanted: Callable[[Dialect], bool] = lambda _: False  # noqa: E731 - until it is installed
+
+
+def install(is_wanted: Callable[[Dialect], bool]) -> None:
+    """Measure the connections of these dialects. Called again, nothing changes."""
+    global _is_wanted
+    if _installed or not works()["raw_connection"]:
+        return
+    _is_wanted = is_wanted
+    _wrap(Engine, "raw_connection", _measure_checkout)
+    for place, wrapper in ((internals.waiting(), pool_wait.measure_wait), (internals.connecting(), _measure_connect)):
+        if place is not None:
+            _wrap(*place, wrapper)
+    for name, listener in _LISTENERS:
+        event.listen(Pool, name, listener)
+
+
+def uninstall() -> None:
+    """Put everything back. Where somebody has wrapped our wrapper it stays, and passes calls on."""
+    for owner, name, original, ours in reversed(_installed):
+        if vars(owner).get(name) is ours:
+            setattr(owner, name, original)
+    if _installed:
+        for name, listener in _LISTENERS:
+            event.remove(Pool, name, listener)
+    _installed.clear()
+    transactions.release_all()
+    with _lock:
+        tables = [table for _, table in list(_held.values())]
+        _held.clear()
+    for table in tables:
+        for checkout in table.copy():
+            checkout.end()
+
+
+def release(dialect: Dialect) -> None:
+    """Put back what was replaced on this dialect object."""
+    transactions.release(dialect)
+    with _lock:
+        _held.clear()  # whose pool comes up again is watched anew
+
+
+@cache
+def works() -> dict[str, bool]:
+    """What can be measured with the installed SQLAlchemy. The first time, warns of what cannot."""
+    found = {
+        "raw_connection": internals.asks_for_raw_connection(),
+        "wait": internals.waiting() is not None,
+        "connect": internals.connecting() is not None,
+        "idle_in_transaction": internals.knows_pooled_connection(),
+    }
+    if not found["raw_connection"]:
+        unmeasurable.add("connection")
+        measures.unmeasurable.update(measures.TIMES)
+    measures.unmeasurable.update(name for name in measures.TIMES if not found.get(name, True))
+    if not all(found.values()):
+        missing = ", ".join(name for name, measured in found.items() if not measured)
+        logger.warning("this SQLAlchemy has its connections in a way not known here: %s not measured", missing)
+    return found
+
+
+def _wrap(owner: type, name: str, wrapper: Callable[[Wrapper], Wrapper]) -> None:
+    original = vars(owner)[name]
+    ours = wrapper(original)
+    setattr(owner, name, ours)
+    _installed.append((owner, name, original, ours))
+
+
+def _measure_checkout(original: Wrapper) -> Wrapper:
+    @wraps(original)
+    def raw_connection(engine: Engine) -> PoolProxiedConnection:
+        collector = _collector()
+        if collector is None:
+            return original(engine)  # type: ignore[no-any-return]  # what SQLAlchemy itself returns
+        checkout = _ask(collector, engine)
+        if checkout is None:
+            return original(engine)  # type: ignore[no-any-return]  # likewise
+        outer = _asking.get()
+        _asking.set(checkout)
+        connection = None
+        try:
+            connection = original(engine)
+        finally:
+            _asking.set(outer)
+            _take(collector, checkout, engine.dialect, connection)
+        return connection  # type: ignore[no-any-return]  # likewise
+
+    return raw_connection
+
+
+def _ask(collector: Collector, engine: Engine) -> Checkout | None:
+    """Begin a checkout, in the recordings that want this engine."""
+    try:
+        known = _held.get(id(engine.pool))
+        neighbours = _neighbours(engine) if known is None else known[1]
+        if neighbours is None:
+            return None
+        if collector.parent is None and collector.dialects is None and collector.pending is not None:
+            checkout = Checkout(collector.clock, (collector.label,), neighbours)
+            collector.checkouts.append(checkout)
+            if not len(collector.checkouts) % FOLD_AT:
+                collector.fold()
+            return checkout
+        return _ask_for_several(collector, engine, neighbours)
+    except Exception as fault:
+        report_fault("measuring a checkout", fault)
+        return None
+
+
+def _ask_for_several(innermost: Collector, engine: Engine, neighbours: set[Checkout]) -> Checkout | None:
+    wanting: list[Collector] = []
+    collector: Collector | None = innermost
+    while collector is not None:
+        if collector.pending is not None and (collector.dialects is None or engine.dialect in collector.dialects):
+            wanting.append(collector)
+        collector = collector.parent
+    if not wanting:
+        return None
+    checkout = Checkout(wanting[0].clock, tuple([wanted.label for wanted in wanting]), neighbours)
+    for wanted in wanting:
+        wanted.checkouts.append(checkout)
+        if not len(wanted.checkouts) % FOLD_AT:
+            wanted.fold()
+    return checkout
+
+
+def _neighbours(engine: Engine) -> set[Checkout] | None:
+    """Of a pool that comes up for the first time."""
+    if not _is_wanted(engine.dialect):
+        return None
+    transactions.watch(engine.dialect)
+    pool = engine.pool
+    # By identity, for a WeakKeyDictionary is five times slower: the entry goes before the identity is used again.
+    forget = partial(_held.pop, id(pool), None)
+    with _lock:
+        return _held.setdefault(id(pool), (ref(pool, lambda _: forget()), set()))[1]
+
+
+def _take(collector: Collector, checkout: Checkout, dialect: Dialect, connection: Any) -> None:
+    """The pool has answered: with a connection, or with `None` for an exception."""
+    try:
+        now = checkout.clock()
+        if now - checkout.asked > NEGLIGIBLE:
+            mark(collector, dialect, "connection", checkout.asked, now)
+        if connection is None:
+            checkout.end()
+            return
+        entry = connection.record_info
+        previous = entry.get(KEY)
+        if previous is not None and previous.ended is None:
+            if previous.proxy == id(connection):  # SingletonThreadPool, a second time in one thread
+                checkout.repeated = True
+                checkout.end()
+                return
+            previous.end()  # StaticPool: only the first to close it is told of
+        checkout.taken = now
+        checkout.proxy = id(connection)
+        entry[KEY] = checkout
+        checkout.neighbours.add(checkout)
+    except Exception as fault:
+        report_fault("measuring a checkout", fault)
+
+
+def _measure_connect(original: Wrapper) -> Wrapper:
+    @wraps(original)
+    def connect(entry: ConnectionPoolEntry) -> None:
+        checkout = _asking.get()
+        if checkout is None:
+            original(entry)
+            return
+        started = checkout.clock()
+        if checkout.wait_ended is None:
+            checkout.wait_ended = started
+        checkout.neighbours.add(checkout)
+        try:
+            original(entry)
+        finally:
+            checkout.connect += checkout.clock() - started
+
+    return connect
+
+
+def checkin(_: Any, entry: ConnectionPoolEntry) -> None:
+    try:
+        info = entry.record_info
+        checkout = info.pop(KEY, None) if info else None
+        if checkout is not None:
+            checkout.end()
+    except Exception as fault:
+        report_fault("measuring how long a connection was held", fault)
+
+
+def detach(connection: Any, entry: ConnectionPoolEntry) -> None:
+    checkin(connection, entry)
+
+
+_LISTENERS: Final = (("checkin", checkin), ("detach", detach))

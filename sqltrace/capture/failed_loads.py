@@ -1,0 +1,178 @@
+"""
+Loads that raise instead of loading: `MissingGreenlet` under `AsyncSession`, and ``lazy="raise"``.
+
+They are noticed as they are raised: later a validation of the response may have made another error
+of them, or the application has caught them. What does not pass there, as no connection was
+at hand, is found in the exception that ends the request.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
+from types import TracebackType
+from typing import Any
+
+from sqlalchemy.exc import InvalidRequestError, MissingGreenlet
+
+from sqltrace.callsite import CallSite, call_site_in, find_call_site
+from sqltrace.capture import load_internals
+from sqltrace.capture.joins import link_of
+from sqltrace.capture.origin import kind_for_one, of_attributes, of_relationship, parents_of_one
+from sqltrace.collector import Collector, current
+from sqltrace.failed_load import FailedLoad, LoadError
+from sqltrace.faults import logger, report_fault
+from sqltrace.origin import Origin
+from sqltrace.tally import parents_from
+
+_MAX_FAILED = 20  # of a recording, different ones
+_MAX_EXCEPTIONS = 50  # of one chain
+_lock = threading.RLock()
+_wanted = False
+_replaced: list[tuple[type, str, Any]] = []
+
+
+def handle_error(context: Any) -> None:
+    """Listener of SQLAlchemy's event. Must not raise: that would take the place of the error."""
+    try:
+        if isinstance(context.original_exception, MissingGreenlet) and work():
+            collector = current.get()
+            if collector is not None:
+                found = load_internals.failing_load(load_internals.frames_above())
+                _note(collector, "missing_greenlet", found, find_call_site())
+    except Exception as fault:
+        report_fault("describing a failed load", fault)
+
+
+def install() -> None:
+    """Notice raising loads, from now or from when the application imports `sqlalchemy.orm`."""
+    global _wanted
+    with _lock:
+        _wanted = True
+        install_when_imported()
+
+
+def install_when_imported() -> None:
+    if _wanted and not _replaced and hasattr(sys.modules.get("sqlalchemy.orm"), "Session"):
+        with _lock:
+            for owner, name in load_internals.raising_methods() if not _replaced and work() else ():
+                original = vars(owner)[name]
+                setattr(owner, name, _noticed(original))
+                _replaced.append((owner, name, original))
+
+
+def uninstall() -> None:
+    global _wanted
+    with _lock:
+        _wanted = False
+        while _replaced:
+            owner, name, original = _replaced.pop()
+            # Under somebody else's wrapper ours stays: it passes everything on.
+            if getattr(vars(owner)[name], "__wrapped__", None) is original:
+                setattr(owner, name, original)
+
+
+def note_exception(error: BaseException) -> None:
+    """Note the failed loads that led to an exception which ends a recording. Never raises."""
+    try:
+        collector = current.get()
+        if collector is not None:
+            for raised in _chain(error):
+                kind = _error_of(raised)
+                if kind is not None and raised.__traceback__ is not None and work():
+                    found = load_internals.failing_load(_innermost_first(raised.__traceback__))
+                    _note(collector, kind, found, call_site_in(raised.__traceback__))
+    except Exception as fault:
+        report_fault("describing a failed load", fault)
+
+
+@cache
+def work() -> bool:
+    """Self-test: whether the installed SQLAlchemy raises where it is known here. Imports `sqlalchemy.orm`."""
+    works = load_internals.failed_loads_are_told()
+    if not works:
+        logger.warning("this SQLAlchemy raises in a way that is not known here: what could not be loaded is not told")
+    return works
+
+
+def _noticed(original: Callable[..., Any]) -> Callable[..., Any]:
+    def raise_load(self: Any, state: Any, *arguments: Any, **options: Any) -> Any:
+        try:
+            collector = current.get()
+            if collector is not None:
+                prop = load_internals.property_of(self)
+                found = prop, state, frozenset[str](), prop.key
+                _note(collector, "raise_load", found, find_call_site())
+        except Exception as fault:
+            report_fault("describing a failed load", fault)
+        return original(self, state, *arguments, **options)
+
+    raise_load.__wrapped__ = original  # type: ignore[attr-defined]
+    return raise_load
+
+
+def _note(
+    collector: Collector | None, error: LoadError, found: load_internals.FailingLoad | None, call_site: CallSite | None
+) -> None:
+    if found is None:
+        return  # SQL of its own, no load
+    prop, state, names, key = found
+    parents = parents_of_one(collector, state) if collector is not None else None
+    path, root = load_internals.path_to(state)
+    origin = _origin(prop, state, names)
+    failed = FailedLoad(
+        error,
+        origin.relationship or ".".join(filter(None, (origin.entity, key or next(iter(origin.attributes), None)))),
+        origin,
+        tuple(link_of(step).name for step in path),
+        root,
+        call_site,
+        None if parents is None else parents_from(parents),
+    )
+    while collector is not None:
+        noted = collector.failed_loads
+        if len(noted) < _MAX_FAILED and not any(_same(failed, other) for other in noted):
+            noted.append(failed)
+        collector = collector.parent
+
+
+def _same(one: FailedLoad, other: FailedLoad) -> bool:
+    return (one.error, one.attribute, one.call_site) == (other.error, other.attribute, other.call_site)
+
+
+def _origin(prop: Any, state: Any, names: frozenset[str]) -> Origin:
+    if hasattr(prop, "uselist"):
+        return of_relationship("lazy", prop)
+    attributes = names or frozenset((prop.key,) if prop is not None else ())
+    return of_attributes(kind_for_one(attributes, state), state.class_.__name__, attributes)
+
+
+def _error_of(error: BaseException) -> LoadError | None:
+    if isinstance(error, MissingGreenlet):
+        return "missing_greenlet"
+    return "raise_load" if isinstance(error, InvalidRequestError) and load_internals.is_raise_load(error) else None
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The exception, those that it came from, and those in it if it is a group."""
+    waiting, seen = [error], set[int]()
+    while waiting and len(seen) < _MAX_EXCEPTIONS:
+        raised = waiting.pop()
+        if id(raised) in seen:
+            continue
+        seen.add(id(raised))
+        yield raised
+        waiting += [inner for inner in (raised.__cause__, raised.__context__) if inner is not None]
+        if isinstance(raised, BaseExceptionGroup):
+            waiting += raised.exceptions
+
+
+def _innermost_first(traceback: TracebackType) -> Iterable[Any]:
+    frames = []
+    entry: TracebackType | None = traceback
+    while entry is not None:
+        frames.append(entry.tb_frame)
+        entry = entry.tb_next
+    return reversed(frames)

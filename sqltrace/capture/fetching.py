@@ -1,0 +1,242 @@
+"""
+Fetch strategies that do what SQLAlchemy's own do, and count the rows and the time.
+
+A row counts when it is taken from the driver's cursor, also if nobody asks for it in the end.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any, Final, NoReturn
+
+from sqltrace.capture import internals
+from sqltrace.capture.building import Block, building
+from sqltrace.capture.failure import describe_failure
+from sqltrace.capture.internals import BufferedRowCursorFetchStrategy, CursorFetchStrategy
+from sqltrace.collector import Collector, Execution, mark
+from sqltrace.faults import report_fault
+
+_UNTIMED: Final = 15  # rows after each one that is timed, where all rows are in memory; a power of 2 less 1
+_LEAST_MARK: Final = 200_000  # nanoseconds of reading row by row that are marked at once
+
+
+def begin(execution: Execution) -> None:
+    """From now on rows are counted, and more may come."""
+    execution.rows = 0
+    execution.open = True
+
+
+def add_fetch(collector: Collector, execution: Execution, started: int, rows: int) -> None:
+    """Note a fetch that ends now. Never raises."""
+    try:
+        ended = collector.clock()
+        execution.rows = (execution.rows or 0) + rows
+        execution.fetch += ended - started
+        mark(collector, execution.dialect, "database", started, ended)
+        block = building.get()
+        if block is not None:
+            block.leave_out(started, ended)
+    except Exception as fault:
+        report_fault("counting rows", fault)
+
+
+def _flush(strategy: CountedFetch, block: Block | None) -> None:
+    """Mark the time of single rows as one stretch that ends now: it is exact in length, not in place."""
+    spent, strategy.unmarked = strategy.unmarked, 0
+    now = strategy.collector.clock()
+    mark(strategy.collector, strategy.execution.dialect, "database", now - spent, now)
+    if block is not None:
+        block.leave_out(now - spent, now)
+
+
+def _close(strategy: Any) -> None:
+    """No more rows come. Never raises."""
+    try:
+        block = building.get()
+        if strategy.unmarked:
+            _flush(strategy, block)
+        if block is None or block.execution is not strategy.execution:
+            strategy.execution.open = False  # otherwise the objects of these rows are still to come
+    except Exception as fault:
+        report_fault("counting rows", fault)
+
+
+class _Counted(CursorFetchStrategy):
+    """What the two kinds share: failures, and the end."""
+
+    __slots__ = ()
+
+    collector: Collector
+    execution: Execution
+
+    def soft_close(self, result: Any, dbapi_cursor: Any) -> None:
+        super().soft_close(result, dbapi_cursor)
+        _close(self)
+
+    def hard_close(self, result: Any, dbapi_cursor: Any) -> None:
+        super().hard_close(result, dbapi_cursor)
+        _close(self)
+
+    def handle_exception(self, result: Any, dbapi_cursor: Any, err: BaseException) -> NoReturn:
+        self.fail(err)
+        super().handle_exception(result, dbapi_cursor, err)
+
+    def fail(self, error: BaseException) -> None:
+        try:
+            self.execution.failure = describe_failure(error)
+            self.execution.open = False
+        except Exception as fault:
+            report_fault("describing a failed fetch", fault)
+
+
+class CountedFetch(_Counted):
+    """Reads a cursor directly."""
+
+    __slots__ = ("collector", "execution", "unmarked", "untimed")
+
+    def __init__(self, collector: Collector, execution: Execution) -> None:
+        self.collector = collector
+        self.execution = execution
+        self.unmarked = 0
+        self.untimed = 0
+
+    def fetchone(self, result: Any, dbapi_cursor: Any, hard_close: bool = False) -> Any:
+        # SQLAlchemy's own, written out: a call more for each row would double its cost.
+        execution = self.execution
+        rows: Any = execution.rows
+        timed = not rows & self.untimed
+        started = self.collector.clock() if timed else 0
+        try:
+            row = dbapi_cursor.fetchone()
+        except BaseException as error:
+            if timed:
+                self.spend(started, rows, dbapi_cursor)
+            self.handle_exception(result, dbapi_cursor, error)
+        if timed:
+            self.spend(started, rows, dbapi_cursor)
+        if row is not None:
+            execution.rows = rows + 1
+            return row
+        try:
+            internals.soft_close(result, hard_close)
+        except BaseException as error:
+            self.handle_exception(result, dbapi_cursor, error)
+        return None
+
+    def spend(self, started: int, rows: int, dbapi_cursor: Any) -> None:
+        """Note the time of a row, and of those after it that are not timed. Never raises."""
+        try:
+            spent = (self.collector.clock() - started) * (self.untimed + 1)
+            self.execution.fetch += spent
+            self.unmarked += spent
+            if self.unmarked > _LEAST_MARK:
+                _flush(self, building.get())
+            elif rows == 1 and (self.execution.dialect.is_async or dbapi_cursor.rowcount >= 0):
+                self.untimed = _UNTIMED  # the rows are here: each takes as long as the next
+        except Exception as fault:
+            report_fault("timing rows", fault)
+
+    def fetchmany(self, result: Any, dbapi_cursor: Any, size: int | None = None) -> Any:
+        started = self.collector.clock()
+        rows: Any = ()
+        try:
+            rows = super().fetchmany(result, dbapi_cursor, size)
+        finally:
+            add_fetch(self.collector, self.execution, started, len(rows))
+        return rows
+
+    def fetchall(self, result: Any, dbapi_cursor: Any) -> Any:
+        started = self.collector.clock()
+        rows: Any = ()
+        try:
+            rows = CursorFetchStrategy.fetchall(self, result, dbapi_cursor)
+        finally:
+            add_fetch(self.collector, self.execution, started, len(rows))
+        return rows
+
+    def yield_per(self, result: Any, dbapi_cursor: Any, num: int) -> None:
+        super().yield_per(result, dbapi_cursor, num)
+        result.cursor_strategy = CountedStream(
+            self.collector, self.execution, dbapi_cursor, {"max_row_buffer": num}, resumed=True
+        )
+
+
+class CountedReturning(CountedFetch):
+    """Of an INSERT, UPDATE or DELETE: a dialect may still replace it, before it is asked for a description."""
+
+    __slots__ = ()
+
+    @property
+    def alternate_cursor_description(self) -> None:  # type: ignore[override]  # SQLAlchemy only reads it
+        begin(self.execution)
+
+
+class CountedStream(_Counted, BufferedRowCursorFetchStrategy):
+    """Reads a server-side cursor, or any with `yield_per`, through a buffer that grows."""
+
+    __slots__ = ("collector", "cursor", "execution", "options")
+
+    unmarked = 0
+
+    def __init__(
+        self, collector: Collector, execution: Execution, cursor: Any, options: Any, *, resumed: bool = False
+    ) -> None:
+        self.collector = collector
+        self.execution = execution
+        self.cursor = None if resumed else cursor
+        self.options = options
+        if resumed:
+            super().__init__(cursor, options, growth_factor=0, initial_buffer=deque())
+
+    @property
+    def alternate_cursor_description(self) -> None:  # type: ignore[override]  # SQLAlchemy only reads it
+        """
+        `None`, and the first row is fetched, as the constructor of SQLAlchemy's own does.
+
+        Not in ours, which runs earlier: errors have to come from where the
+        application expects them, and the description of some cursors comes
+        with the first row only.
+        """
+        cursor, self.cursor = self.cursor, None
+        if cursor is None:
+            return
+        begin(self.execution)
+        started = self.collector.clock()
+        fetched = 0
+        try:
+            super().__init__(cursor, self.options)
+            fetched = internals.buffered_rows(self)
+        except BaseException as error:
+            self.fail(error)
+            raise
+        finally:
+            add_fetch(self.collector, self.execution, started, fetched)
+
+    def _buffer_rows(self, result: Any, dbapi_cursor: Any) -> None:
+        started = self.collector.clock()
+        try:
+            internals.buffer_rows(self, result, dbapi_cursor)
+        finally:
+            add_fetch(self.collector, self.execution, started, internals.buffered_rows(self))
+
+    def fetchmany(self, result: Any, dbapi_cursor: Any, size: int | None = None) -> Any:
+        if size is None:
+            return self.fetchall(result, dbapi_cursor)
+        before = internals.buffered_rows(self)
+        started = self.collector.clock()
+        rows: Any = ()
+        try:
+            rows = super().fetchmany(result, dbapi_cursor, size)
+        finally:
+            add_fetch(self.collector, self.execution, started, len(rows) + internals.buffered_rows(self) - before)
+        return rows
+
+    def fetchall(self, result: Any, dbapi_cursor: Any) -> Any:
+        before = internals.buffered_rows(self)
+        started = self.collector.clock()
+        rows: Any = ()
+        try:
+            rows = super().fetchall(result, dbapi_cursor)
+        finally:
+            add_fetch(self.collector, self.execution, started, max(0, len(rows) - before))
+        return rows

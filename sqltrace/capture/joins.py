@@ -1,0 +1,110 @@
+"""What a SELECT was asked for and what eager joins added: once per compiled statement."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from sqltrace.capture import join_internals
+from sqltrace.declaration import Declaration
+from sqltrace.faults import logger, report_fault
+from sqltrace.widening import EagerJoin, Widening
+
+_ATTRIBUTE = "_sqltrace_link"
+
+
+def find_widening(compiled: Any) -> Widening | None:
+    """How eager loading widened an ORM SELECT; `None` where it did not. Never raises."""
+    try:
+        state = join_internals.select_state(compiled) if work() else None
+        return None if state is None else _widening(state)
+    except Exception as fault:
+        report_fault("analysing eager joins", fault)
+        return None
+
+
+@cache
+def work() -> bool:
+    """Self-test: whether the installed SQLAlchemy tells its eager joins. Imports `sqlalchemy.orm`."""
+    works = join_internals.joins_are_told()
+    if not works:
+        logger.warning(
+            "this SQLAlchemy makes its eager joins in a way that is not known here: what they add is not told"
+        )
+    return works
+
+
+def _widening(state: join_internals.SelectState) -> Widening:
+    columns = [] if state.wrapped else state.primary_columns
+    sent = join_internals.count_tables(join_internals.sources([*state.froms, *columns]))
+    joins = _eager_joins(state)
+    if state.is_load:
+        asked = join_internals.count_tables(join_internals.sources([selectable for _, selectable in state.entities]))
+    else:
+        asked = sent - sum(join.tables for join in joins)
+    return Widening(
+        entities=tuple(mapper.class_.__name__ for mapper, _ in state.entities),
+        asked_tables=asked,
+        asked_columns=len(state.primary_columns) - state.own_columns,
+        sent_tables=sent,
+        sent_columns=state.sent_columns,
+        joins=joins,
+        limited=state.wrapped,
+    )
+
+
+def _eager_joins(state: join_internals.SelectState) -> tuple[EagerJoin, ...]:
+    targets = [join_internals.sources((join.selectable,)) for join in state.joins]
+    owners = {source: place for place, sources in enumerate(targets) for source in sources}
+    columns = [0] * len(targets)
+    place = 0
+    for column in state.secondary_columns:
+        # An expression over a subquery has no table: it stands among the columns of its class.
+        place = owners.get(getattr(column, "table", None), place)
+        columns[place] += 1
+    return tuple(map(_eager_join, state.joins, targets, columns))
+
+
+def _eager_join(join: join_internals.EagerTarget, sources: set[Any], columns: int) -> EagerJoin:
+    links = [link_of(prop) for prop in join.properties]
+    last = links[-1]
+    return EagerJoin(
+        tuple([link.name for link in links]),
+        last.entity,
+        last.uselist,
+        join.by_option,
+        join_internals.count_tables(sources) + last.secondary_tables,
+        columns,
+        last.declaration,
+    )
+
+
+class Link:
+    """A relationship in words."""
+
+    __slots__ = ("declaration", "entity", "name", "owner", "secondary_tables", "uselist")
+
+    def __init__(self, prop: Any) -> None:
+        owner, key = prop.parent.class_, prop.key
+        self.owner: str = owner.__name__
+        self.name = f"{self.owner}.{key}"
+        self.entity: str = prop.mapper.class_.__name__
+        self.uselist = bool(prop.uselist)
+        secondary = prop.secondary
+        self.secondary_tables = (
+            0 if secondary is None else join_internals.count_tables(join_internals.sources((secondary,)))
+        )
+        declaring = [
+            (cls.__module__, cls.__qualname__)
+            for cls in owner.__mro__
+            if key in cls.__dict__ or key in cls.__dict__.get("__annotations__", ())  # noqa: RUF063 - its own, unevaluated
+        ]
+        self.declaration = Declaration(key, tuple(declaring))
+
+
+def link_of(prop: Any) -> Link:
+    """Kept on the property itself, and lives as long: no class is kept alive for it."""
+    known: Link | None = prop.__dict__.get(_ATTRIBUTE)
+    if known is None:
+        known = prop.__dict__[_ATTRIBUTE] = Link(prop)
+    return known

@@ -1,0 +1,221 @@
+"""
+All access to what SQLAlchemy does not document about the loading of relationships and attributes.
+
+Whether the names read here are those of the installed SQLAlchemy is tested when the first
+ORM statement comes, or `capabilities()` is called: `sqlalchemy.orm` is imported then.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from types import FrameType, FunctionType
+from typing import Any
+
+from sqlalchemy.sql import compiler
+
+
+def origins_are_told() -> bool:
+    """Self-test: whether the names by which statements tell why they run are known. Imports `sqlalchemy.orm`."""
+    try:
+        from sqlalchemy.orm import context
+
+        options: Any = context.QueryContext.default_load_options
+        return bool(
+            {"_lazy_loaded_from", "_sa_top_level_orm_context", "_refresh_state", "_is_user_refresh"}
+            <= set(dir(options))
+            and hasattr(compiler.SQLCompiler, "compile_state")
+            and {"_entities", "current_path", "compile_options", "_sa_orm_load_options"}
+            <= names_in(compile_state_class())
+            and hasattr(compile_state_class().default_compile_options, "_only_load_props")
+        )
+    except Exception:
+        return False
+
+
+def compile_state_class() -> Any:
+    """The class of what an ORM SELECT keeps of its compilation, whose name differs between 2.0 and 2.1."""
+    from sqlalchemy.orm import context
+
+    name = "ORMSelectCompileState"
+    return getattr(context, f"_{name}", None) or getattr(context, name)
+
+
+def names_in(*owners: Any) -> set[str]:
+    """What the code of classes, and of functions in modules, mentions: attributes, annotations, strings."""
+    names: set[str] = set()
+    for owner in owners:
+        for cls in getattr(owner, "__mro__", (owner,)):
+            names.update(vars(cls), vars(cls).get("__annotations__", ()))
+            for member in vars(cls).values():
+                function = getattr(member, "__func__", member)
+                if isinstance(function, FunctionType):
+                    code = function.__code__
+                    names.update(code.co_names, (const for const in code.co_consts if isinstance(const, str)))
+    return names
+
+
+def goes_through_orm(compiled: Any) -> bool:
+    """Whether the ORM had a hand in the statement: also in INSERT, UPDATE and DELETE, which load nothing."""
+    return type(getattr(compiled, "compile_state", None)).__module__.startswith("sqlalchemy.orm.")
+
+
+def loads(compiled: Any) -> bool:
+    """Whether a statement that goes through the ORM loads objects or their columns."""
+    return hasattr(compiled.compile_state, "current_path")
+
+
+def current_path(compiled: Any) -> tuple[Any, ...]:
+    """
+    From the entity of the query to what is loaded: mappers and relationship properties by turns.
+
+    Ends in the relationship that is loaded; empty for a query of its own.
+    """
+    path: tuple[Any, ...] = compiled.compile_state.current_path.path
+    return path
+
+
+def is_subclass_load(compiled: Any) -> bool:
+    """
+    Whether a statement without a path may load the columns of a subclass (``polymorphic_load="selectin"``).
+
+    By the name of its parameter: nothing else tells. Such a load runs while objects are made.
+    """
+    return "primary_keys" in getattr(compiled, "binds", ())
+
+
+def only_attributes(compiled: Any) -> frozenset[str]:
+    """The attributes that are loaded into an object which is there already; empty for all."""
+    names = compiled.compile_state.compile_options._only_load_props
+    return frozenset(names or ())
+
+
+def load(context: Any) -> tuple[Any, bool, bool, bool] | None:
+    """
+    What the ORM passes along with a statement that loads more for objects it has; `None` for a query of its own.
+
+    Returns:
+        The state of the object that the load is for, `None` where it is for
+        many; whether it loads attributes of that very object; whether another
+        load, which is going on, runs it; whether `Session.refresh` asked for it.
+    """
+    options = context.execution_options.get("_sa_orm_load_options")
+    if options is None:
+        return None
+    state = options._lazy_loaded_from
+    refreshed = options._refresh_state
+    within = options._sa_top_level_orm_context is not None
+    if refreshed is None:
+        return (state, False, within, False) if state is not None or within else None
+    return refreshed, True, within, options._is_user_refresh
+
+
+def is_subquery_load(compiled: Any) -> bool:
+    """
+    Of a load for many objects: whether it repeats the query of these in a subquery.
+
+    What finds the parents is selected after the entity there, and before it in a ``selectin`` load.
+    """
+    return not hasattr(compiled.compile_state._entities[-1], "selectable")
+
+
+def load_number(state: Any) -> int | None:
+    """The number of the load that filled an object; see `orm_internals.load_number`."""
+    return getattr(state, "runid", None)
+
+
+def loaded_class(compiled: Any) -> str | None:
+    """Name of the class that a statement loads."""
+    mapper = getattr(compiled.compile_state._entities[-1], "mapper", None)
+    return None if mapper is None else mapper.class_.__name__
+
+
+FailingLoad = tuple[Any, Any, frozenset[str], str | None]
+
+
+def failing_load(frames: Iterable[FrameType]) -> FailingLoad | None:
+    """
+    The load in whose midst a stack stands: property, state of the object, names of columns, attribute touched.
+
+    The property is `None` for columns, and there are no names for a relationship.
+
+    Args:
+        frames: Innermost first.
+    """
+    frames = iter(frames)
+    for frame in frames:
+        if not frame.f_globals.get("__name__", "").startswith("sqlalchemy.orm."):
+            continue
+        name = frame.f_code.co_name
+        if name in ("_load_for_state", "_emit_lazyload"):
+            variables = frame.f_locals
+            prop = property_of(variables["self"])
+            return prop, variables["state"], frozenset(), prop.key
+        if name in ("load_scalar_attributes", "_load_scalar_attributes"):
+            variables = frame.f_locals
+            return None, variables["state"], frozenset(variables["attribute_names"] or ()), _touched(frames)
+        if frame.f_globals["__name__"] == "sqlalchemy.orm.dynamic" and "self" in frame.f_locals:
+            collection = frame.f_locals["self"]
+            state = collection.instance._sa_instance_state
+            return state.mapper.attrs[collection.attr.key], state, frozenset(), collection.attr.key
+    return None
+
+
+def _touched(frames: Iterator[FrameType]) -> str | None:
+    for frame in frames:
+        if frame.f_code.co_name == "__get__" and frame.f_globals.get("__name__") == "sqlalchemy.orm.attributes":
+            key: str = frame.f_locals["self"].key
+            return key
+    return None
+
+
+def frames_above() -> Iterator[FrameType]:
+    """From the caller outwards."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def property_of(loader: Any) -> Any:
+    """The relationship or column property that a loader strategy is for."""
+    return loader.parent_property
+
+
+def path_to(state: Any) -> tuple[tuple[Any, ...], str | None]:
+    """The relationships from the entity of a query to an object that it loaded, and the name of that entity."""
+    path = state.load_path.path
+    return path[1::2], path[0].mapper.class_.__name__ if path else None
+
+
+def failed_loads_are_told() -> bool:
+    """Self-test: whether the places are known where loads raise. Imports `sqlalchemy.orm`."""
+    try:
+        from sqlalchemy.orm import loading, state
+
+        methods = [vars(owner)[name].__code__.co_varnames[:2] for owner, name in raising_methods()]
+        columns = vars(loading).get("_load_scalar_attributes") or vars(loading)["load_scalar_attributes"]
+        return (
+            methods == [("self", "state")] * 2
+            and {"state", "attribute_names"} <= set(columns.__code__.co_varnames)
+            and all({"_load_for_state", "parent_property"} <= names_in(owner) for owner, _ in raising_methods())
+            and "load_path" in names_in(state.InstanceState)
+        )
+    except Exception:
+        return False
+
+
+def raising_methods() -> list[tuple[type, str]]:
+    """Where the loaders of relationships and of columns raise what ``lazy="raise"`` wants."""
+    from sqlalchemy.orm import strategies
+
+    name = "_invoke_raise_load"
+    return [(owner, name) for owner in vars(strategies).values() if isinstance(owner, type) and name in vars(owner)]
+
+
+def is_raise_load(error: BaseException) -> bool:
+    """Whether one of `raising_methods` raised it."""
+    entry = error.__traceback__
+    while entry is not None and entry.tb_next is not None:
+        entry = entry.tb_next
+    return entry is not None and entry.tb_frame.f_code.co_name == "_invoke_raise_load"

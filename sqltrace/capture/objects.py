@@ -1,0 +1,182 @@
+"""
+The time that rows take to become ORM objects, and how many objects they become.
+
+Every ORM query makes its objects in one function of SQLAlchemy, ``orm.loading.instances``,
+in chunks: all rows at once, or as many as `yield_per` says, when the application reads
+on. It is replaced while engines are instrumented, and `sqlalchemy.orm` is not imported for it.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import chain
+from typing import Any
+
+from sqltrace.capture import orm_internals
+from sqltrace.capture.building import Block
+from sqltrace.collector import Collector, Execution, unmeasurable
+from sqltrace.faults import logger, report_fault
+
+_MAX_LOADS = 1_000  # of a recording, of which it is known that objects came from them
+_lock = threading.RLock()
+_wanted = False
+_works: bool | None = None
+_original: Callable[[Any, Any], Any] | None = None
+
+
+def install() -> None:
+    """Measure the making of objects, from now or from when the application imports `sqlalchemy.orm`."""
+    global _wanted
+    with _lock:
+        _wanted = True
+        install_when_imported()
+
+
+def install_when_imported() -> None:
+    """For the first statements of each kind: an ORM query comes here before it makes an object."""
+    global _original
+    # The name comes late in the import: the modules that make objects are complete then.
+    if _original is None and _wanted and hasattr(sys.modules.get("sqlalchemy.orm"), "Session"):
+        with _lock:
+            if _original is None and _wanted and work():
+                loading = orm_internals.orm_loading()
+                _original, loading.instances = loading.instances, instances
+
+
+def uninstall() -> None:
+    global _wanted, _original
+    with _lock:
+        _wanted = False
+        # Under somebody else's wrapper ours stays: it passes everything on, as no statement is noted.
+        if _original is not None and (loading := orm_internals.orm_loading()).instances is instances:
+            loading.instances, _original = _original, None
+
+
+def instances(cursor: Any, context: Any) -> Any:
+    """In the place of `sqlalchemy.orm.loading.instances`."""
+    original = _original
+    if original is None:  # taken out a moment ago, while this call was on its way
+        return orm_internals.orm_loading().instances(cursor, context)
+    noted = getattr(getattr(cursor, "context", None), "_sqltrace", None)
+    if noted is None:
+        return original(cursor, context)
+    build = _Build(noted[0], noted[1], context)
+    build.begin()
+    result = None
+    try:
+        result = original(cursor, context)
+    finally:
+        build.end(last=result is None)
+    build.follow(result)
+    return result
+
+
+class _Build:
+    """The making of objects of one statement's rows. None of its methods raises what is a fault of ours."""
+
+    __slots__ = ("block", "collector", "context", "execution", "newest")
+
+    def __init__(self, collector: Collector, execution: Execution, context: Any) -> None:
+        self.collector = collector
+        self.execution = execution
+        self.context = context  # no longer than SQLAlchemy's own generator of the chunks keeps it
+        self.block: Block | None = None
+        self.newest: Any = None
+
+    def begin(self) -> None:
+        try:
+            self.execution.open = True
+            self.newest = orm_internals.newest_object(self.context)
+            self.block = Block(self.collector, self.execution, self.context)
+        except Exception as fault:
+            report_fault("timing objects", fault)
+
+    def end(self, last: bool) -> None:
+        try:
+            block, self.block = self.block, None
+            if block is not None:
+                block.end()
+            self.count_entities()
+            self.remember()
+            if last:
+                self.execution.open = False
+        except Exception as fault:
+            report_fault("timing objects", fault)
+
+    def follow(self, result: Any) -> None:
+        """Time the chunks that the application is going to read."""
+        try:
+            chunks = result.chunks
+            if orm_internals.is_prebuffered(self.context):
+                self.count_roots(next(chunks(None), []))
+                self.execution.open = False
+                return
+            timed = partial(_timed, self, chunks)
+            iterator = chain.from_iterable(timed(orm_internals.yield_per(result)))
+            result.chunks, result.iterator = timed, iterator
+        except Exception as fault:
+            report_fault("timing objects", fault)
+
+    def count_roots(self, rows: list[Any]) -> None:
+        try:
+            roots = orm_internals.distinct_roots(self.context, rows)
+            if roots is not None:
+                self.execution.roots = (self.execution.roots or 0) + roots
+        except Exception as fault:
+            report_fault("counting objects", fault)
+
+    def remember(self) -> None:
+        """For loads that these objects will lead to: the state of each has the number of the query that filled it."""
+        loads = self.collector.loads
+        number = orm_internals.load_number(self.context)
+        if number is not None:
+            if len(loads) >= _MAX_LOADS:
+                del loads[next(iter(loads))]
+            execution = self.execution
+            # An object that is refreshed still comes from the query that found it.
+            again = execution.origin.kind in ("refresh", "deferred") and execution.parents
+            loads[number] = again or execution.as_parents()
+
+    def count_entities(self) -> None:
+        newest, self.newest = self.newest, None
+        made = orm_internals.objects_since(self.context, newest)
+        if made is None:
+            return
+        entities = self.execution.entities
+        if not entities:
+            self.execution.entities = made
+        else:
+            self.execution.entities = {name: entities.get(name, 0) + made.get(name, 0) for name in {**entities, **made}}
+
+
+def _timed(build: _Build, chunks: Callable[[int | None], Iterator[list[Any]]], size: int | None) -> Iterator[list[Any]]:
+    remaining = iter(chunks(size))
+    last = False
+    while not last:
+        last = True
+        build.begin()
+        try:
+            rows = next(remaining)
+            last = not size  # then one chunk has all rows
+        except StopIteration:
+            return
+        finally:
+            build.end(last)
+        build.count_roots(rows)
+        yield rows
+
+
+def work() -> bool:
+    """Self-test: whether `instances` of the installed SQLAlchemy makes objects in chunks that can be timed."""
+    global _works
+    if _works is None:
+        _works = orm_internals.instances_come_in_chunks()
+        if not _works:
+            unmeasurable.add("objects")
+            logger.warning(
+                "this SQLAlchemy makes its objects in a way that is not known here: their time is not measured"
+            )
+    return _works

@@ -1,0 +1,139 @@
+"""
+All access to what SQLAlchemy's ORM does not document. Imports `sqlalchemy.orm` when asked to only.
+
+Each reader answers `None` when SQLAlchemy has changed under it, and says so once.
+"""
+
+from __future__ import annotations
+
+from itertools import chain
+from types import SimpleNamespace
+from typing import Any, cast
+
+from sqltrace.faults import logger
+
+_warned: set[str] = set()
+
+
+def is_prebuffered(context: Any) -> bool:
+    """Whether all objects of this `QueryContext` are made at once, as for an `AsyncSession`."""
+    return bool(context.execution_options.get("prebuffer_rows", False))
+
+
+def yield_per(result: Any) -> int | None:
+    """Rows of a chunk; `None` for all."""
+    size: int | None = result._yield_per
+    return size
+
+
+def newest_object(context: Any) -> tuple[Any, Any] | None:
+    """State and object that came last into the session. Keep them as long as `objects_since` is to find them."""
+    try:
+        state = next(reversed(context.session.identity_map._dict.values()), None)
+        return state, None if state is None else state.obj()
+    except Exception as error:
+        _warn_once("which objects a statement makes", error)
+        return None
+
+
+def objects_since(context: Any, newest: tuple[Any, Any] | None) -> dict[str, int] | None:
+    """Objects by class name that this `QueryContext` has put into its session after `newest`."""
+    if newest is None:
+        return None
+    try:
+        states = context.session.identity_map._dict
+        runid = context.runid
+        made: dict[str, int] = {}
+        for state in reversed(states.values()):
+            if state is newest[0]:
+                break
+            if state.runid == runid:
+                name = state.class_.__name__
+                made[name] = made.get(name, 0) + 1
+        return made
+    except RuntimeError:
+        return None  # an object died while its place was passed
+    except Exception as error:
+        _warn_once("which objects a statement makes", error)
+        return None
+
+
+def distinct_roots(context: Any, rows: list[Any]) -> int | None:
+    """Different objects of the first entity asked for, if joined collections can repeat it in many rows."""
+    try:
+        state = context.compile_state
+        if not state.multi_row_eager_loaders:
+            return None
+        entities = state._entities
+    except Exception as error:
+        _warn_once("how many rows are repetitions", error)
+        return None
+    if rows and type(rows[0]) is tuple:
+        place = next((place for place, entity in enumerate(entities) if _is_object(entity)), 0)
+        return len({id(row[place]) for row in rows})
+    return len(set(map(id, rows)))
+
+
+def _is_object(entity: Any) -> bool:
+    """Not a column or a bundle of columns, as the keys are that a selectin load asks for first."""
+    return entity.supports_single_entity is True and not hasattr(entity, "bundle")
+
+
+def load_number(context: Any) -> int | None:
+    """The number that SQLAlchemy gives each making of objects, and writes on the state of every object made."""
+    number: int | None = getattr(context, "runid", None)
+    return number
+
+
+def orm_loading() -> Any:
+    """The module that makes ORM objects; importing it takes a tenth of a second."""
+    from sqlalchemy.orm import loading
+
+    return loading
+
+
+def instances_come_in_chunks() -> bool:
+    """
+    Self-test: whether ``orm.loading.instances`` answers with a result whose chunks make the objects.
+
+    Run on stand-ins for the cursor and the query. Imports `sqlalchemy.orm`.
+    """
+    loading = orm_loading()
+    asked: list[int | None] = []
+
+    def fetchall() -> list[tuple[int]]:
+        asked.append(None)
+        return [(1,), (2,)]
+
+    entity = _StandIn(row_processor=lambda *_: (lambda row: row[0], "a", ()), supports_single_entity=True)
+    context = _StandIn(
+        load_options=_StandIn(),
+        compile_state=_StandIn(_has_mapper_entities=True, _entities=[entity]),
+        execution_options={},
+    )
+    stand_in = _StandIn(
+        _raw_all_rows=fetchall,
+        _raw_all_tuples=fetchall,
+        context=_StandIn(),
+        _soft_close=lambda **_: None,
+    )
+    try:
+        result: Any = loading.instances(cast("Any", stand_in), cast("Any", context))
+        chunks = result.chunks
+        result.iterator = chain.from_iterable(chunks(result._yield_per))
+        return asked == [] and result.scalars().all() == [1, 2] and asked == [None]
+    except Exception:
+        return False
+
+
+class _StandIn(SimpleNamespace):
+    """Has no such attribute of any name: what does not matter to a self-test may change in SQLAlchemy."""
+
+    def __getattr__(self, name: str) -> None:
+        return None
+
+
+def _warn_once(what: str, error: Exception) -> None:
+    if what not in _warned:
+        _warned.add(what)
+        logger.warning("this SQLAlchemy does not tell %s, which stays unknown: %r", what, error)

@@ -1,0 +1,81 @@
+"""The wait for a connection of a `QueuePool`: how long, how full the pool was, and who held its connections."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, Final
+
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
+
+from sqltrace.capture.transactions import asking
+from sqltrace.connection import Checkout, Holder, PoolWait
+from sqltrace.faults import report_fault
+
+_NOTABLE: Final = 1_000_000  # nanoseconds; a thread may lose less to others in the pool's own work
+_MAX_HOLDERS: Final = 10
+_BRIEF: Final = 20  # who held a connection for less than this part of the wait is not named
+
+
+def measure_wait(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    @wraps(original)
+    def _do_get(pool: QueuePool) -> ConnectionPoolEntry:
+        checkout = asking.get()
+        if checkout is None or checkout.wait_started is not None:  # it calls itself when another was faster
+            return original(pool)  # type: ignore[no-any-return]  # what SQLAlchemy itself returns
+        # Who holds connections now: those who free the pool are gone when the wait is over. One C call: threads.
+        before = checkout.neighbours.copy() if checkout.neighbours else None
+        checkout.wait_started = checkout.clock()
+        entry, timed_out = None, False
+        try:
+            entry = original(pool)
+        except PoolTimeoutError:
+            timed_out = True
+            raise
+        finally:
+            ended = checkout.wait_ended
+            if ended is None:
+                ended = checkout.wait_ended = checkout.clock()
+            checkout.wait = ended - checkout.wait_started
+            if timed_out or checkout.wait >= _NOTABLE:
+                _add_wait(checkout, pool, before, timed_out)
+            if entry is not None:
+                checkout.neighbours.add(checkout)
+        return entry  # type: ignore[no-any-return]  # what SQLAlchemy itself returns
+
+    return _do_get
+
+
+def _add_wait(checkout: Checkout, pool: QueuePool, before: set[Checkout] | None, timed_out: bool) -> None:
+    """Add to a checkout how its wait ended, and who held connections before or at the end. Never raises."""
+    try:
+        holders = checkout.neighbours | (before or set())
+        holders.discard(checkout)
+        if timed_out or pool.checkedout() >= pool.size():  # else it lost that time to other threads
+            checkout.pool_wait = _describe(checkout, pool, holders, timed_out)
+    except Exception as fault:
+        report_fault("describing the wait for a connection", fault)
+
+
+def _describe(checkout: Checkout, pool: QueuePool, holders: set[Checkout], timed_out: bool) -> PoolWait:
+    during = [holder for holder in holders if _meanwhile(holder, checkout) * _BRIEF >= checkout.wait]
+    named = [
+        Holder(holder.labels[0], holder.occupied(holder.clock()) / 1_000_000_000, _is_own(holder, checkout))
+        for holder in during or holders
+    ]
+    named.sort(key=lambda holder: (-holder.own, -holder.held))
+    longest = sorted(named[:_MAX_HOLDERS], key=lambda holder: -holder.held)
+    waited, overflow = checkout.wait / 1_000_000_000, max(0, pool.overflow())
+    return PoolWait(waited, timed_out, pool.size(), pool.checkedout(), overflow, tuple(longest))
+
+
+def _meanwhile(holder: Checkout, waiting: Checkout) -> int:
+    """How long one had its place in the pool while the other waited."""
+    started, ended = waiting.wait_started or 0, waiting.wait_ended or 0
+    return min(holder.ended or ended, ended) - max(holder.since or ended, started)
+
+
+def _is_own(holder: Checkout, waiting: Checkout) -> bool:
+    # Siblings inside a common recording are strangers; a recording and the one around it are not.
+    return waiting.labels[0] in holder.labels or holder.labels[0] in waiting.labels

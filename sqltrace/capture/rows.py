@@ -1,0 +1,105 @@
+"""
+Rows that were taken from the driver's cursor, and the time that took.
+
+SQLAlchemy reads every cursor through a fetch strategy, which dialects may
+choose for each execution. So do we, after the driver's ``execute()``: with
+strategies that count. A dialect's own choice is left alone; how many rows such
+a statement has is not known then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from itertools import count
+from typing import Any, Final
+
+from sqlalchemy.engine.interfaces import ExecuteStyle
+
+from sqltrace.capture import internals
+from sqltrace.capture.fetching import CountedFetch, CountedReturning, CountedStream, add_fetch, begin
+from sqltrace.collector import Collector, Execution
+from sqltrace.faults import report_fault
+
+_INSERTMANYVALUES: Final = ExecuteStyle.INSERTMANYVALUES
+
+
+def follow(collector: Collector, execution: Execution, context: Any) -> None:
+    """Have the rows of an execution counted that the driver has run well. Never raises."""
+    try:
+        if context.execute_style is _INSERTMANYVALUES:
+            if context.compiled.effective_returning:
+                _follow_batch(collector, execution, context)
+            return
+        strategy = internals.fetch_strategy(context)
+        # A strategy of ours was meant for the sequence or default of an INSERT, which was run before it.
+        if strategy is not internals.DEFAULT_FETCH and not isinstance(strategy, CountedFetch | CountedStream):
+            return
+        if internals.is_streamed(context):
+            strategy = CountedStream(collector, execution, context.cursor, context.execution_options)
+        elif context.is_crud:
+            if not context.compiled.effective_returning:
+                return
+            strategy = CountedReturning(collector, execution)
+        elif _returns_rows(context):
+            strategy = CountedFetch(collector, execution)
+            begin(execution)
+        else:
+            return
+        context.cursor_fetch_strategy = strategy
+    except Exception as fault:
+        report_fault("counting rows", fault)
+
+
+def _returns_rows(context: Any) -> bool:
+    if context.is_text:
+        return context.cursor.description is not None
+    return context.compiled is not None and not context.isddl
+
+
+def _follow_batch(collector: Collector, execution: Execution, context: Any) -> None:
+    """Count the rows that SQLAlchemy fetches right after each batch of an INSERT, to put them in order."""
+
+    def fetchall_for_returning(cursor: Any) -> Any:
+        del context.fetchall_for_returning  # back to the dialect's own; and no cycle is left that holds the Session
+        started = collector.clock()
+        rows: Any = ()
+        try:
+            rows = context.fetchall_for_returning(cursor)
+        finally:
+            add_fetch(collector, execution, started, len(rows))
+            execution.open = False
+        return rows
+
+    execution.open = True
+    context.fetchall_for_returning = fetchall_for_returning
+
+
+@cache
+def work() -> bool:
+    """Self-test: whether SQLAlchemy reads a cursor through our strategies, and they count what it reads."""
+    try:
+        return all(_counts(server_side, read) for server_side in (False, True) for read in _READERS)
+    except Exception:
+        return False
+
+
+_READERS: Final[tuple[Callable[[Any], Any], ...]] = (
+    lambda result: result.all(),
+    list,
+    lambda result: list(result.partitions(2)),
+    lambda result: list(result.yield_per(2)),
+    lambda result: [result.fetchone() for _ in range(4)],
+)
+
+
+def _counts(server_side: bool, read: Callable[[Any], Any]) -> bool:
+    collector = Collector(
+        None, clock=count().__next__, dialects=None, capture_parameters=False, max_statements=0, max_sql_length=0
+    )
+    context = internals.stand_in_context([(1,), (2,), (3,)], server_side=server_side)
+    execution = Execution(0, 0, "", "", context.dialect, None, False, None, None, None, False)
+    internals.fetch_strategy(context)  # where it is missing, `follow` would report a fault
+    follow(collector, execution, context)
+    read(internals.result_of(context))
+    return (execution.rows, execution.open, execution.fetch > 0) == (3, False, True)

@@ -1,0 +1,177 @@
+"""
+Begin, commit and rollback, and how long a transaction was open while nothing ran in it.
+
+The `Connection` events of the same names would make every statement of every
+engine dearer. The methods of `~sqlalchemy.engine.Dialect` that they stand for
+are public: they are replaced on the dialect object when a recording first uses it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextvars import ContextVar
+from functools import wraps
+from typing import Any, Final
+from weakref import WeakSet
+
+from sqlalchemy.engine import Connection, Dialect
+
+from sqltrace.capture import internals
+from sqltrace.collector import Collector, Execution, current, mark
+from sqltrace.connection import NEGLIGIBLE, Checkout
+from sqltrace.faults import report_fault
+
+KEY: Final = "sqltrace"  # in the record_info of a pool's entry
+
+asking: ContextVar[Checkout | None] = ContextVar("sqltrace_asking", default=None)
+
+_BEGIN: Final = ("do_begin", "do_begin_twophase")
+_END: Final = {
+    "do_commit": "commit",
+    "do_prepare_twophase": "commit",
+    "do_commit_twophase": "commit",
+    "do_rollback": "rollback",
+    "do_rollback_twophase": "rollback",
+}
+_METHODS: Final = (*_BEGIN, *_END, "do_ping")
+_MARKER: Final = "_sqltrace_replaces"
+_collector: Final = current.get
+_lock: Final = threading.Lock()
+_watched: WeakSet[Dialect] = WeakSet()
+
+
+def watch(dialect: Dialect) -> None:
+    """Measure the transactions of this dialect. Called again, nothing changes."""
+    if dialect in _watched:
+        return
+    with _lock:
+        if dialect in _watched:
+            return
+        for name in _BEGIN:
+            _replace(dialect, name, _measure_begin(dialect, getattr(dialect, name)))
+        for name, kind in _END.items():
+            _replace(dialect, name, _measure_end(dialect, getattr(dialect, name), kind))
+        _replace(dialect, "do_ping", _measure_ping(dialect.do_ping))
+        _watched.add(dialect)
+
+
+def release(dialect: Dialect) -> None:
+    """Undo `watch`. Where somebody has wrapped our wrapper it stays, and passes calls on."""
+    with _lock:
+        _watched.discard(dialect)
+        for name in _METHODS:
+            replaced = getattr(vars(dialect).get(name), _MARKER, None)
+            if replaced is None:
+                continue
+            delattr(dialect, name)
+            if replaced[0] is not None:
+                setattr(dialect, name, replaced[0])
+
+
+def release_all() -> None:
+    for dialect in list(_watched):
+        release(dialect)
+
+
+def attach(context: Any, execution: Execution) -> None:
+    """Tell the checkout of its connection of a statement that ran. Never raises."""
+    try:
+        info = internals.pooled_connection(context).record_info
+        checkout = info.get(KEY) if info else None
+        if checkout is not None and checkout.transaction:
+            checkout.note(execution)
+    except Exception as fault:
+        report_fault("measuring a transaction", fault)
+
+
+def _replace(dialect: Dialect, name: str, ours: Callable[..., Any]) -> None:
+    setattr(ours, _MARKER, (vars(dialect).get(name),))
+    setattr(dialect, name, ours)
+
+
+def _measure_ping(do_ping: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    @wraps(do_ping)
+    def measured(connection: Any) -> bool:
+        checkout = asking.get()
+        if checkout is None:
+            return do_ping(connection)
+        started = checkout.clock()
+        try:
+            return do_ping(connection)
+        finally:
+            checkout.ping += checkout.clock() - started
+
+    return measured
+
+
+def _measure_begin(dialect: Dialect, begin: Callable[..., None]) -> Callable[..., None]:
+    @wraps(begin)
+    def measured(connection: Any, *arguments: Any) -> None:
+        collector = _collector()
+        if collector is None:
+            begin(connection, *arguments)
+            return
+        checkout, started = _checkout_of(connection), collector.clock()
+        begin(connection, *arguments)
+        _note(collector, dialect, None if checkout is None or checkout.calling else checkout, "begin", started)
+        if checkout is not None and not checkout.calling:
+            checkout.transaction = not _commits_itself(dialect, connection)
+
+    return measured
+
+
+def _measure_end(dialect: Dialect, end: Callable[..., None], kind: str) -> Callable[..., None]:
+    @wraps(end)
+    def measured(connection: Any, *arguments: Any, **options: Any) -> None:
+        collector = _collector()
+        if collector is None:
+            end(connection, *arguments, **options)
+            return
+        checkout, started = _checkout_of(connection), collector.clock()
+        if checkout is not None:
+            if checkout.calling:  # two-phase methods call one another
+                end(connection, *arguments, **options)
+                return
+            checkout.calling = True
+            if checkout.transaction:
+                checkout.end_transaction(started)
+        try:
+            end(connection, *arguments, **options)
+        finally:
+            if checkout is not None:
+                checkout.calling = False
+            _note(collector, dialect, checkout, kind, started)
+
+    return measured
+
+
+def _checkout_of(connection: Any) -> Checkout | None:
+    """That of a `Connection`, as two-phase methods take it, or of the pool's proxy of one. Never raises."""
+    try:
+        info = (connection.connection if isinstance(connection, Connection) else connection).record_info
+        return info.get(KEY) if info else None
+    except Exception as fault:
+        report_fault("measuring a transaction", fault)
+        return None
+
+
+def _note(collector: Collector, dialect: Dialect, checkout: Checkout | None, kind: str, started: int) -> None:
+    try:
+        ended = collector.clock()
+        if checkout is not None:
+            setattr(checkout, kind, getattr(checkout, kind) + ended - started)
+        if ended - started > NEGLIGIBLE:
+            mark(collector, dialect, "database", started, ended)
+    except Exception as fault:
+        report_fault("measuring a transaction", fault)
+
+
+def _commits_itself(dialect: Dialect, connection: Any) -> bool:
+    """Whether the connection is in the driver's autocommit mode, where `begin` begins nothing."""
+    if isinstance(connection, Connection):
+        return False
+    try:
+        return bool(dialect.detect_autocommit_setting(connection))
+    except Exception:  # SQLAlchemy before 2.0.44, or a dialect that cannot tell
+        return False

@@ -1,0 +1,71 @@
+"""What a suspended task waits for: above all, whether for work that it has started itself."""
+
+from __future__ import annotations
+
+import sys
+from asyncio import AbstractEventLoop, Task, all_tasks, current_task
+from collections.abc import Iterator
+from types import CodeType
+from typing import Any, Final
+
+from sqltrace.collector import Collector, current
+
+# Functions of libraries, by qualified name, which wait for tasks or threads of their caller.
+_WAITS_FOR_OWN: Final = frozenset(
+    "TaskGroup.__aexit__ BaseHTTPMiddleware.__call__ StreamingResponse.listen_for_disconnect _wait"
+    " to_thread run_in_threadpool run_sync AsyncIOBackend.run_sync_in_worker_thread run_sync_in_worker_thread".split()
+    + (["wait_for"] if sys.version_info < (3, 12) else [])
+)
+POLL: Final = 100_000_000  # nanoseconds after which psycopg wakes up to look around, without a reply
+
+
+def polls(suspended: Any) -> bool:
+    """Whether the task may have been woken for no reason."""
+    return any(code.co_qualname == "wait_async" for code in _suspended_codes(suspended))
+
+
+def waits_for_own(awaited: Any, suspended: Any, collector: Collector, loop: AbstractEventLoop | None) -> bool:
+    """
+    Whether a request may be waiting for tasks or threads of its own.
+
+    Told from what its task awaits, and on Python 3.12 and later also from the
+    contexts of all tasks. On 3.11 a task that the request has started, and is
+    not awaiting now, stays unknown.
+
+    Args:
+        awaited: What the task yielded to the event loop.
+        suspended: The coroutine, or what else it awaits from the inside.
+        collector: That of the request.
+    """
+    if isinstance(awaited, Task) or hasattr(awaited, "_children"):  # asyncio.gather()
+        return True
+    if any(code.co_qualname in _WAITS_FOR_OWN for code in _suspended_codes(suspended)):
+        return True
+    return _has_tasks(collector, loop)
+
+
+def _suspended_codes(suspended: Any) -> Iterator[CodeType]:
+    """The code of what awaits what, from the outermost to where it is no longer told."""
+    while suspended is not None:
+        for kind, awaits in (("cr", "cr_await"), ("gi", "gi_yieldfrom"), ("ag", "ag_await")):
+            code = getattr(suspended, f"{kind}_code", None)
+            if code is not None:
+                yield code
+                suspended = getattr(suspended, awaits)
+                break
+        else:
+            return
+
+
+def _has_tasks(collector: Collector, loop: AbstractEventLoop | None) -> bool:
+    own = current_task()
+    for task in all_tasks(loop):
+        get_context = getattr(task, "get_context", None)  # Python 3.12
+        if get_context is None:
+            return False
+        theirs = get_context().get(current) if task is not own else None
+        while theirs is not None:
+            if theirs is collector:
+                return True
+            theirs = theirs.parent
+    return False

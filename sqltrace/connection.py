@@ -1,0 +1,246 @@
+"""What a recording did with connections. Plain data; times inside `Checkout` are readings of a clock in nanoseconds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from copy import copy
+from dataclasses import dataclass, field
+from typing import Protocol
+
+NEGLIGIBLE = 10_000  # nanoseconds: below that a stretch of the time account costs more than it tells
+_SECOND = 1_000_000_000
+_WORST = 10  # waits that are kept
+_MAX_EXECUTIONS = 64  # of one transaction that are kept one by one
+
+TIMES = ("wait", "connect", "ping", "begin", "commit", "rollback", "held", "idle_in_transaction")
+unmeasurable: set[str] = set()  # of these, with the installed SQLAlchemy
+
+
+class Label:
+    """The name of a recording. Shared with it, as the route may become known late, and never keeps it alive."""
+
+    __slots__ = ("name",)
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+class TimedExecution(Protocol):
+    """What is read of an `~sqltrace.collector.Execution`."""
+
+    started: int
+    ended: int
+    fetch: int
+    loop_wait: int | None
+    open: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """
+    Who held a connection while somebody waited for one.
+
+    Attributes:
+        held: Seconds, until the wait ended or the connection was given back; with the time of opening it.
+        own: Whether the one that waited held it itself.
+    """
+
+    label: Label = field(repr=False)
+    held: float
+    own: bool = False
+
+    @property
+    def name(self) -> str:
+        """Of the recording: the route of a request."""
+        return self.label.name
+
+
+@dataclass(frozen=True, slots=True)
+class PoolWait:
+    """
+    A wait of a millisecond or more for a connection of an exhausted pool, or one that timed out.
+
+    Attributes:
+        waited: Seconds.
+        timed_out: Whether it ended in a pool timeout.
+        pool_size: Connections that the pool keeps.
+        overflow: Connections open beyond those, at the end of the wait.
+        in_use: Connections checked out, at the end of the wait.
+        holders:
+            Those recordings that held one meanwhile, the longest first, at
+            most 10. Connections taken outside of any recording are not named.
+    """
+
+    waited: float
+    timed_out: bool
+    pool_size: int
+    in_use: int
+    overflow: int
+    holders: tuple[Holder, ...]
+
+    @property
+    def self_deadlock(self) -> bool:
+        """Whether it timed out while the one that waited held a connection itself."""
+        return self.timed_out and any(holder.own for holder in self.holders)
+
+
+@dataclass(slots=True)
+class ConnectionUse:
+    """
+    What a recording did with connections, also after the response. Seconds; uses that overlap count each.
+
+    `None` where the installed SQLAlchemy does not let it be measured.
+
+    Attributes:
+        checkouts: Connections taken from pools.
+        failed: Attempts to take one that failed or were cancelled.
+        timeouts: Pool timeouts among these.
+        wait: Waiting for pools.
+        connect: Opening connections, their initialisation included.
+        ping: Testing pooled connections before they are handed out (``pool_pre_ping``).
+        begin: Of transactions. Most drivers send BEGIN with the first statement, where its time is.
+        commit: Of transactions; preparing of two-phase ones included.
+        rollback: Of transactions, that of the reset on return to the pool included.
+        held: From getting connections to giving them back.
+        idle_in_transaction:
+            Of `held`, between the first statement and the end of a transaction,
+            while no statement ran and no rows were fetched.
+        waits: The 10 longest waits, the longest first.
+    """
+
+    checkouts: int = 0
+    failed: int = 0
+    timeouts: int = 0
+    wait: float | None = 0.0
+    connect: float | None = 0.0
+    ping: float | None = 0.0
+    begin: float | None = 0.0
+    commit: float | None = 0.0
+    rollback: float | None = 0.0
+    held: float | None = 0.0
+    idle_in_transaction: float | None = 0.0
+    waits: list[PoolWait] = field(default_factory=list)
+
+
+class ConnectionTotals:
+    """Adds checkouts up. In nanoseconds."""
+
+    def __init__(self) -> None:
+        self.checkouts = self.failed = self.timeouts = 0
+        self.wait = self.connect = self.ping = self.begin = self.commit = self.rollback = 0
+        self.held = self.idle_in_transaction = 0
+        self.waits: list[PoolWait] = []
+
+    def add(self, checkout: Checkout, now: int) -> None:
+        """Count a checkout, up to the reading `now` if it is still open."""
+        if checkout.repeated:
+            return
+        if checkout.taken is not None:
+            self.checkouts += 1
+        elif checkout.ended is not None:
+            self.failed += 1
+        self.wait += checkout.wait
+        self.connect += checkout.connect
+        self.ping += checkout.ping
+        self.begin += checkout.begin
+        self.commit += checkout.commit
+        self.rollback += checkout.rollback
+        self.held += checkout.held(now)
+        self.idle_in_transaction += checkout.idle(now)
+        if checkout.pool_wait is not None:
+            self.timeouts += checkout.pool_wait.timed_out
+            self.waits = sorted([*self.waits, checkout.pool_wait], key=lambda wait: -wait.waited)[:_WORST]
+
+    def use(self, still_open: Iterable[Checkout], now: int) -> ConnectionUse:
+        """All of it, with those that are still open, and `None` for what cannot be measured."""
+        totals = copy(self)
+        for checkout in still_open:
+            totals.add(checkout, now)
+        seconds = {name: None if name in unmeasurable else getattr(totals, name) / _SECOND for name in TIMES}
+        return ConnectionUse(totals.checkouts, totals.failed, totals.timeouts, waits=list(totals.waits), **seconds)
+
+
+class Checkout:
+    """
+    One use of a connection, from asking the pool for it to giving it back.
+
+    Refers to no connection, no pool and no recording, so that it may be kept with them.
+
+    Attributes:
+        labels: Of the recording that asked and of those around it, the innermost first.
+        neighbours: Those that occupy a place of the same pool now: with a connection, or opening it.
+        asked, taken, ended: `None` where it has not come to that.
+        wait_started, wait_ended: Around the wait for the pool.
+        repeated: The same connection was handed out once more, and is counted already.
+        proxy: Identity of the proxy that SQLAlchemy handed out.
+        calling: Whether a begin, commit or rollback is running.
+        transaction: Whether a transaction is open. Not in autocommit.
+    """
+
+    # Defaults on the class and no slots: most of it is not set, and a checkout is made in half the time.
+    taken: int | None = None
+    ended: int | None = None
+    wait_started: int | None = None
+    wait_ended: int | None = None
+    pool_wait: PoolWait | None = None
+    repeated = calling = transaction = False
+    proxy = wait = connect = ping = begin = commit = rollback = _idle = _busy = 0
+    _first: int | None = None
+    _executions: list[TimedExecution]  # from the first statement of a transaction on
+
+    def __init__(self, clock: Callable[[], int], labels: tuple[Label, ...], neighbours: set[Checkout]) -> None:
+        self.clock = clock
+        self.labels = labels
+        self.neighbours = neighbours
+        self.asked = clock()
+
+    def held(self, now: int) -> int:
+        return 0 if self.taken is None else max(0, (self.ended or now) - self.taken)
+
+    def occupied(self, now: int) -> int:
+        """How long it has had its place in the pool: as `held`, with the time of opening the connection."""
+        return max(0, (self.ended or now) - (self.since or now))
+
+    @property
+    def since(self) -> int | None:
+        """When it got its place in the pool."""
+        return self.wait_ended or self.taken
+
+    def idle(self, now: int) -> int:
+        """Idle in transaction."""
+        first = self._first
+        if first is None:
+            return self._idle
+        busy = self._busy + sum(map(_elapsed, self._executions.copy()))
+        return self._idle + max(0, now - first - busy)
+
+    def note(self, execution: TimedExecution) -> None:
+        """Take over a statement of the open transaction."""
+        if self._first is None:
+            self._executions = [execution]
+            self._first = execution.started
+            return
+        self._executions.append(execution)
+        if len(self._executions) > _MAX_EXECUTIONS:
+            # Only the oldest, of which no more rows are fetched as a rule.
+            self._busy += sum(map(_elapsed, self._executions[:_MAX_EXECUTIONS]))
+            del self._executions[:_MAX_EXECUTIONS]
+
+    def end_transaction(self, now: int) -> None:
+        self.transaction = False
+        if self._first is not None:
+            self._idle, self._first, self._busy = self.idle(now), None, 0
+            self._executions = []
+
+    def end(self) -> None:
+        """It was given back, or has failed. Called again, nothing changes."""
+        if self.ended is None:
+            now = self.clock()
+            if self._first is not None:
+                self.end_transaction(now)
+            self.ended = now
+            self.neighbours.discard(self)
+
+
+def _elapsed(execution: TimedExecution) -> int:
+    return execution.ended - execution.started + execution.fetch - (execution.loop_wait or 0)

@@ -1,0 +1,53 @@
+"""Which database a statement went to, as far as its engine's URL says. Plain data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+
+@dataclass(frozen=True, slots=True)
+class Database:
+    """
+    Where an engine connects to. Never the user or the password.
+
+    Attributes:
+        address: Host name, or the directory of a Unix socket. `None` where the URL tells neither.
+        port: `None` where the URL leaves it to the driver.
+        namespace: Name of the database; of SQLite the file, or ``:memory:``.
+    """
+
+    address: str | None = None
+    port: int | None = None
+    namespace: str | None = None
+
+
+_known: WeakKeyDictionary[Any, Database] = WeakKeyDictionary()
+
+
+def database_of(dialect: Any) -> Database | None:
+    """The database of a dialect, of which each engine has its own. `None` until `note_database` was called for it."""
+    return _known.get(dialect)
+
+
+def note_database(dialect: Any, url: Any) -> None:
+    """
+    Args:
+        url: The engine's `sqlalchemy.engine.URL`.
+    """
+    if dialect not in _known:
+        _known[dialect] = _describe(dialect.name, url)
+
+
+def _describe(name: str, url: Any) -> Database:
+    namespace = url.database or None
+    if name == "sqlite" and namespace is None:
+        namespace = ":memory:"
+    elif name == "oracle" and namespace is None:
+        namespace = _text(url.query.get("service_name"))
+    return Database(url.host or _text(url.query.get("host")), url.port, namespace)
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) and value else None

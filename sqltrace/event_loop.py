@@ -1,0 +1,236 @@
+"""
+How long a request held the event loop, and how long it waited for others to let go of it.
+
+The request's task is observed from inside: `stepped` stands between it and
+the application, and sees each step begin and end. Tasks that the request
+starts itself are not seen this way; of them is known what `capture` measures
+(making objects, synchronous SQL on the loop).
+
+What is exact, what is an estimate: the time of a step is exact. That a step
+began late is not visible, only that others held the loop right before it. How
+much of their time the task was ready for is told by the kernel for the reply
+to a statement (`capture.replies`), and else assumed: all of it, as far as
+`LoopLog.tail` goes back. A request whose own event (a timer, a reply of
+another service) came in the middle of a hold so waited less than is told, by
+at most the last two steps of each of the others. It cannot have waited while
+SQL of its own was still running in a thread, which is taken into account.
+Where the request may have held the loop itself, through tasks or threads that
+it waits for, only holds of which is known that they are another's count.
+"""
+
+from __future__ import annotations
+
+from asyncio import _get_running_loop
+from collections import deque
+from collections.abc import Awaitable, Callable, Generator
+from types import coroutine
+from typing import Any, Final
+
+from sqltrace.child_tasks import POLL, polls, waits_for_own
+from sqltrace.collector import Collector, current, mark_estimate
+from sqltrace.connection import Label
+from sqltrace.faults import report_fault
+from sqltrace.loop_log import HOLD, UNKNOWN, LoopLog, log_of
+
+_SECOND: Final = 1_000_000_000
+_NAMED: Final = 5
+_MAX_WAITED_FOR: Final = 64
+
+
+class LoopShare:
+    """
+    One request's share of its event loop. Written by the thread of the loop only. Nanoseconds.
+
+    Attributes:
+        name_route: Called before others may want to tell the name of the request. Must not raise.
+        observed: Whether an asyncio loop ran the request: elsewhere waiting is not known.
+        held: All steps that have ended, and what is known of child tasks.
+        longest: The longest of these.
+        began: Of the step that is running; 0 while the task is suspended.
+        left: End of the step before that.
+        late: Stretches for which the task may have waited before the running step. Not marked yet.
+        responded: Whether the response has ended: from then on nobody is named any more.
+    """
+
+    __slots__ = (
+        "_estimates", "_waited_for", "began", "collector", "held", "label", "late", "left", "log", "longest",
+        "name_route", "observed", "responded",
+    )  # fmt: skip
+
+    def __init__(self, collector: Collector, name_route: Callable[[], None] | None = None) -> None:
+        self.collector = collector
+        self.label = collector.label
+        self.name_route = name_route
+        self.log: LoopLog | None = None
+        self.observed = self.responded = False
+        self.held = self.longest = self.began = self.left = 0
+        self.late: list[tuple[int, int]] = []
+        self._waited_for: dict[Label, int] = {}
+        self._estimates: deque[tuple[int, int]] = deque(maxlen=8)
+
+    # What it tells
+
+    def held_until(self, now: int) -> tuple[int, int]:
+        """Time held in all, and at most at a stretch, with the running step."""
+        began = self.began
+        running = now - began if began else 0
+        return self.held + running, max(self.longest, running)
+
+    def waited_for(self) -> list[tuple[str, float]]:
+        """Who held the loop while this request waited for it, and seconds; those waited for longest first."""
+        by_name: dict[str, int] = {}
+        for label, waited in self._waited_for.copy().items():
+            by_name[label.name] = by_name.get(label.name, 0) + waited
+        worst = sorted(by_name.items(), key=lambda item: -item[1])[:_NAMED]
+        return [(name, waited / _SECOND) for name, waited in worst]
+
+    # What it is told
+
+    def enter(self) -> LoopLog | None:
+        loop = _get_running_loop()
+        if loop is not None:
+            self.observed = True
+            self.log = log_of(loop, self.collector.clock)
+            self.log.enter(loop)
+        return self.log
+
+    def leave(self) -> None:
+        log, self.log, self.name_route, self.collector.loop = self.log, None, None, None
+        if log is not None:
+            log.leave()
+
+    def on_its_loop(self) -> bool:
+        """Whether the caller runs on the loop: in the task itself, in a child task or in somebody else's."""
+        return self.log is not None and _get_running_loop() is self.log.loop
+
+    def resume(self, log: LoopLog, left: int, now: int, awaited: Any, suspended: Any) -> None:
+        """The task goes on now, having been suspended for a while."""
+        try:
+            log.notice(now)
+            waits = log.tail(
+                left, now, self.label, lambda: not waits_for_own(awaited, suspended, self.collector, log.loop)
+            )
+            if waits and not (now - left >= POLL and polls(suspended)):
+                worked = self._latest_work()
+                self.late = [
+                    (max(since, worked), until) for since, until in waits if until - max(since, worked) >= HOLD
+                ]
+        except Exception as fault:
+            report_fault("observing the event loop", fault)
+
+    def suspend(self, log: LoopLog | None, began: int, now: int) -> None:
+        """The step is over."""
+        step = now - began
+        self.held += step
+        if step > self.longest:  # noqa: PLR1730 - max() takes four times as long, for every step
+            self.longest = step
+        if log is not None:
+            log.held_until = now
+            if step >= HOLD or self.late:
+                self._tell(log, began, now)
+        self.began, self.left = 0, now
+
+    def settle(self) -> None:
+        """Take the wait before the running step for real, for want of better knowledge. In other tasks, do nothing."""
+        if not self.late or not self.began or not self.on_its_loop():
+            return
+        late, self.late = self.late, []
+        for since, until in late:
+            mark_estimate(current.get() or self.collector, since, until)
+            self._estimates.append((since, until))
+            self.blame(since, until)
+
+    def estimated_since(self, start: int) -> int:
+        """The estimates of the stretches that began after `start`, the running step's not included."""
+        return sum(until - since for since, until in self._estimates if since >= start)
+
+    def blame(self, since: int, until: int, *, unknown: bool = True) -> int:
+        """Remember who held the loop in a stretch that was waited. How much of it other requests held."""
+        known = 0
+        if self.log is not None:
+            for start, end, label in self.log.within(since, until):
+                if label is not self.label and (unknown or label is not UNKNOWN):
+                    known += end - start if label is not UNKNOWN else 0
+                    if not self.responded:
+                        self._waited_for[label] = self._waited_for.get(label, 0) + end - start
+        if len(self._waited_for) > _MAX_WAITED_FOR:  # only requests that last go there, as websockets
+            worst = sorted(self._waited_for.items(), key=lambda item: -item[1])
+            self._waited_for = dict(worst[: _MAX_WAITED_FOR // 2])
+        return known
+
+    def without_own_holds(self, since: int, until: int) -> list[tuple[int, int]]:
+        """What is left of a stretch in which child tasks are not known to have held the loop, the latest first."""
+        pieces: list[tuple[int, int]] = []
+        if self.log is not None:
+            for start, end, label in self.log.within(since, until):
+                if label is self.label and start < until:
+                    pieces.append((min(end, until), until))
+                    until = start
+        return [*[piece for piece in pieces if piece[0] < piece[1]], (since, until)]
+
+    def note_hold(self, start: int, end: int) -> None:
+        """Something measured kept a thread busy: if this was a child task on the loop, the request held it."""
+        log = self.log
+        if end - start >= HOLD and log is not None and not self.began and self.on_its_loop():
+            self.held += end - start
+            self.longest = max(self.longest, end - start)
+            self._tell(log, start, end)
+
+    def _tell(self, log: LoopLog, start: int, end: int) -> None:
+        try:
+            self.settle()
+            if end - start >= HOLD:
+                if self.name_route is not None:
+                    self.name_route()
+                log.add(start, end, self.label)
+        except Exception as fault:
+            report_fault("observing the event loop", fault)
+
+    def _latest_work(self) -> int:
+        """When something of this request that was measured ended last: so long it was not ready."""
+        collector = current.get() or self.collector
+        pending, marks = collector.pending, collector.marks
+        return max(pending[-1].ended if pending else 0, marks[-1][2] if marks else 0)
+
+
+@coroutine
+def stepped(awaitable: Awaitable[Any], share: LoopShare) -> Generator[Any, Any, Any]:
+    """
+    Await, and note each step in the share. All else passes unchanged: values, exceptions, closing, the current task.
+
+    On any event loop, asyncio's or not.
+    """
+    inner: Any = awaitable if hasattr(awaitable, "send") else awaitable.__await__()
+    if not hasattr(inner, "send"):
+        return (yield from inner)
+    clock = share.collector.clock
+    log = share.enter()
+    value = error = awaited = None
+    left = clock()
+    try:
+        while True:
+            began = share.began = clock()
+            if began - left > HOLD and log is not None:
+                share.resume(log, left, began, awaited, inner)
+            awaited = None  # a future may hold its result, which the application wants to let go of
+            try:
+                if error is None:
+                    awaited = inner.send(value)
+                else:
+                    value, error = error, None
+                    awaited = inner.throw(value)
+            except StopIteration as stop:
+                return stop.value
+            finally:
+                value = None  # a traceback holds this frame
+                left = clock()
+                share.suspend(log, began, left)
+            try:
+                value = yield awaited
+            except GeneratorExit:
+                inner.close()
+                raise
+            except BaseException as raised:
+                error = raised
+    finally:
+        share.leave()

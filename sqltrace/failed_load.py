@@ -1,0 +1,39 @@
+"""A load that raised instead of loading. Plain data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from sqltrace.callsite import CallSite
+from sqltrace.origin import Origin, Parents
+
+LoadError = Literal["missing_greenlet", "raise_load"]
+
+
+@dataclass(frozen=True, slots=True)
+class FailedLoad:
+    """
+    An attribute that was touched and could not be loaded.
+
+    Attributes:
+        error:
+            ``missing_greenlet`` where the statement would have needed an ``await``
+            (SQLAlchemy's `MissingGreenlet`), ``raise_load`` where the mapping or
+            an option forbids it (``lazy="raise"``, `raiseload`).
+
+        attribute: ``Content.user``, which was touched.
+        origin: What the load would have been: ``lazy`` with its relationship, ``refresh`` or ``deferred``.
+        path: Relationships from the entity of a query to the object: ``("Tag.articles",)``; empty for that entity.
+        root: Name of that entity.
+        call_site: The application's line that touched the attribute; `None` where none is known.
+        parents: The statement that loaded the object; `None` where it is not known.
+    """
+
+    error: LoadError
+    attribute: str
+    origin: Origin
+    path: tuple[str, ...] = ()
+    root: str | None = None
+    call_site: CallSite | None = None
+    parents: Parents | None = None

@@ -1,0 +1,170 @@
+"""
+What held an event loop lately: by whom, from when to when. All times are readings of one clock, in nanoseconds.
+
+One log per thread, for the loop that runs there, while requests are active on it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextvars import Context
+from typing import Final
+
+from sqltrace.connection import Label
+
+HOLD: Final = 1_000_000  # a shorter step of a request is not worth an entry
+_BEAT: Final = 20_000_000
+_SOON: Final = 2_000_000  # after a late beat, as one hold often follows upon another
+_LATE: Final = 10_000_000  # a beat later than this was held up; threads that compete for the GIL delay it by 5 ms
+_GAP: Final = 1_000_000  # between two holds: the loop's own work
+_TURNS: Final = 2
+_ENTRIES: Final = 512
+_UNTIL_THE_BEAT: Final = 1 << 63
+
+Hold = tuple[int, int, Label]
+UNKNOWN: Final = Label("(another task or thread)")
+
+
+class LoopLog:
+    """
+    The latest holds of one event loop.
+
+    Steps of requests are told by those who run them. What else holds the
+    loop (background tasks, child tasks, callbacks) is seen by a heartbeat,
+    which only runs while requests are active: a beat that is late, or that a
+    request finds overdue, was held up from when it was due, if not by a
+    request. Such a stretch can have begun up to 20 ms earlier.
+
+    Attributes:
+        loop: `None` while no request is active. Not kept alive longer.
+        held_until: End of the latest step or hold that was told, however short.
+        beat_due: The loop is not known to be late before this.
+        busy_since, busy_until: The latest stretch in which a due beat did not get its turn.
+    """
+
+    __slots__ = (
+        "_context",
+        "_handle",
+        "active",
+        "beat_due",
+        "busy_since",
+        "busy_until",
+        "clock",
+        "held_until",
+        "holds",
+        "loop",
+    )
+
+    def __init__(self, clock: Callable[[], int]) -> None:
+        self.clock = clock
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self.active = 0
+        self.holds: deque[Hold] = deque(maxlen=_ENTRIES)
+        self.held_until = self.beat_due = self.busy_since = self.busy_until = 0
+        self._handle: asyncio.TimerHandle | None = None
+        self._context = Context()  # empty: the beat would keep alive what the context of the first request refers to
+
+    def enter(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.active += 1
+        if self.active == 1:
+            self.loop = loop
+            self._arm(self.clock(), _BEAT)
+        else:
+            self.notice(self.clock())
+
+    def leave(self) -> None:
+        self.active -= 1
+        if self.active == 0:
+            if self._handle is not None:
+                self._handle.cancel()
+            self._handle = self.loop = None
+            self.holds.clear()
+            self.busy_until = 0
+
+    def add(self, start: int, end: int, label: Label) -> None:
+        self.holds.append((start, end, label))
+        self.held_until = end
+
+    def notice(self, now: int) -> None:
+        """The loop is alive now. Note what held it, if the beat is overdue."""
+        if now - self.beat_due > _LATE:
+            if self.busy_until <= self.beat_due:
+                self.busy_since, self.busy_until = self.beat_due, _UNTIL_THE_BEAT
+            since = max(self.beat_due, self.held_until)
+            if now - since > _LATE:
+                self.add(since, now, UNKNOWN)
+            self.beat_due = now
+
+    def tail(self, since: int, until: int, own: Label, unknown_counts: Callable[[], bool]) -> list[tuple[int, int]]:
+        """
+        The stretches before `until` in which others held the loop, one after the other without a rest.
+
+        Goes back no further than `since`, a hold of one's own, or two steps of
+        one and the same other: a task that is ready is resumed two turns of
+        the loop later, and nobody steps twice in a turn. Pauses up to a tenth
+        of a hold are bridged, in which what is too short to be noted ran, and
+        do not count: of ten events only one falls into the pause.
+        """
+        turns: dict[Label, int] = {}
+        waits: list[tuple[int, int]] = []
+        reach = until
+        for start, end, label in reversed(self.holds):
+            turns[label] = turns.get(label, 0) + 1
+            gap = reach - end
+            if end <= since or label is own or turns[label] > _TURNS:
+                break
+            if gap > _tolerance(end - start) and not self._was_busy(end, reach):
+                break
+            if label is UNKNOWN and not unknown_counts():
+                break
+            if start < reach:
+                waits.append((max(start, since), reach if gap <= _GAP else end))
+                reach = start
+        return waits
+
+    def _was_busy(self, since: int, until: int) -> bool:
+        return self.busy_since <= since and until <= self.busy_until + _tolerance(self.busy_until - self.busy_since)
+
+    def within(self, since: int, until: int) -> Iterator[Hold]:
+        """The parts of holds that lie in a stretch, the latest first."""
+        for start, end, label in reversed(self.holds):
+            if end <= since:
+                return
+            if start < until:
+                yield max(start, since), min(end, until), label
+
+    def _arm(self, now: int, delay: int) -> None:
+        loop = self.loop
+        if loop is not None:
+            self.beat_due = now + delay
+            self._handle = loop.call_later(delay / 1_000_000_000, self._beat, context=self._context)
+
+    def _beat(self) -> None:
+        now = self.clock()
+        late = now - self.beat_due > _LATE or self.busy_until == _UNTIL_THE_BEAT
+        self.notice(now)
+        self.busy_until = min(self.busy_until, now)
+        self._arm(now, _SOON if late else _BEAT)
+
+
+def _tolerance(held: int) -> int:
+    return max(_GAP, held // 10)
+
+
+class _Thread(threading.local):
+    log: LoopLog | None = None
+
+
+_thread = _Thread()
+
+
+def log_of(loop: asyncio.AbstractEventLoop, clock: Callable[[], int]) -> LoopLog:
+    """The log of the loop that is running on this thread."""
+    log = _thread.log
+    if log is None or log.clock is not clock or (log.active and log.loop is not loop):
+        # Another loop, whose requests were left behind unfinished, or run inside of which this one runs.
+        log = _thread.log = LoopLog(clock)
+    return log

@@ -1,0 +1,59 @@
+"""What is noted of some executions of a group only: where they came from, and whether they were equals."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from sqltrace.callsite import CallSite
+
+_MAX_SITES = 64
+DIGESTS = 8  # of a statement in a recording: enough to see that it repeats itself
+
+
+class Samples:
+    """
+    Call sites and digests of parameters of some executions.
+
+    Call sites are taken of the 1st, 2nd, 4th, 8th … execution of a statement
+    and of slow ones; each stands for those up to the next. Of parameters
+    there is only a hash, of the first eight; it never leaves the process.
+
+    Attributes:
+        first, last: Readings of the clock at the start of the first and of the latest execution.
+    """
+
+    __slots__ = ("_digests", "_sites", "first", "last")
+
+    def __init__(self, first: int) -> None:
+        self.first = self.last = first
+        self._sites: list[tuple[int, CallSite]] = []
+        self._digests: Counter[int] | None = None
+
+    def add(self, number: int, call_site: CallSite | None, digest: int | None) -> None:
+        """Of the execution with this number in its group; 1 is the first."""
+        if call_site is not None and len(self._sites) < _MAX_SITES:
+            self._sites.append((number, call_site))
+        if digest is not None:
+            if self._digests is None:
+                self._digests = Counter()
+            self._digests[digest] += 1
+
+    def busiest(self, count: int) -> tuple[CallSite, int] | None:
+        """The call site that most of the `count` came from, and about how many; `None` where none is known."""
+        if not self._sites:
+            return None
+        counts: Counter[CallSite] = Counter()
+        ends = [number for number, _ in self._sites[1:]] + [count + 1]
+        for (number, call_site), end in zip(self._sites, ends, strict=True):
+            counts[call_site] += end - number
+        return counts.most_common(1)[0]
+
+    @property
+    def equal(self) -> int:
+        """How many of the first executions had the same parameters as the most others; 0 where it is not known."""
+        return max(self._digests.values()) if self._digests else 0
+
+    @property
+    def compared(self) -> int:
+        """Executions of which the parameters were compared."""
+        return self._digests.total() if self._digests else 0

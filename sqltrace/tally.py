@@ -1,0 +1,231 @@
+"""
+What a recording has counted: statements, groups, totals.
+
+Not thread-safe by itself: its recording holds a lock around each use.
+"""
+
+from __future__ import annotations
+
+from operator import attrgetter
+from typing import Any
+
+from sqltrace.collector import Collector, Execution, Mark, ParentKey, Part, unmeasurable
+from sqltrace.connection import Checkout, ConnectionTotals
+from sqltrace.counting import Unsettled, add
+from sqltrace.database import database_of
+from sqltrace.intervals import Coverage
+from sqltrace.origin import Origin, Parents
+from sqltrace.samples import Samples
+from sqltrace.sql_text import fingerprint, summarize
+from sqltrace.statement import Group, Phase, Statement, system_name
+from sqltrace.time_account import PRIORITY
+
+_MAX_KNOWN = 2_048
+_STARTED = attrgetter("started")
+_MAX_UNSETTLED = 256  # results that may be read on after they were counted
+_SECOND = 1_000_000_000
+OTHER_STATEMENTS = "(other statements)"
+
+
+class Tally:
+    """
+    Takes what a collector holds, and counts it. Memory is bounded by `max_statements`.
+
+    Attributes:
+        kept: The first `max_statements` executions.
+        groups: By fingerprint, system, phase and origin.
+        counts: Statements, by phase.
+        covered: The stretches of time of each part of the time account.
+    """
+
+    def __init__(self, max_statements: int) -> None:
+        self._max_statements = max_statements
+        self.kept: list[Execution] = []
+        self.groups: dict[tuple[str, str, Phase, str], Group] = {}
+        self.counts: dict[Phase, int] = {"response": 0, "after_response": 0}
+        self.failed = 0
+        self.rows = 0
+        self.covered: dict[Part, Coverage] = {part: Coverage() for part in PRIORITY}
+        self.connections = ConnectionTotals()
+        self._known: dict[Phase, dict[tuple[str, Any, Origin], Group]] = {"response": {}, "after_response": {}}
+        self._unsettled: list[Unsettled] = []
+
+    def close(self) -> None:
+        """Nothing more comes."""
+        self._unsettled = []
+        self._known = {"response": {}, "after_response": {}}
+
+    def fold(self, collector: Collector, boundary: int | None, ended: int | None) -> None:
+        """
+        Take over what the collector holds by now.
+
+        Args:
+            boundary: End of the response, if it has ended.
+            ended: End of the recording, if it has ended.
+        """
+        pending = collector.pending or []
+        if not (pending or collector.marks or collector.checkouts or self._unsettled):
+            return
+        count = len(pending)  # what is appended meanwhile stays for the next time
+        executions = pending[:count]
+        del pending[:count]
+        self._fold_marks(collector.marks, executions)
+        self._fold_checkouts(collector.checkouts, ended)
+        room = self._max_statements - len(self.kept)
+        if room > 0:
+            self.kept += executions[:room]
+        unkept = executions[max(0, room) :]
+        if boundary is not None and max(map(_STARTED, executions), default=0) > boundary:
+            self._count([execution for execution in executions if execution.started > boundary], "after_response")
+            executions = [execution for execution in executions if execution.started <= boundary]
+        self._count(executions, "response")
+        for execution in unkept:
+            self._note_end(execution)
+        self._catch_up()
+
+    def _note_end(self, execution: Execution) -> None:
+        for known in self._known.values():
+            group = known.get((execution.key, execution.dialect, execution.origin))
+            if group is not None:
+                group.ended = max(group.ended or 0, execution.ended)
+
+    def _fold_checkouts(self, checkouts: list[Checkout], ended: int | None) -> None:
+        count = len(checkouts)
+        taken = checkouts[:count]
+        del checkouts[:count]
+        still_open: list[Checkout] = []
+        for checkout in taken:
+            if checkout.ended is None and ended is None:
+                still_open.append(checkout)
+            else:
+                self.connections.add(checkout, ended or 0)
+        checkouts += still_open
+
+    def _fold_marks(self, marks: list[Mark], executions: list[Execution]) -> None:
+        count = len(marks)
+        taken = marks[:count]
+        del marks[:count]
+        stretches: dict[Part, list[tuple[int, int]]] = {part: [] for part in PRIORITY}
+        # Together, and so in their order: one that comes before others is added at a higher price.
+        stretches["database"] = [(execution.started, execution.ended) for execution in executions]
+        for part, start, end in taken:
+            stretches[part].append((start, end))
+        for part in PRIORITY:
+            if stretches[part]:
+                self.covered[part].add_all(stretches[part])
+
+    def _count(self, executions: list[Execution], phase: Phase) -> None:
+        self.counts[phase] += len(executions)
+        known = self._known[phase]
+        for execution in executions:
+            group = known.get((execution.key, execution.dialect, execution.origin))
+            if group is None:
+                group = self._group(execution, phase)
+            group.count += 1
+            group.samples.last = execution.started
+            group.total += (execution.ended - execution.started) / _SECOND
+            if execution.loop_wait:
+                group.total -= execution.loop_wait / _SECOND
+                group.loop_wait += execution.loop_wait / _SECOND
+            if execution.on_loop:
+                group.on_loop += 1
+            if execution.open:
+                self._unsettled.append(Unsettled(execution, group))
+            else:
+                rows = add(group, execution)
+                if rows:
+                    self.rows += rows
+                if execution.failure is not None:
+                    self.failed += 1
+            if (execution.call_site is not None or execution.digest is not None) and group.fingerprint:
+                group.samples.add(group.count, execution.call_site, execution.digest)
+                group.call_site = group.call_site or execution.call_site
+
+    def _catch_up(self) -> None:
+        """Count what executions have measured since they were counted."""
+        for unsettled in self._unsettled:
+            rows, failed = unsettled.catch_up()
+            self.rows += rows
+            self.failed += failed
+        if self._unsettled:
+            waiting = [unsettled for unsettled in self._unsettled if not unsettled.settled]
+            self._unsettled = waiting[-_MAX_UNSETTLED:]
+
+    def _group(self, execution: Execution, phase: Phase) -> Group:
+        key, dialect, origin = execution.key, execution.dialect, execution.origin
+        system = system_name(dialect)
+        mark = fingerprint(key, system)
+        place = (mark, system, phase, str(origin))
+        group = self.groups.get(place)
+        if group is None and len(self.groups) < self._max_statements:
+            group = self.groups[place] = Group(
+                execution.sql,
+                mark,
+                summarize(key, system),
+                system,
+                phase,
+                parameters=execution.parameters,
+                origin=origin,
+                parents=parents_of(execution),
+                widening=execution.widening,
+                is_async=bool(dialect.is_async),
+                samples=Samples(execution.started),
+            )
+        elif group is None:
+            other = Group(OTHER_STATEMENTS, "", OTHER_STATEMENTS, "other_sql", phase)
+            group = self.groups.setdefault(("", "other_sql", phase, ""), other)
+        known = self._known[phase]
+        if len(known) >= _MAX_KNOWN:
+            known.clear()  # only SQL with its values in the text gets here
+        known[key, dialect, origin] = group
+        return group
+
+
+def parents_of(execution: Execution) -> Parents | None:
+    if execution.parents is None:
+        return None
+    return parents_from(execution.parents)
+
+
+def parents_from(parents: ParentKey) -> Parents:
+    key, dialect, call_site, origin = parents
+    system = system_name(dialect)
+    return Parents(fingerprint(key, system), summarize(key, system), call_site, origin)
+
+
+def statement_of(execution: Execution, began: int, boundary: int | None) -> Statement:
+    """
+    An execution as plain data.
+
+    Args:
+        began: Start of the recording.
+        boundary: End of the response, if it has ended.
+    """
+    system = system_name(execution.dialect)
+    started, loop_wait = execution.started, execution.loop_wait
+    return Statement(
+        sql=execution.sql,
+        fingerprint=fingerprint(execution.key, system),
+        summary=summarize(execution.key, system),
+        start=(started - began) / _SECOND,
+        execute=(execution.ended - started - (loop_wait or 0)) / _SECOND,
+        fetch=execution.fetch / _SECOND,
+        objects=None if "objects" in unmeasurable else execution.objects / _SECOND,
+        entities=execution.entities,
+        roots=execution.roots,
+        loop_wait=None if loop_wait is None else loop_wait / _SECOND,
+        rows=execution.rows,
+        system=system,
+        on_loop=execution.on_loop,
+        phase="response" if boundary is None or started <= boundary else "after_response",
+        failure=execution.failure,
+        executemany=execution.executemany,
+        batch_size=execution.batch_size,
+        call_site=execution.call_site,
+        parameters=execution.parameters,
+        origin=execution.origin,
+        parents=parents_of(execution),
+        widening=execution.widening,
+        database=database_of(execution.dialect),
+        span=getattr(execution, "span", None),
+    )

@@ -1,0 +1,80 @@
+"""What a SELECT was asked for, and what eager loading made of it. Plain data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import combinations
+
+from sqltrace.declaration import Declaration
+
+
+@dataclass(frozen=True, slots=True)
+class EagerJoin:
+    """
+    A relationship that was joined to a SELECT for its entities to be loaded along.
+
+    Attributes:
+        path: From an entity that was asked for: ``("Article.user", "User.contents")``.
+        entity: Name of the class that is loaded.
+        uselist: Whether it is a collection, which multiplies the rows.
+        by_option: An option of the query wants it; otherwise the mapping's ``lazy="joined"`` does.
+        tables: Added to the statement, a secondary one included.
+        columns: Added to the statement.
+        declaration: Where the relationship is declared.
+    """
+
+    path: tuple[str, ...]
+    entity: str
+    uselist: bool
+    by_option: bool
+    tables: int
+    columns: int
+    declaration: Declaration | None = None
+
+    @property
+    def relationship(self) -> str:
+        return self.path[-1]
+
+    def __str__(self) -> str:
+        return " → ".join(self.path)
+
+
+@dataclass(frozen=True, slots=True)
+class Widening:
+    """
+    A SELECT before and after eager loading.
+
+    Attributes:
+        entities: Names of the classes that were asked for.
+        asked_tables, asked_columns: Of what was asked for, explicit joins included.
+        sent_tables, sent_columns: Of what was sent.
+        joins: The eager joins, in the order of the statement.
+        limited: LIMIT was kept right by wrapping the SELECT in a subquery.
+    """
+
+    entities: tuple[str, ...]
+    asked_tables: int
+    asked_columns: int
+    sent_tables: int
+    sent_columns: int
+    joins: tuple[EagerJoin, ...]
+    limited: bool = False
+
+    @property
+    def collections(self) -> tuple[EagerJoin, ...]:
+        """The joins that multiply rows."""
+        return tuple(join for join in self.joins if join.uselist)
+
+    @property
+    def siblings(self) -> tuple[tuple[EagerJoin, EagerJoin], ...]:
+        """
+        Pairs of collections of which neither lies below the other: their rows multiply each other.
+
+        A collection within a collection has as many rows as it has members; a
+        cartesian product has more.
+        """
+        return tuple(
+            (one, other)
+            for one, other in combinations(self.collections, 2)
+            if one.path != other.path[: len(one.path)] and other.path != one.path[: len(other.path)]
+        )

@@ -1,0 +1,123 @@
+"""The drivers that the tests of rows and objects run on, with 5,000 rows in a table of each database."""
+
+import asyncio
+import os
+from contextlib import contextmanager
+
+import pytest
+from sqlalchemy import ForeignKey, String, create_engine, insert
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
+
+ROWS = 5_000
+POSTGRESQL = os.environ.get("SQLTRACE_TEST_POSTGRESQL", "postgres@127.0.0.1:5432/test")
+MARIADB = os.environ.get("SQLTRACE_TEST_MARIADB", "root@127.0.0.1:3306/test")
+URLS = {
+    "sqlite3": "sqlite:///{file}",
+    "aiosqlite": "sqlite+aiosqlite:///{file}",
+    "psycopg": f"postgresql+psycopg://{POSTGRESQL}",
+    "psycopg_async": f"postgresql+psycopg_async://{POSTGRESQL}",
+    "psycopg2": f"postgresql+psycopg2://{POSTGRESQL}",
+    "asyncpg": f"postgresql+asyncpg://{POSTGRESQL}",
+    "pymysql": f"mysql+pymysql://{MARIADB}",
+    "aiomysql": f"mysql+aiomysql://{MARIADB}",
+    "asyncmy": f"mysql+asyncmy://{MARIADB}",
+}
+ASYNC = {"aiosqlite", "psycopg_async", "asyncpg", "aiomysql", "asyncmy"}
+MARKS = {"postgresql": pytest.mark.postgresql, "mysql": pytest.mark.mariadb}
+DRIVERS = [
+    pytest.param(name, id=name, marks=MARKS[system] if (system := url.split("+")[0]) in MARKS else ())
+    for name, url in URLS.items()
+]
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Author(Base):
+    __tablename__ = f"sqltrace_authors_{os.getpid()}"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(String(50))
+    books: Mapped[list["Book"]] = relationship(back_populates="author")
+
+
+class Book(Base):
+    __tablename__ = f"sqltrace_books_{os.getpid()}"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    author_id: Mapped[int] = mapped_column(ForeignKey(Author.id))
+    author: Mapped[Author] = relationship(back_populates="books")
+
+
+class Databases:
+    """Engines on filled databases, made when asked for and disposed of at the end."""
+
+    def __init__(self, directory):
+        self.file = directory / "rows.db"
+        self.filled = {}
+
+    def url(self, driver):
+        return URLS[driver].format(file=self.file)
+
+    def fill(self, driver):
+        sync = {"aiosqlite": "sqlite3", "psycopg_async": "psycopg", "asyncpg": "psycopg"}.get(driver, driver)
+        sync = {"aiomysql": "pymysql", "asyncmy": "pymysql", "psycopg2": "psycopg"}.get(sync, sync)
+        if sync not in self.filled:
+            engine = self.filled[sync] = create_engine(self.url(sync))
+            Base.metadata.drop_all(engine)
+            Base.metadata.create_all(engine)
+            with engine.begin() as connection:
+                connection.execute(insert(Author), [{"id": n, "name": f"name {n}"} for n in range(1, ROWS + 1)])
+                books = [{"id": n, "author_id": n % 10 + 1} for n in range(1, 201)]
+                connection.execute(insert(Book), books)
+
+    def close(self):
+        for engine in self.filled.values():
+            Base.metadata.drop_all(engine)
+            engine.dispose()
+
+
+class Runner:
+    """Runs a function with a `Connection` or a `Session` of one driver, in a greenlet where the driver is async."""
+
+    def __init__(self, driver, url):
+        self.driver = driver
+        self.url = url
+        self.is_async = driver in ASYNC
+
+    @contextmanager
+    def engine(self):
+        engine = create_engine(self.url)
+        try:
+            yield engine
+        finally:
+            engine.dispose()
+
+    def connection(self, function):
+        if self.is_async:
+            return self.coroutine(lambda engine: self._run_sync(engine.connect(), function))
+        with self.engine() as engine, engine.connect() as connection:
+            return function(connection)
+
+    def session(self, function):
+        if self.is_async:
+            return self.coroutine(lambda engine: self._run_sync(AsyncSession(engine), function))
+        with self.engine() as engine, Session(engine) as session:
+            return function(session)
+
+    def coroutine(self, function):
+        """Run an async function with an `AsyncEngine`."""
+
+        async def main():
+            engine = create_async_engine(self.url)
+            try:
+                return await function(engine)
+            finally:
+                await engine.dispose()
+
+        return asyncio.run(main())
+
+    @staticmethod
+    async def _run_sync(owner, function):
+        async with owner:
+            return await owner.run_sync(function)

@@ -1,0 +1,967 @@
+import asyncio
+import gc
+import json
+import socket
+import threading
+import time
+import weakref
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial, wraps
+from pathlib import Path
+
+import jsonschema
+import pytest
+from sqlalchemy import create_engine, event, make_url, pool, text
+from sqlalchemy.engine import Engine
+from sqlalchemy.exc import OperationalError, ProgrammingError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.orm import Session
+from sqlalchemy.util import await_only, greenlet_spawn
+
+import sqltrace
+from sqltrace import collector, connection, faults
+from sqltrace.capture import connections, internals, pool_wait, transactions
+from sqltrace.sinks import ReadableRenderer
+from sqltrace.sinks.log_line import log_line
+
+POSTGRES, MARIADB = "postgres@127.0.0.1:5432/test", "root@127.0.0.1:3306/test"
+URLS = {
+    "sqlite3": "sqlite:///{file}",
+    "aiosqlite": "sqlite+aiosqlite:///{file}",
+    "psycopg2": f"postgresql+psycopg2://{POSTGRES}",
+    "psycopg": f"postgresql+psycopg://{POSTGRES}",
+    "psycopg_async": f"postgresql+psycopg_async://{POSTGRES}",
+    "asyncpg": f"postgresql+asyncpg://{POSTGRES}",
+    "pymysql": f"mysql+pymysql://{MARIADB}",
+    "aiomysql": f"mysql+aiomysql://{MARIADB}",
+}
+ASYNC = {"aiosqlite", "psycopg_async", "asyncpg", "aiomysql"}
+SLEEP = {"sqlite": "SELECT 1", "postgresql": "SELECT pg_sleep(0.05)", "mysql": "SELECT SLEEP(0.05)"}
+
+
+class Work:
+    """Runs the same synchronous code in threads, or in tasks on an async engine."""
+
+    def __init__(self, driver, file):
+        self.url = make_url(URLS[driver].format(file=file))
+        self.is_async = driver in ASYNC
+        self.sleep = text(SLEEP[self.url.get_backend_name()])
+        self._loop = asyncio.Runner() if self.is_async else None
+        self._engines = []
+
+    def engine(self, **options):
+        options.setdefault("poolclass", pool.AsyncAdaptedQueuePool if self.is_async else pool.QueuePool)
+        make = create_async_engine if self.is_async else create_engine
+        engine = make(self.url, **options)
+        engine = engine.sync_engine if self.is_async else engine
+        self._engines.append(engine)
+        return engine
+
+    def pause(self, seconds):
+        if self.is_async:
+            await_only(asyncio.sleep(seconds))
+        else:
+            time.sleep(seconds)
+
+    def together(self, *bodies):
+        if self.is_async:
+            return self._loop.run(self._gather(bodies))
+        with ThreadPoolExecutor(len(bodies)) as threads:
+            return [future.result() for future in [threads.submit(body) for body in bodies]]
+
+    async def _gather(self, bodies):
+        return await asyncio.gather(*(greenlet_spawn(body) for body in bodies))
+
+    def run(self, body):
+        return self._loop.run(greenlet_spawn(body)) if self.is_async else body()
+
+    def close(self):
+        for engine in self._engines:
+            self.run(engine.dispose)
+        if self.is_async:
+            self._loop.close()
+
+
+def is_listening(url):
+    if url.port is None:
+        return True
+    try:
+        socket.create_connection((url.host, url.port), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+def make_work(driver, tmp_path):
+    work = Work(driver, tmp_path / "connections.db")
+    if not is_listening(work.url):
+        pytest.skip(f"needs a server at {work.url.host}:{work.url.port}")
+    return work
+
+
+@pytest.fixture(autouse=True)
+def instrumented():
+    sqltrace.instrument()
+    yield
+    sqltrace.uninstrument()
+    faults.forget_faults()
+
+
+@pytest.fixture(params=URLS)
+def work(request, tmp_path):
+    work = make_work(request.param, tmp_path)
+    yield work
+    work.close()
+
+
+@pytest.fixture(params=sorted(ASYNC))
+def async_work(request, tmp_path):
+    work = make_work(request.param, tmp_path)
+    yield work
+    work.close()
+
+
+@pytest.fixture
+def sqlite(tmp_path):
+    work = make_work("sqlite3", tmp_path)
+    yield work
+    work.close()
+
+
+def close(measured, truth):
+    """Within 10 %, and what a busy machine takes between two readings of the clock."""
+    return abs(measured - truth) <= 0.1 * truth + 0.003
+
+
+def thrice(test):
+    """A busy machine may put anything between two readings of the clock: not three times in a row."""
+
+    @wraps(test)
+    def attempt(*arguments, **fixtures):
+        for _ in range(2):
+            try:
+                return test(*arguments, **fixtures)
+            except AssertionError:
+                time.sleep(0.2)
+        return test(*arguments, **fixtures)
+
+    return attempt
+
+
+def names(wait):
+    return {holder.name for holder in wait.holders}
+
+
+def sql(engine):
+    with engine.connect() as connection:
+        connection.execute(text("SELECT 1"))
+
+
+# Waiting, and for whom
+
+
+def use_one(work, engine, name, start):
+    """A unit of work that holds a connection for some 80 ms; with its own measurements."""
+    work.pause(start)
+    with sqltrace.record(name) as recording:
+        asked = time.perf_counter()
+        with engine.connect() as connection:
+            taken = time.perf_counter()
+            connection.execute(work.sleep)
+            idle = time.perf_counter()
+            work.pause(0.05)
+            committed = time.perf_counter()
+            connection.commit()
+        closed = time.perf_counter()
+    return recording, taken - asked, closed - taken, committed - idle
+
+
+@thrice
+def test_four_units_of_work_share_two_connections(work):
+    engine = work.engine(pool_size=2, max_overflow=0)
+    work.run(partial(sql, engine))  # the first connection also initialises the dialect
+    units = [partial(use_one, work, engine, f"GET /{number}", number * 0.01) for number in range(4)]
+
+    results = work.together(*units)
+
+    waiting = 0
+    for recording, waited, held, idle in results:
+        use = recording.connections
+        assert use.checkouts == 1
+        assert close(use.wait + use.connect, waited)
+        assert close(recording.time_account.connection, waited)
+        assert close(use.held, held)
+        assert close(use.idle_in_transaction, idle)
+        assert 0 < use.commit < held
+        if use.waits and use.waits[0].waited > 0.01:
+            (wait,) = use.waits
+            waiting += 1
+            assert close(wait.waited, waited)
+            assert (wait.timed_out, wait.pool_size, wait.in_use, wait.overflow) == (False, 2, 2, 0)
+            assert recording.name not in names(wait)
+            assert {"GET /0", "GET /1"} <= names(wait)
+            assert not any(holder.own for holder in wait.holders)
+    assert waiting == 2
+
+
+@thrice
+def test_pool_timeout_names_the_holders(work):
+    engine = work.engine(pool_size=1, max_overflow=0, pool_timeout=0.1)
+
+    def holder():
+        with sqltrace.record("GET /slow"), engine.connect():
+            work.pause(0.3)
+
+    def waiter():
+        work.pause(0.1)
+        with sqltrace.record("GET /victim") as recording, pytest.raises(PoolTimeoutError) as raised:
+            engine.connect()
+        assert raised.value.code == "3o7r"
+        return recording
+
+    _, recording = work.together(holder, waiter)
+
+    use = recording.connections
+    (wait,) = use.waits
+    assert (use.checkouts, use.failed, use.timeouts, use.held) == (0, 1, 1, 0.0)
+    assert (wait.timed_out, wait.self_deadlock, names(wait)) == (True, False, {"GET /slow"})
+    assert 0.09 < wait.waited < 0.25
+    assert wait.holders[0].held > 0.09
+    assert close(recording.time_account.connection, wait.waited)
+
+
+@thrice
+def test_cancelled_wait_is_measured(async_work):
+    engine = async_work.engine(pool_size=1, max_overflow=0)
+    recordings = []
+
+    def holder():
+        with sqltrace.record("GET /slow"), engine.connect():
+            async_work.pause(0.3)
+
+    def waiter():
+        async_work.pause(0.1)
+        with sqltrace.record("GET /victim") as recording:
+            recordings.append(recording)
+            engine.connect()
+
+    async def main():
+        holding = asyncio.create_task(greenlet_spawn(holder))
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(greenlet_spawn(waiter), 0.2)
+        await holding
+
+    async_work._loop.run(main())
+
+    (wait,) = recordings[0].connections.waits
+    assert (wait.timed_out, names(wait), 0.05 < wait.waited < 0.15) == (False, {"GET /slow"}, True)
+
+
+def test_self_deadlock_is_named(work):
+    engine = work.engine(pool_size=1, max_overflow=0, pool_timeout=0.05)
+
+    def unit():
+        with sqltrace.record("GET /twice") as recording, engine.connect(), pytest.raises(PoolTimeoutError):
+            engine.connect()
+        return recording
+
+    recording = work.run(unit)
+
+    (wait,) = recording.connections.waits
+    assert (wait.self_deadlock, wait.holders[0].own, names(wait)) == (True, True, {"GET /twice"})
+
+
+def test_connection_of_a_recording_around_is_ones_own_and_of_a_sibling_is_not(sqlite):
+    engine = sqlite.engine(pool_size=2, max_overflow=0, pool_timeout=0.01)
+
+    with sqltrace.record("outer"):
+        with sqltrace.record("sibling"):
+            first = engine.connect()
+        second = engine.connect()
+        with sqltrace.record("inner") as inner, pytest.raises(PoolTimeoutError):
+            engine.connect()
+        first.close()
+        second.close()
+
+    (wait,) = inner.connections.waits
+    assert {(holder.name, holder.own) for holder in wait.holders} == {("sibling", False), ("outer", True)}
+
+
+def test_holder_is_called_by_the_name_that_its_recording_got_later(sqlite):
+    engine = sqlite.engine(pool_size=1, max_overflow=0, pool_timeout=0.01)
+    with sqltrace.record("GET /tags/5") as slow:
+        held = engine.connect()
+    with sqltrace.record() as victim, pytest.raises(PoolTimeoutError):
+        engine.connect()
+
+    slow.name = "GET /tags/{tag_id}"
+
+    assert names(victim.connections.waits[0]) == {"GET /tags/{tag_id}"}
+    held.close()
+
+
+def test_overflow_is_told(sqlite):
+    engine = sqlite.engine(pool_size=1, max_overflow=1, pool_timeout=0.01)
+    held = [engine.connect(), engine.connect()]
+
+    with sqltrace.record() as recording, pytest.raises(PoolTimeoutError):
+        engine.connect()
+
+    (wait,) = recording.connections.waits
+    assert (wait.pool_size, wait.overflow, wait.in_use, wait.holders) == (1, 1, 2, ())  # held outside of recordings
+    for one in held:
+        one.close()
+
+
+def test_only_the_ten_worst_waits_and_ten_holders_are_kept(sqlite):
+    engine = sqlite.engine(pool_size=12, max_overflow=0, pool_timeout=0.001)
+    held = []
+    for number in range(12):
+        with sqltrace.record(str(number)):
+            held.append(engine.connect())
+
+    with sqltrace.record() as recording:
+        for _ in range(15):
+            with pytest.raises(PoolTimeoutError):
+                engine.connect()
+
+    use = recording.connections
+    assert (use.timeouts, use.failed, len(use.waits)) == (15, 15, 10)
+    assert use.waits == sorted(use.waits, key=lambda wait: -wait.waited)
+    assert [len(wait.holders) for wait in use.waits] == [10] * 10
+    for one in held:
+        one.close()
+
+
+# Engines and pools
+
+
+def test_disposed_engine_is_still_measured(work):
+    engine = work.engine(pool_size=1, max_overflow=0, pool_timeout=0.02)
+
+    def unit():
+        with sqltrace.record() as before:
+            sql(engine)
+        engine.dispose()
+        with sqltrace.record("GET /twice") as after, engine.connect(), pytest.raises(PoolTimeoutError):
+            engine.connect()
+        return before, after
+
+    before, after = work.run(unit)
+
+    assert (before.connections.checkouts, after.connections.checkouts) == (1, 1)
+    assert before.connections.connect > 0 < after.connections.connect
+    assert names(after.connections.waits[0]) == {"GET /twice"}
+
+
+def test_variant_of_an_engine_shares_its_pool(sqlite):
+    engine = sqlite.engine(pool_size=1, max_overflow=0, pool_timeout=0.01)
+    variant = engine.execution_options(isolation_level="AUTOCOMMIT")
+
+    with sqltrace.record("variant") as recording, variant.connect(), pytest.raises(PoolTimeoutError):
+        engine.connect()
+
+    assert (recording.connections.checkouts, names(recording.connections.waits[0])) == (1, {"variant"})
+
+
+@pytest.mark.parametrize(
+    "poolclass",
+    [pool.QueuePool, pool.NullPool, pool.StaticPool, pool.SingletonThreadPool, pool.AssertionPool],
+)
+@thrice
+def test_every_pool_is_measured(sqlite, poolclass):
+    engine = sqlite.engine(poolclass=poolclass)
+
+    with sqltrace.record() as recording:
+        for _ in range(3):
+            with engine.connect() as one:
+                one.execute(text("SELECT 1"))
+                time.sleep(0.01)
+
+    use = recording.connections
+    assert (use.checkouts, use.failed) == (3, 0)
+    assert 0.03 <= use.idle_in_transaction <= use.held < 0.1
+    assert use.connect > 0
+    assert held_now(engine) == set()
+
+
+@pytest.mark.parametrize("poolclass", [pool.StaticPool, pool.SingletonThreadPool])
+@thrice
+def test_connection_that_is_handed_out_twice_is_never_left_behind(sqlite, poolclass):
+    engine = sqlite.engine(poolclass=poolclass)
+
+    with sqltrace.record() as recording:
+        with engine.connect() as outer, engine.connect() as inner:
+            time.sleep(0.01)
+            assert inner.scalar(text("SELECT 1")) == outer.scalar(text("SELECT 1")) == 1
+        assert held_now(engine) == set()
+
+    assert 0.01 <= recording.connections.held < 0.05
+
+
+def test_assertion_pool_in_use_fails_as_before(sqlite):
+    engine = sqlite.engine(poolclass=pool.AssertionPool)
+
+    with sqltrace.record() as recording, engine.connect(), pytest.raises(AssertionError, match="already checked out"):
+        engine.connect()
+
+    assert (recording.connections.checkouts, recording.connections.failed) == (1, 1)
+
+
+@thrice
+def test_own_creator_is_measured(tmp_path):
+    import sqlite3
+
+    def creator():
+        time.sleep(0.02)
+        return sqlite3.connect(tmp_path / "own.db")
+
+    engine = create_engine("sqlite://", creator=creator, poolclass=pool.QueuePool)
+
+    with sqltrace.record() as recording:
+        sql(engine)
+
+    use = recording.connections
+    assert 0.02 <= use.connect < 0.06
+    assert use.wait < 0.005
+    engine.dispose()
+
+
+def test_only_engines_that_are_wanted_are_measured(sqlite):
+    sqltrace.uninstrument()
+    wanted, other = sqlite.engine(), sqlite.engine()
+    sqltrace.instrument(wanted)
+
+    with sqltrace.record() as recording:
+        sql(wanted)
+        sql(other)
+
+    assert recording.connections.checkouts == 1
+    assert "do_commit" not in vars(other.dialect)
+
+
+def test_recording_of_some_engines_measures_those(sqlite):
+    wanted, other = sqlite.engine(), sqlite.engine()
+
+    with sqltrace.record() as outer, sqltrace.record(engines=[wanted]) as inner:
+        sql(wanted)
+        sql(other)
+
+    assert (outer.connections.checkouts, inner.connections.checkouts) == (2, 1)
+
+
+# Opening and pinging
+
+
+def test_ping_of_a_stale_connection_and_the_new_one_are_measured(work):
+    engine = work.engine(pool_size=1, max_overflow=0, pool_pre_ping=True)
+
+    def unit():
+        with engine.connect() as stale:
+            driver_connection = stale.connection.dbapi_connection
+        with sqltrace.record() as good:
+            sql(engine)
+        driver_connection.close()
+        with sqltrace.record() as bad:
+            sql(engine)
+        return good, bad
+
+    good, bad = work.run(unit)
+
+    assert good.connections.ping > 0 == good.connections.connect
+    assert bad.connections.ping > 0 < bad.connections.connect
+    assert (good.connections.checkouts, bad.connections.checkouts) == (1, 1)
+    assert bad.connections.failed == 0
+
+
+def test_connection_that_cannot_be_opened_fails_as_before(tmp_path):
+    engine = create_engine(f"sqlite:///{tmp_path}/missing/file.db")
+
+    with sqltrace.record() as recording, pytest.raises(OperationalError, match="unable to open database file"):
+        engine.connect()
+
+    use = recording.connections
+    assert (use.checkouts, use.failed, use.waits) == (0, 1, [])
+    assert use.connect > 0 == use.held
+
+
+# Holding
+
+
+@thrice
+def test_leaked_connection_leaves_nothing_behind(sqlite):
+    engine = sqlite.engine(pool_size=1, max_overflow=0)
+
+    with sqltrace.record() as recording:
+        leaked = engine.connect()
+        assert len(held_now(engine)) == 1
+        time.sleep(0.01)
+        del leaked
+        gc.collect()
+        assert held_now(engine) == set()
+        time.sleep(0.02)
+
+    assert 0.01 <= recording.connections.held < 0.03
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # psycopg's own about the same
+@pytest.mark.filterwarnings("ignore:The garbage collector is trying to clean up")
+def test_leaked_async_connection_leaves_nothing_behind(async_work):
+    engine = async_work.engine(pool_size=1, max_overflow=0)
+
+    def unit():
+        with sqltrace.record("leaky") as recording:
+            leaked = engine.raw_connection()
+            del leaked
+            gc.collect()
+            return recording
+
+    recording = async_work.run(unit)
+
+    assert held_now(engine) == set()
+    assert recording.connections.held < 0.1
+
+
+@pytest.mark.parametrize("give_up", ["invalidate", "detach"])
+@thrice
+def test_connection_that_leaves_the_pool_is_held_no_longer(sqlite, give_up):
+    engine = sqlite.engine()
+
+    with sqltrace.record() as recording, engine.connect() as one:
+        getattr(one, give_up)()
+        assert held_now(engine) == set()
+        time.sleep(0.02)
+        one.execute(text("SELECT 1"))
+
+    assert recording.connections.checkouts == (2 if give_up == "invalidate" else 1)
+    assert recording.connections.held < 0.02
+
+
+@thrice
+def test_connection_that_outlives_the_recording_is_held_until_its_end(sqlite):
+    engine = sqlite.engine(pool_size=1, max_overflow=0, pool_timeout=0.01)
+    with sqltrace.record("owner") as recording:
+        one = engine.connect()
+        time.sleep(0.01)
+        assert 0.01 <= recording.connections.held < 0.03
+    time.sleep(0.03)
+
+    assert 0.01 <= recording.connections.held < 0.03
+    with sqltrace.record() as victim, pytest.raises(PoolTimeoutError):
+        engine.connect()
+    assert names(victim.connections.waits[0]) == {"owner"}
+    one.close()
+    assert held_now(engine) == set()
+
+
+def held_now(engine):
+    return connections._held[id(engine.pool)][1]
+
+
+def test_nothing_is_kept_alive(sqlite):
+    engine = sqlite.engine(pool_size=1, max_overflow=0, pool_timeout=0.01)
+    with sqltrace.record() as recording:
+        session = Session(engine)
+        session.execute(text("SELECT 1"))
+        proxy = session.connection().connection
+        with pytest.raises(PoolTimeoutError):
+            engine.connect()
+    alive = [weakref.ref(thing) for thing in (recording, session, proxy)]
+    held = session  # checked out still
+
+    del recording, proxy
+    gc.collect()
+    assert alive[0]() is None
+    held.close()
+    del held, session
+    gc.collect()
+    assert [one() for one in alive] == [None, None, None]
+
+
+def test_entry_of_a_pool_goes_with_it(tmp_path):
+    engine = create_engine(f"sqlite:///{tmp_path}/gone.db")
+    with sqltrace.record():
+        sql(engine)
+    known = len(connections._held)
+    engine.dispose()
+
+    del engine
+    gc.collect()
+
+    assert len(connections._held) < known
+
+
+# Transactions
+
+
+@thrice
+def test_idle_in_transaction_is_between_its_statements(work):
+    engine = work.engine(pool_size=1, max_overflow=0)
+
+    def unit():
+        with sqltrace.record() as recording, engine.connect() as one:
+            work.pause(0.03)  # connected, no transaction
+            one.begin()
+            work.pause(0.03)  # nothing was sent yet
+            one.execute(text("SELECT 1"))
+            idle = time.perf_counter()
+            work.pause(0.04)
+            idle = time.perf_counter() - idle
+            one.execute(work.sleep)
+            one.rollback()
+            work.pause(0.03)
+            one.execute(text("SELECT 1"))
+            again = time.perf_counter()
+            work.pause(0.02)
+            again = time.perf_counter() - again
+            one.commit()
+        return recording, idle + again
+
+    recording, idle = work.run(unit)
+
+    assert close(recording.connections.idle_in_transaction, idle)
+
+
+def test_autocommit_is_never_idle_in_transaction(work):
+    engine = work.engine(isolation_level="AUTOCOMMIT")
+
+    def unit():
+        with sqltrace.record() as recording, engine.connect() as one:
+            one.execute(text("SELECT 1"))
+            work.pause(0.02)
+            one.execute(text("SELECT 1"))
+        return recording
+
+    use = work.run(unit).connections
+
+    assert use.idle_in_transaction == 0.0
+    assert use.held > 0.02
+
+
+@thrice
+def test_savepoint_is_part_of_its_transaction(work):
+    engine = work.engine()
+    work.run(partial(sql, engine))
+
+    def unit():
+        with sqltrace.record() as recording, engine.begin() as one:
+            with one.begin_nested():
+                work.pause(0.02)
+            inner = one.begin_nested()
+            inner.rollback()
+        return recording
+
+    recording = work.run(unit)
+
+    assert 0.02 <= recording.connections.idle_in_transaction < 0.08
+    assert recording.connections.commit > 0
+    assert Counter(statement.sql.split()[0] for statement in recording.statements) == {
+        "SAVEPOINT": 2,
+        "RELEASE": 1,
+        "ROLLBACK": 1,
+    }
+
+
+@thrice
+def test_commit_and_rollback_are_database_time(sqlite, monkeypatch):
+    engine = sqlite.engine()
+    for name in ("do_commit", "do_rollback"):
+        whole = getattr(engine.dialect, name)
+
+        def slow(connection, whole=whole):
+            time.sleep(0.02)
+            whole(connection)
+
+        monkeypatch.setattr(engine.dialect, name, slow)
+
+    with sqltrace.record() as recording, engine.connect() as one:
+        one.execute(text("SELECT 1"))
+        one.commit()
+
+    use = recording.connections
+    assert 0.02 <= use.commit < 0.05
+    assert 0.02 <= use.rollback < 0.05  # the reset on return to the pool
+    assert 0.04 <= recording.time_account.database < 0.1
+
+
+@thrice
+def test_two_phase_transaction_is_measured(tmp_path):
+    work = make_work("pymysql", tmp_path)
+    engine = work.engine()
+
+    with sqltrace.record() as recording, engine.connect() as one:
+        for finish in ("commit", "rollback"):
+            transaction = one.begin_twophase()
+            one.execute(text("SELECT 1"))
+            time.sleep(0.01)
+            if finish == "commit":
+                transaction.prepare()
+            getattr(transaction, finish)()
+
+    use = recording.connections
+    assert 0.02 <= use.idle_in_transaction < 0.06
+    assert use.begin > 0 < use.commit
+    assert use.rollback > 0
+    work.close()
+
+
+def test_long_transaction_keeps_few_of_its_statements(sqlite):
+    engine = sqlite.engine()
+
+    with sqltrace.record() as recording, engine.begin() as one:
+        for _ in range(500):
+            one.execute(text("SELECT 1"))
+        time.sleep(0.02)
+        (checkout,) = held_now(engine)
+        assert len(checkout._executions) <= 65
+
+    assert 0.02 <= recording.connections.idle_in_transaction < recording.connections.held
+
+
+# In spite of everything
+
+
+def test_without_a_recording_nothing_is_noted(sqlite):
+    engine = sqlite.engine()
+
+    with engine.connect() as one:
+        assert one.connection.record_info == {}
+
+    assert "do_commit" not in vars(engine.dialect)
+    assert id(engine.pool) not in connections._held
+
+
+def test_nothing_stays_in_the_pool_when_a_connection_is_back(sqlite):
+    engine = sqlite.engine()
+
+    with sqltrace.record(), engine.connect() as one:
+        info = one.connection.record_info
+        assert list(info) == ["sqltrace"]
+
+    assert info == {}
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        (connections, "Checkout"),
+        (connections, "_neighbours"),
+        (connection.Checkout, "note"),
+        (connection.Checkout, "end"),
+        (pool_wait, "_describe"),
+        (transactions, "mark"),
+        (internals, "pooled_connection"),
+    ],
+    ids=lambda place: place[1],
+)
+def test_fault_of_ours_changes_nothing(sqlite, monkeypatch, caplog, place):
+    def broken(*arguments):
+        raise RuntimeError("ours")
+
+    engine = sqlite.engine(pool_size=1, max_overflow=0, pool_timeout=0.01, isolation_level="SERIALIZABLE")
+    monkeypatch.setattr(transactions, "NEGLIGIBLE", -1)
+    monkeypatch.setattr(*place, broken)
+
+    with sqltrace.record() as recording, engine.begin() as one:
+        one.exec_driver_sql("CREATE TABLE t (x INTEGER)")
+        one.exec_driver_sql("INSERT INTO t VALUES (1)")
+        with pytest.raises(PoolTimeoutError):
+            engine.connect()
+    with sqltrace.record(), engine.connect() as one:
+        rows = one.exec_driver_sql("SELECT x FROM t").all()
+
+    assert (rows, recording.statement_count) == ([(1,)], 2)
+    assert len([record for record in caplog.records if record.name == "sqltrace"]) >= 1
+
+
+def test_uninstrument_puts_everything_back(sqlite):
+    sqltrace.uninstrument()
+    places = [(Engine, "raw_connection"), internals.waiting(), internals.connecting()]
+    engine = sqlite.engine()
+    before = [vars(owner)[name] for owner, name in places], dict(vars(engine.dialect))
+
+    for _ in range(2):
+        sqltrace.instrument()
+        sqltrace.instrument(engine)
+    assert [vars(owner)[name] for owner, name in places] != before[0]
+    with sqltrace.record() as recording:
+        sql(engine)
+        left = engine.connect()
+    sqltrace.uninstrument()
+
+    after = [vars(owner)[name] for owner, name in places], dict(vars(engine.dialect))
+    assert (after[0], after[1].keys() & set(transactions._METHODS)) == (before[0], set())
+    assert not any(event.contains(pool.Pool, name, listener) for name, listener in connections._LISTENERS)
+    assert (connections._held, recording.connections.checkouts) == ({}, 2)
+    left.close()
+
+
+def test_uninstrument_of_one_engine_puts_its_dialect_back(sqlite):
+    sqltrace.uninstrument()
+    one, other = sqlite.engine(), sqlite.engine()
+    sqltrace.instrument(one, other)
+    with sqltrace.record():
+        sql(one)
+        sql(other)
+
+    sqltrace.uninstrument(one)
+
+    assert ("do_commit" in vars(one.dialect), "do_commit" in vars(other.dialect)) == (False, True)
+    with sqltrace.record() as recording:
+        sql(one)
+        sql(other)
+    assert recording.connections.checkouts == 1
+
+
+def test_wrapper_of_somebody_else_stays(sqlite, monkeypatch):
+    engine = sqlite.engine()
+    called = []
+    monkeypatch.setattr(engine.dialect, "do_commit", lambda connection: called.append("before"))
+    with sqltrace.record(), engine.begin() as one:
+        one.execute(text("SELECT 1"))
+    ours = engine.dialect.do_commit
+
+    sqltrace.uninstrument()
+
+    assert ours is not engine.dialect.do_commit
+    with engine.begin() as one:
+        one.execute(text("SELECT 1"))
+    assert called == ["before", "before"]
+
+
+class TestChangedSQLAlchemy:
+    """Where SQLAlchemy has changed inside, the number is `None`, and the rest goes on."""
+
+    @pytest.fixture(autouse=True)
+    def anew(self):
+        sqltrace.uninstrument()
+        connections.works.cache_clear()
+        yield
+        sqltrace.uninstrument()
+        connections.works.cache_clear()
+        connection.unmeasurable.clear()
+        collector.unmeasurable.discard("connection")
+
+    @pytest.mark.parametrize(
+        ("reader", "answer", "unknown"),
+        [
+            ("waiting", None, {"wait"}),
+            ("connecting", None, {"connect"}),
+            ("knows_pooled_connection", False, {"idle_in_transaction"}),
+            ("asks_for_raw_connection", False, set(connection.TIMES)),
+        ],
+    )
+    def test_number_is_none_and_one_warning_says_so(self, sqlite, monkeypatch, caplog, reader, answer, unknown):
+        monkeypatch.setattr(internals, reader, lambda: answer)
+        engine = sqlite.engine()
+        sqltrace.instrument()
+        sqltrace.instrument(engine)
+
+        with sqltrace.record() as recording:
+            sql(engine)
+
+        use = recording.connections
+        assert {name for name in connection.TIMES if getattr(use, name) is None} == unknown
+        assert (recording.time_account.connection is None) == ("held" in unknown)
+        assert (sqltrace.capabilities()["connections"], recording.statement_count) == (False, 1)
+        assert ["connections" in record.message for record in caplog.records if record.name == "sqltrace"] == [True]
+        line = log_line(sqltrace.RequestRecord(recording, protocol="http", path="/"))
+        assert ("connection.wait_ms" in line) == ("wait" not in unknown)
+
+    def test_each_private_attribute_is_missed(self, monkeypatch):
+        for owner, name, reader in (
+            (pool.QueuePool, "_do_get", internals.waiting),
+            (pool._ConnectionRecord, "_ConnectionRecord__connect", internals.connecting),
+            (Engine, "raw_connection", internals.asks_for_raw_connection),
+        ):
+            assert reader()
+            with monkeypatch.context() as changed:
+                changed.delattr(owner, name)
+                assert not reader()
+        assert internals.knows_pooled_connection()
+
+
+def test_everything_is_measured_with_the_installed_sqlalchemy():
+    assert sqltrace.capabilities()["connections"] is True
+    assert all(connections.works().values())
+
+
+# Told
+
+
+def test_log_line_tells_of_connections(sqlite):
+    schema = json.loads((Path(sqltrace.__file__).parent / "log_line.schema.json").read_text(encoding="utf-8"))
+    engine = sqlite.engine(pool_size=1, max_overflow=0, pool_timeout=0.02)
+    with sqltrace.record("GET /slow"):
+        slow = engine.connect()
+    with sqltrace.record("GET /victim") as recording:
+        with pytest.raises(PoolTimeoutError):
+            engine.connect()
+        slow.close()
+        sql(engine)
+
+    line = {"event": "request"} | log_line(sqltrace.RequestRecord(recording, protocol="http", path="/victim"))
+
+    jsonschema.validate(line, schema)
+    (wait,) = line["connection.waits"]
+    assert (line["connection.checkouts"], line["connection.wait_ms"] >= 20) == (1, True)
+    assert {name: wait[name] for name in ("timed_out", "pool_size", "in_use")} == {
+        "timed_out": True,
+        "pool_size": 1,
+        "in_use": 1,
+    }
+    assert [holder["name"] for holder in wait["held_by"]] == ["GET /slow"]
+    rendered = ReadableRenderer(colors=False, width=200)(None, "info", dict(line))
+    assert "ms for a connection in vain; pool 1/1 in use, held by GET /slow (" in rendered
+
+
+def test_readable_line_of_a_wait():
+    from sqltrace.sinks import readable
+
+    wait = {
+        "waited_ms": 122.04,
+        "timed_out": False,
+        "pool_size": 2,
+        "in_use": 2,
+        "held_by": [{"name": "GET /slow", "held_ms": 80.1}, {"name": "GET /report", "held_ms": 71.0}],
+    }
+
+    assert readable._wait(wait) == (
+        "waited 122.0 ms for a connection; pool 2/2 in use, held by GET /slow (80.1 ms), GET /report (71.0 ms)"
+    )
+
+
+def test_results_and_exceptions_are_unchanged(work):
+    engine = work.engine()
+
+    def unit():
+        with engine.connect() as one:
+            rows = one.execute(text("SELECT 1, 'a'")).all()
+            with pytest.raises((OperationalError, ProgrammingError)) as raised:
+                one.execute(text("SELECT * FROM missing"))
+        return rows, type(raised.value), str(raised.value), engine.pool.checkedout()
+
+    plain = work.run(unit)
+    with sqltrace.record():
+        recorded = work.run(unit)
+
+    assert recorded == plain
+
+
+def test_threads_take_and_give_back_at_once(sqlite):
+    engine = sqlite.engine(pool_size=3, max_overflow=0)
+    barrier = threading.Barrier(6)
+
+    def unit():
+        barrier.wait()
+        with sqltrace.record() as recording:
+            for _ in range(200):
+                sql(engine)
+        return recording.connections
+
+    uses = sqlite.together(*[unit] * 6)
+
+    assert [(use.checkouts, use.failed) for use in uses] == [(200, 0)] * 6
+    assert held_now(engine) == set()

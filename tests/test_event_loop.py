@@ -1,0 +1,808 @@
+import asyncio
+import contextvars
+import gc
+import sys
+import threading
+import time
+import tracemalloc
+import types
+import weakref
+
+import pytest
+import trio
+from sqlalchemy import create_engine, text
+from sqlalchemy.ext.asyncio import create_async_engine
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.responses import PlainTextResponse, StreamingResponse
+from starlette.routing import Route
+
+import sqltrace
+from sqltrace.event_loop import stepped
+from sqltrace.recording import Recording
+from sqltrace.sinks.log_line import log_line
+from tests.loops import RUNNERS, block, get, observed, respond
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+
+@pytest.fixture(autouse=True)
+def uninstrumented():
+    yield
+    sqltrace.uninstrument()
+
+
+@pytest.fixture(params=RUNNERS)
+def run(request):
+    return request.param
+
+
+def share():
+    return Recording().observe_loop()
+
+
+def routes(**endpoints):
+    return observed(Starlette(routes=[Route(f"/{name}/{{number}}", endpoint) for name, endpoint in endpoints.items()]))
+
+
+def ok(request=None):
+    return PlainTextResponse("ok")
+
+
+@types.coroutine
+def trap(value):
+    return (yield value)
+
+
+class TestSteppedPasses:
+    def test_values_in_both_directions(self):
+        async def application():
+            return [await trap("first"), await trap("second")]
+
+        steps = stepped(application(), share())
+
+        assert steps.send(None) == "first"
+        assert steps.send(1) == "second"
+        with pytest.raises(StopIteration) as stop:
+            steps.send(2)
+        assert stop.value.value == [1, 2]
+
+    def test_thrown_exception_itself_and_what_becomes_of_it(self):
+        thrown = ValueError()
+
+        async def application():
+            try:
+                await trap(None)
+            except ValueError as error:
+                assert error is thrown
+                assert error.__context__ is None
+                await trap("caught")
+                raise
+
+        steps = stepped(application(), share())
+        steps.send(None)
+
+        assert steps.throw(thrown) == "caught"
+        with pytest.raises(ValueError) as raised:
+            steps.send(None)
+        assert raised.value is thrown
+
+    def test_closing(self):
+        told = []
+
+        async def application():
+            try:
+                await trap(None)
+            except GeneratorExit:
+                told.append("closed")
+                raise
+            finally:
+                told.append("finally")
+
+        steps = stepped(application(), share())
+        steps.send(None)
+        steps.close()
+
+        assert told == ["closed", "finally"]
+
+    def test_refusal_to_close(self):
+        async def application():
+            try:
+                await trap(None)
+            except GeneratorExit:
+                await trap("no")
+
+        steps = stepped(application(), share())
+        steps.send(None)
+
+        with pytest.raises(RuntimeError, match="ignored GeneratorExit"):
+            steps.close()
+
+    @pytest.mark.parametrize("sends", [True, False], ids=["generator", "plain iterator"])
+    def test_awaitables_that_are_no_coroutines(self, sends):
+        async def waiting():
+            await trap("yielded")
+
+        class Waiting:
+            def __await__(self):
+                return waiting().__await__() if sends else iter(["yielded"])
+
+        steps = stepped(Waiting(), share())
+
+        assert steps.send(None) == "yielded"
+        with pytest.raises(StopIteration):
+            steps.send(None)
+
+    def test_exceptions_without_keeping_the_application_alive(self):
+        class Thing:
+            pass
+
+        seen = []
+
+        async def application():
+            thing = Thing()
+            seen.append(weakref.ref(thing))
+            raise ValueError
+
+        gc.disable()
+        try:
+            with pytest.raises(ValueError):
+                stepped(application(), share()).send(None)
+            assert seen[0]() is None
+        finally:
+            gc.enable()
+
+    def test_results_that_the_application_lets_go_of(self, run):
+        class Result:
+            pass
+
+        async def application():
+            future = asyncio.get_running_loop().create_future()
+            result = Result()
+            asyncio.get_running_loop().call_soon(future.set_result, result)
+            alive = weakref.ref(result)
+            del result
+            await future
+            del future
+            await asyncio.sleep(0.001)
+            return alive()
+
+        async def main():
+            return await stepped(application(), share())
+
+        assert run(main()) is None
+
+
+class TestSteppedOnALoop:
+    def test_task_and_context_stay_the_same(self, run):
+        variable = contextvars.ContextVar("variable")
+
+        async def application():
+            variable.set("inside")
+            await asyncio.sleep(0)
+            return asyncio.current_task()
+
+        async def main():
+            task = await stepped(application(), share())
+            return task is asyncio.current_task(), variable.get()
+
+        assert run(main()) == (True, "inside")
+
+    def test_timeout_cancels_inside(self, run):
+        async def application():
+            async with asyncio.timeout(0.01):
+                await asyncio.sleep(10)
+
+        async def main():
+            with pytest.raises(TimeoutError):
+                await stepped(application(), share())
+            return asyncio.current_task().cancelling()
+
+        assert run(main()) == 0
+
+    def test_timeout_cancels_from_outside(self, run):
+        told = []
+
+        async def application():
+            try:
+                await asyncio.sleep(10)
+            except asyncio.CancelledError:
+                await asyncio.sleep(0)
+                told.append("cleaned up")
+                raise
+
+        async def main():
+            async with asyncio.timeout(0.01):
+                await stepped(application(), share())
+
+        with pytest.raises(TimeoutError):
+            run(main())
+        assert told == ["cleaned up"]
+
+    def test_task_group_cancels_siblings(self, run):
+        told = []
+
+        async def sibling():
+            try:
+                await asyncio.sleep(10)
+            finally:
+                told.append("cancelled")
+
+        async def failing():
+            await asyncio.sleep(0)
+            raise ValueError
+
+        async def application():
+            async with asyncio.TaskGroup() as group:
+                group.create_task(sibling())
+                group.create_task(failing())
+
+        async def main():
+            await stepped(application(), share())
+
+        with pytest.raises(ExceptionGroup):
+            run(main())
+        assert told == ["cancelled"]
+
+    def test_async_generators_are_closed_where_they_are_left(self, run):
+        told = []
+
+        async def numbers():
+            try:
+                for number in range(3):
+                    await asyncio.sleep(0)
+                    yield number
+            finally:
+                await asyncio.sleep(0)
+                told.append("closed")
+
+        async def application():
+            generator = numbers()
+            async for number in generator:
+                told.append(number)
+                if number == 1:
+                    break
+            await generator.aclose()
+
+        async def main():
+            await stepped(application(), share())
+
+        run(main())
+        assert told == [0, 1, "closed"]
+
+    @pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks came with Python 3.12")
+    def test_eager_tasks(self, run):
+        async def application():
+            before = asyncio.current_task()
+            child = asyncio.create_task(asyncio.sleep(0.001, "slept"))
+            return before is asyncio.current_task(), await child
+
+        async def main():
+            asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
+            return await asyncio.create_task(stepped_coroutine())
+
+        async def stepped_coroutine():
+            return await stepped(application(), share())
+
+        assert run(main()) == (True, "slept")
+
+    def test_trio(self):
+        async def app(scope, receive, send):
+            with trio.move_on_after(0.01):
+                await trio.sleep(10)
+            block(0.02)
+            await respond(send)
+
+        app, records = observed(app)
+        trio.run(get, app, "/")
+
+        assert records["/"].held_loop >= 0.02
+        assert records["/"].time_account.loop_wait is None
+        assert records["/"].waited_for == []
+
+
+class TestHeld:
+    def test_is_the_time_of_the_steps(self, run):
+        blocked = []
+
+        async def app(scope, receive, send):
+            blocked.append(block(0.03))
+            await asyncio.sleep(0.1)
+            blocked.append(block(0.05))
+            await respond(send)
+
+        app, records = observed(app)
+        run(get(app, "/"))
+
+        assert records["/"].held_loop == pytest.approx(sum(blocked), abs=0.015)
+        assert records["/"].longest_hold == pytest.approx(max(blocked), abs=0.015)
+
+    def test_includes_the_running_step(self):
+        async def app(scope, receive, send):
+            block(0.02)
+            assert sqltrace.current_recording().held_loop >= 0.02
+            assert sqltrace.current_recording().longest_hold >= 0.02
+            await respond(send)
+
+        asyncio.run(get(observed(app)[0], "/"))
+
+    def test_is_unknown_outside_requests(self):
+        with sqltrace.record() as recording:
+            pass
+
+        assert (recording.held_loop, recording.longest_hold, recording.waited_for) == (None, None, [])
+
+    def test_includes_synchronous_sql_of_child_tasks(self, run):
+        engine = create_engine("sqlite://")
+
+        async def child():
+            with engine.connect() as connection:
+                connection.connection.create_function("block", 0, lambda: block(0.05))
+                connection.execute(text("SELECT block()"))
+
+        async def parent(request):
+            await asyncio.sleep(0.01)
+            await asyncio.create_task(child())
+            return ok()
+
+        async def victim(request):
+            await asyncio.sleep(0.03)
+            return ok()
+
+        app, records = routes(parent=parent, victim=victim)
+
+        async def main():
+            await asyncio.gather(get(app, "/parent/1"), get(app, "/victim/1"))
+
+        run(main())
+        engine.dispose()
+        assert records["/parent/1"].held_loop >= 0.05
+        assert records["/parent/1"].on_loop_count == 1
+        assert records["/parent/1"].time_account.loop_wait < 0.005
+        assert records["/victim/1"].waited_for[0][0] == "GET /parent/{number}"
+
+
+class TestLoopWait:
+    def test_innocent_request_tells_who_held_the_loop(self, run):
+        blocked = []
+
+        async def guilty(request):
+            await asyncio.sleep(0.01)
+            blocked.append(block(0.2))
+            await asyncio.sleep(0.01)
+            return ok()
+
+        async def innocent(request):
+            await asyncio.sleep(0.02)
+            return ok()
+
+        app, records = routes(guilty=guilty, innocent=innocent)
+
+        async def main():
+            await asyncio.gather(get(app, "/guilty/1"), get(app, "/innocent/1"))
+
+        run(main())
+        innocent = records["/innocent/1"]
+        [(name, waited)] = innocent.waited_for
+        assert name == "GET /guilty/{number}"
+        assert waited == pytest.approx(blocked[0], abs=0.03)
+        assert innocent.time_account.loop_wait == pytest.approx(blocked[0], abs=0.03)
+        assert innocent.loop_wait_estimated
+        assert records["/guilty/1"].time_account.loop_wait < 0.005
+        assert records["/guilty/1"].waited_for == []
+
+    def test_line_tells_it(self):
+        async def guilty(request):
+            await asyncio.sleep(0.01)
+            block(0.1)
+            return ok()
+
+        async def innocent(request):
+            await asyncio.sleep(0.02)
+            return ok()
+
+        app, records = routes(guilty=guilty, innocent=innocent)
+
+        async def main():
+            await asyncio.gather(get(app, "/guilty/1"), get(app, "/innocent/1"))
+
+        asyncio.run(main())
+        line = log_line(records.by_path["/innocent/1"])
+        assert line["time.loop_wait_estimated"] is True
+        assert line["loop.waited_for"][0]["name"] == "GET /guilty/{number}"
+        assert line["loop.held_ms"] < 50 < line["time.loop_wait_ms"]
+        printed = sqltrace.sinks.ReadableRenderer(colors=False)(None, "", line)
+        assert "held by GET /guilty/{number} (" in printed
+        assert " ms loop wait + " in printed
+        assert "loop.waited_for" not in log_line(records.by_path["/guilty/1"])
+
+    def test_background_task_is_told_as_such(self, run):
+        async def victim(request):
+            await asyncio.sleep(0.05)
+            return ok()
+
+        async def background():
+            await asyncio.sleep(0.03)
+            block(0.2)
+
+        app, records = routes(victim=victim)
+
+        async def main():
+            await asyncio.gather(get(app, "/victim/1"), background())
+
+        run(main())
+        [(name, waited)] = records["/victim/1"].waited_for
+        assert name == "(another task or thread)"
+        assert 0.16 < waited < 0.24
+
+    def test_request_that_sleeps_has_none(self, run):
+        async def sleeper(request):
+            await asyncio.sleep(0.1)
+            return ok()
+
+        app, records = routes(sleeper=sleeper)
+        run(get(app, "/sleeper/1"))
+
+        assert records["/sleeper/1"].time_account.loop_wait < 0.03
+
+    def test_hold_that_is_over_before_the_request_is_ready_is_none(self, run):
+        async def guilty(request):
+            await asyncio.sleep(0.01)
+            block(0.05)
+            return ok()
+
+        async def sleeper(request):
+            await asyncio.sleep(0.15)
+            return ok()
+
+        app, records = routes(guilty=guilty, sleeper=sleeper)
+
+        async def main():
+            await asyncio.gather(get(app, "/guilty/1"), get(app, "/sleeper/1"))
+
+        run(main())
+        assert records["/sleeper/1"].time_account.loop_wait < 0.03
+
+    def test_busy_loop_counts_two_turns_at_most(self, run):
+        async def busy(request):
+            for _ in range(40):
+                block(0.005)
+                await asyncio.sleep(0)
+            return ok()
+
+        async def calls_a_service(request):
+            await asyncio.sleep(0.15)
+            return ok()
+
+        app, records = routes(busy=busy, calls=calls_a_service)
+
+        async def main():
+            await asyncio.gather(get(app, "/calls/1"), get(app, "/busy/1"))
+
+        run(main())
+        assert records["/calls/1"].time_account.loop_wait < 0.06
+
+    @pytest.mark.parametrize("how", ["gather", "task", "group", "wait", "middleware", "stream"])
+    def test_own_child_tasks_are_not_waited_for(self, run, how):
+        async def child():
+            await asyncio.sleep(0.03)
+            block(0.1)
+            return ok()
+
+        async def chunks():
+            await asyncio.sleep(0.03)
+            block(0.1)
+            yield "done"
+
+        async def endpoint(request):
+            if how == "gather":
+                await asyncio.gather(child(), child())
+            elif how == "task":
+                await asyncio.create_task(child())
+            elif how == "wait":
+                await asyncio.wait([asyncio.create_task(child())])
+            elif how == "group":
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(child())
+            elif how == "stream":
+                return StreamingResponse(chunks())
+            return await child()
+
+        async def dispatch(request, call_next):
+            return await call_next(request)
+
+        middleware = [Middleware(BaseHTTPMiddleware, dispatch=dispatch)] if how == "middleware" else []
+        app, records = observed(Starlette(routes=[Route("/", endpoint)], middleware=middleware))
+        run(get(app, "/"))
+
+        assert records["/"].time_account.loop_wait < 0.05
+
+    @pytest.mark.skipif(sys.version_info < (3, 12), reason="tasks do not tell their context")
+    def test_own_child_task_beside_the_wait_is_not_waited_for(self, run):
+        async def child():
+            await asyncio.sleep(0.03)
+            block(0.1)
+            await asyncio.sleep(0.2)
+
+        async def endpoint(request):
+            task = asyncio.create_task(child())
+            await asyncio.sleep(0.05)
+            task.cancel()
+            return ok()
+
+        app, records = routes(endpoint=endpoint)
+        run(get(app, "/endpoint/1"))
+
+        assert records["/endpoint/1"].time_account.loop_wait < 0.05
+
+    def test_own_sql_in_a_thread_is_not_waiting(self, run, tmp_path):
+        engine = create_engine(f"sqlite:///{tmp_path}/thread.db")
+
+        def threaded(request):
+            with engine.connect() as connection:
+                connection.connection.create_function("wait", 0, lambda: block(0.15))
+                connection.execute(text("SELECT wait()")).all()
+            return ok()
+
+        async def guilty(request):
+            await asyncio.sleep(0.03)
+            block(0.2)
+            return ok()
+
+        app, records = routes(threaded=threaded, guilty=guilty)
+
+        async def main():
+            await asyncio.gather(get(app, "/threaded/1"), get(app, "/guilty/1"))
+
+        run(main())
+        engine.dispose()
+        account = records["/threaded/1"].time_account
+        assert account.loop_wait == pytest.approx(0.08, abs=0.04)  # not 0.2: SQL ran for 0.15
+        assert account.database == pytest.approx(0.15, abs=0.04)
+
+    def test_inner_recording_has_it_too(self, run):
+        async def guilty(request):
+            await asyncio.sleep(0.01)
+            block(0.1)
+            return ok()
+
+        inner = []
+
+        async def innocent(request):
+            with sqltrace.record() as recording:
+                await asyncio.sleep(0.02)
+                await asyncio.sleep(0)
+            inner.append(recording)
+            return ok()
+
+        app, _ = routes(guilty=guilty, innocent=innocent)
+
+        async def main():
+            await asyncio.gather(get(app, "/guilty/1"), get(app, "/innocent/1"))
+
+        run(main())
+        assert inner[0].time_account.loop_wait > 0.05
+        assert inner[0].loop_wait_estimated
+
+    def test_only_the_worst_are_named(self):
+        recording = Recording()
+        share = recording.observe_loop()
+        now = time.perf_counter_ns()
+
+        async def application():
+            for number in range(200):
+                share.log.add(now + number, now + number + 1 + number, Recording(f"GET /{number}")._label)
+            share.blame(now, now + 1_000)
+            assert len(share._waited_for) <= 64
+
+        asyncio.run(_await(stepped(application(), share)))
+
+        assert [name for name, _ in recording.waited_for] == [f"GET /{number}" for number in range(199, 194, -1)]
+
+    def test_what_comes_after_the_response_names_nobody(self, run):
+        async def late(scope, receive, send):
+            await respond(send)
+            await asyncio.sleep(0.02)
+
+        async def guilty(scope, receive, send):
+            await asyncio.sleep(0.01)
+            block(0.1)
+            await respond(send)
+
+        async def either(scope, receive, send):
+            await (late if scope["path"] == "/late" else guilty)(scope, receive, send)
+
+        app, records = observed(either)
+
+        async def main():
+            await asyncio.gather(get(app, "/late"), get(app, "/guilty"))
+
+        run(main())
+        assert records["/late"].waited_for == []
+        assert records["/late"].time_account.loop_wait == 0
+
+
+async def _await(awaitable):
+    return await awaitable
+
+
+def test_parts_add_up_on_a_mix_of_requests(run, tmp_path):
+    engine = create_engine(f"sqlite:///{tmp_path}/mix.db")
+    async_engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path}/mix.db")
+    count = text(
+        "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c LIMIT 30000) SELECT x FROM c WHERE x > 29000"
+    )
+
+    async def query():
+        async with async_engine.connect() as connection:
+            await connection.execute(count)
+
+    def synchronous():
+        with engine.connect() as connection:
+            connection.execute(count).all()
+
+    async def gathered(request):
+        await asyncio.gather(query(), query(), asyncio.to_thread(synchronous))
+        return ok()
+
+    def threaded(request):
+        synchronous()
+        return ok()
+
+    async def streaming(request):
+        async def chunks():
+            for _ in range(3):
+                await query()
+                block(0.01)
+                yield "chunk"
+
+        return StreamingResponse(chunks())
+
+    async def blocking(request):
+        synchronous()
+        block(0.05)
+        return ok()
+
+    async def sleeping(request):
+        await asyncio.sleep(0.02)
+        return ok()
+
+    app, records = routes(
+        sleeping=sleeping, gathered=gathered, threaded=threaded, streaming=streaming, blocking=blocking
+    )
+
+    async def main():
+        names = ("sleeping", "gathered", "threaded", "streaming", "blocking")
+        await asyncio.gather(*(get(app, f"/{name}/{number}") for number in range(3) for name in names))
+        await async_engine.dispose()
+
+    run(main())
+    engine.dispose()
+    for record in records.by_path.values():
+        account, duration = record.recording.time_account, record.duration
+        parts = (account.connection, account.database, account.objects, account.loop_wait, account.python)
+        assert sum(parts) == pytest.approx(duration, rel=0.02, abs=0.001), record.path
+        assert min(parts) >= 0
+
+
+class TestNothingRemains:
+    def test_on_the_loop(self):
+        async def app(scope, receive, send):
+            await asyncio.sleep(0.03)
+            await respond(send)
+
+        app, _ = observed(app)
+
+        async def main():
+            await asyncio.gather(*(get(app, f"/{number}") for number in range(3)))
+            return [handle for handle in asyncio.get_running_loop()._scheduled if not handle.cancelled()]
+
+        assert asyncio.run(main()) == []
+
+    def test_heartbeat_keeps_nothing_of_the_first_request_alive(self, run):
+        seen = []
+
+        async def app(scope, receive, send):
+            if scope["path"] == "/first":
+                seen.append(weakref.ref(sqltrace.current_recording()))
+            else:
+                await asyncio.sleep(0.06)
+            await respond(send)
+
+        app, records = observed(app)
+
+        async def main():
+            first = asyncio.create_task(get(app, "/first"))
+            second = asyncio.create_task(get(app, "/second"))
+            await first
+            records.by_path.clear()
+            del first
+            await asyncio.sleep(0.03)
+            gc.collect()
+            alive = seen[0]()
+            await second
+            return alive
+
+        assert run(main()) is None
+
+    def test_loop_may_close_around_a_request(self, run):
+        async def app(scope, receive, send):
+            await asyncio.Event().wait()
+
+        app, records = observed(app)
+
+        async def main():
+            task = asyncio.create_task(get(app, "/"))
+            await asyncio.sleep(0.03)
+            assert not task.done()
+
+        run(main())
+        run(main())
+
+        assert records.by_path["/"].outcome == "cancelled"
+
+    def test_requests_on_two_loops_at_once(self):
+        async def app(scope, receive, send):
+            await asyncio.sleep(0.02)
+            if scope["path"] == "/blocking":
+                block(0.1)
+            await respond(send)
+
+        app, records = observed(app)
+        other = threading.Thread(target=asyncio.run, args=(get(app, "/blocking"),))
+        other.start()
+        asyncio.run(get(app, "/free"))
+        other.join()
+
+        assert not any(name.startswith("GET") for name, _ in records["/free"].waited_for)
+
+    def test_twenty_thousand_requests_leave_no_growth(self, run):
+        async def app(scope, receive, send):
+            await asyncio.sleep(0)
+            await respond(send)
+
+        class Nobody:
+            def response_ready(self, record):
+                pass
+
+            def request_finished(self, record):
+                pass
+
+        app = sqltrace.SQLTraceMiddleware(app, sinks=[Nobody()])
+
+        async def many(count):
+            for _ in range(count):
+                await get(app, "/")
+
+        async def main():
+            await many(500)
+            gc.collect()
+            tracemalloc.start()
+            before = tracemalloc.get_traced_memory()[0]
+            await many(20_000)
+            gc.collect()
+            grown = tracemalloc.get_traced_memory()[0] - before
+            tracemalloc.stop()
+            return grown
+
+        assert run(main()) < 100_000
+
+
+def test_fault_of_ours_does_not_reach_the_application(monkeypatch, caplog):
+    def broken(*arguments):
+        raise RuntimeError("ours")
+
+    async def app(scope, receive, send):
+        await asyncio.sleep(0.01)
+        block(0.01)
+        await respond(send)
+
+    monkeypatch.setattr("sqltrace.loop_log.LoopLog.tail", broken)
+    monkeypatch.setattr("sqltrace.loop_log.LoopLog.add", broken)
+    sqltrace.faults.forget_faults()
+    app, records = observed(app)
+    asyncio.run(get(app, "/"))
+
+    assert records.by_path["/"].outcome == "ok"
+    assert sum("observing the event loop failed" in record.message for record in caplog.records) == 1

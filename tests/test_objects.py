@@ -1,0 +1,388 @@
+import asyncio
+import gc
+import subprocess
+import sys
+import time
+import weakref
+from functools import partial
+
+import pytest
+from sqlalchemy import create_engine, event, select
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session, contains_eager, joinedload, loading, selectinload
+
+import sqltrace
+from sqltrace.capture import objects
+from tests.drivers import DRIVERS, ROWS, Author, Book, Databases, Runner
+
+QUERY = select(Author).order_by(Author.id)
+
+
+@pytest.fixture(scope="module")
+def databases(tmp_path_factory):
+    databases = Databases(tmp_path_factory.mktemp("objects"))
+    yield databases
+    databases.close()
+
+
+@pytest.fixture(params=DRIVERS)
+def runner(request, databases):
+    databases.fill(request.param)
+    yield Runner(request.param, databases.url(request.param))
+    sqltrace.uninstrument()
+
+
+@pytest.fixture
+def engine(databases):
+    databases.fill("sqlite3")
+    engine = create_engine(databases.url("sqlite3"))
+    yield engine
+    engine.dispose()
+    sqltrace.uninstrument()
+
+
+@pytest.fixture
+def no_garbage_collection():
+    """A full collection takes longer than the query, and comes to each second one or so."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def last(recording):
+    return recording.statements[-1]
+
+
+def names(authors):
+    return [author.name for author in authors]
+
+
+def parts(result):
+    return [author.name for part in iter(partial(result.fetchmany, 999), []) for author in part]
+
+
+READ_ALL = {
+    "scalars": lambda s: names(s.scalars(QUERY).all()),
+    "unique": lambda s: names(s.scalars(QUERY).unique().all()),
+    "rows": lambda s: [author.name for (author,) in s.execute(QUERY).all()],
+    "iteration": lambda s: names(s.scalars(QUERY)),
+    "yield_per": lambda s: names(s.scalars(QUERY, execution_options={"yield_per": 300})),
+    "yield_per later": lambda s: names(s.scalars(QUERY).yield_per(300)),
+    "partitions": lambda s: [
+        a.name for part in s.scalars(QUERY.execution_options(yield_per=70)).partitions() for a in part
+    ],
+    "partitions of all": lambda s: [a.name for part in s.scalars(QUERY).partitions(700) for a in part],
+    "stream": lambda s: names(s.scalars(QUERY, execution_options={"stream_results": True}).all()),
+    "stream fetchmany": lambda s: parts(s.scalars(QUERY, execution_options={"stream_results": True})),
+    "Query": lambda s: names(s.query(Author).order_by(Author.id).all()),
+    "Query iteration": lambda s: names(s.query(Author).order_by(Author.id)),
+    "Query yield_per": lambda s: names(s.query(Author).order_by(Author.id).yield_per(300)),
+    "columns": lambda s: [name for _, name in s.execute(select(Author.id, Author.name).order_by(Author.id))],
+    "entity and column": lambda s: [a.name for a, _ in s.execute(select(Author, Author.name).order_by(Author.id))],
+    "from_statement": lambda s: names(s.scalars(select(Author).from_statement(QUERY))),
+    "freeze": lambda s: names(s.execute(QUERY).freeze()().scalars()),
+}
+
+
+@pytest.mark.parametrize("way", READ_ALL)
+def test_objects_are_timed_and_counted_and_come_out_unchanged(runner, way):
+    expected = runner.session(READ_ALL[way])
+
+    with sqltrace.record() as recording:
+        found = runner.session(READ_ALL[way])
+
+    statement = last(recording)
+    assert found == expected
+    assert len(found) == ROWS
+    assert statement.rows == ROWS
+    assert statement.objects > 0
+    assert recording.time_account.objects == pytest.approx(statement.objects, rel=0.05, abs=0.001)
+    assert sum(statement.entities.values()) == (0 if way == "columns" else ROWS)
+
+
+ASYNC_READS = {
+    "execute": lambda s: _names(s.execute(QUERY)),
+    "scalars": lambda s: _names(s.scalars(QUERY)),
+    "stream": lambda s: _stream(s.stream(QUERY)),
+    "stream_scalars": lambda s: _stream(s.stream_scalars(QUERY)),
+    "stream yield_per": lambda s: _stream(s.stream_scalars(QUERY, execution_options={"yield_per": 300})),
+}
+
+
+async def _names(result):
+    return len((await result).all())
+
+
+async def _stream(result):
+    return len([row async for row in await result])
+
+
+@pytest.mark.parametrize("read", ASYNC_READS.values(), ids=ASYNC_READS)
+def test_objects_of_an_async_session(runner, read):
+    if not runner.is_async:
+        pytest.skip("the driver is not async")
+
+    async def work(engine):
+        async with AsyncSession(engine) as session:
+            return await read(session)
+
+    with sqltrace.record() as recording:
+        assert runner.coroutine(work) == ROWS
+
+    assert (last(recording).rows, last(recording).entities) == (ROWS, {"Author": ROWS})
+    assert last(recording).objects > 0
+
+
+def seconds(function):
+    started = time.perf_counter()
+    function()
+    return time.perf_counter() - started
+
+
+def test_the_split_is_that_of_the_same_queries_without_us(runner, no_garbage_collection):
+    core, orm, traced, database, made = [], [], [], [], []
+
+    def work(session):
+        for _ in range(7):  # by turns, as other work on the machine comes and goes
+            core.append(seconds(lambda: session.connection().execute(select(Author.__table__)).all()))
+            orm.append(seconds(lambda: session.scalars(select(Author)).all()))
+            session.expunge_all()
+            with sqltrace.record() as recording:
+                traced.append(seconds(lambda: session.scalars(select(Author)).all()))
+            session.expunge_all()
+            database.append(last(recording).duration)
+            made.append(last(recording).objects)
+            assert database[-1] + made[-1] < traced[-1]
+
+    runner.session(work)
+
+    assert min(core) * 0.05 < min(database) < min(core) * 3
+    assert (min(orm) - min(core)) * 0.1 < min(made) < min(orm) * 4
+
+
+READ_ONE = {
+    "get": (lambda s: s.get(Author, 7), 1),
+    "first": (lambda s: s.scalars(QUERY).first(), ROWS),
+    "limit": (lambda s: s.scalars(QUERY.limit(1)).one(), 1),
+    "yield_per first": (lambda s: s.scalars(QUERY.execution_options(yield_per=20)).first(), 20),
+    "refresh": (lambda s: s.refresh(s.get(Author, 7)), 1),
+}
+
+
+@pytest.mark.parametrize("way", READ_ONE)
+def test_reading_a_part(engine, way):
+    read, made = READ_ONE[way]
+
+    with sqltrace.record() as recording, Session(engine) as session:
+        read(session)
+
+    assert recording.statements[0].objects > 0
+    assert recording.statements[0].entities == {"Author": made}
+    if way == "refresh":
+        assert (last(recording).entities, last(recording).rows) == ({}, 1)
+
+
+def test_objects_that_the_session_has_are_not_made_again(engine):
+    with sqltrace.record() as recording, Session(engine) as session:
+        kept = session.scalars(QUERY.where(Author.id <= 10)).all()
+        more = session.scalars(QUERY.where(Author.id <= 30)).all()
+
+    assert (len(kept), len(more)) == (10, 30)
+    assert [statement.entities for statement in recording.statements] == [{"Author": 10}, {"Author": 20}]
+    assert sum(sum(group.entities.values()) for group in recording.groups) == 30
+
+
+def test_loads_inside_are_not_in_the_time_of_the_parent(engine):
+    query = select(Author).where(Author.id <= 10).options(selectinload(Author.books))
+    sleep = 0.05
+
+    @event.listens_for(engine, "do_execute")
+    def do_execute(cursor, statement, parameters, context):
+        if "books" in statement.split("FROM")[1]:
+            time.sleep(sleep)
+
+    @event.listens_for(Book, "load")
+    def load(target, context):
+        if target.id == 1:
+            time.sleep(sleep)
+
+    try:
+        with sqltrace.record() as recording, Session(engine) as session:
+            assert sum(len(author.books) for author in session.scalars(query)) == 200
+    finally:
+        event.remove(Book, "load", load)
+
+    parent, child = recording.statements
+    account = recording.time_account
+    assert (parent.entities, child.entities) == ({"Author": 10}, {"Book": 200})
+    assert parent.objects < sleep / 2
+    assert sleep < child.objects < 2 * sleep
+    assert child.execute > sleep
+    assert account.objects == pytest.approx(parent.objects + child.objects, rel=0.01)
+    assert account.database > 0.9 * (parent.duration + child.duration)
+
+
+def test_loads_inside_of_other_tasks_stay_apart(databases):
+    """While an async driver loads a relationship, other tasks run on the thread."""
+    databases.fill("aiosqlite")
+    query = select(Author).where(Author.id <= 10).options(selectinload(Author.books))
+
+    async def load(engine):
+        async with AsyncSession(engine) as session:
+            with sqltrace.record() as recording:
+                await session.scalars(query)
+            return recording
+
+    async def main(engine):
+        return await asyncio.gather(*(load(engine) for _ in range(10)))
+
+    recordings = Runner("aiosqlite", databases.url("aiosqlite")).coroutine(main)
+    sqltrace.uninstrument()
+
+    for recording in recordings:
+        assert [statement.entities for statement in recording.statements] == [{"Author": 10}, {"Book": 200}]
+        account = recording.time_account
+        assert account.objects == pytest.approx(sum(s.objects for s in recording.statements), rel=0.01)
+
+
+def test_rows_per_root_of_joined_collections(engine):
+    query = select(Author).where(Author.id <= 10)
+
+    with sqltrace.record() as recording, Session(engine) as session:
+        session.scalars(query.options(joinedload(Author.books))).unique().all()
+        session.expunge_all()
+        session.execute(select(Author.id, Author).options(joinedload(Author.books))).unique().all()
+        session.expunge_all()
+        session.scalars(query.join(Author.books).options(contains_eager(Author.books))).unique().all()
+        session.scalars(select(Book).options(joinedload(Book.author))).all()
+        session.scalars(query).all()
+
+    told = [(statement.rows, statement.roots, statement.entities) for statement in recording.statements]
+    assert told[:3] == [
+        (200, 10, {"Author": 10, "Book": 200}),
+        (200 + ROWS - 10, ROWS, {"Author": ROWS, "Book": 200}),
+        (200, 10, {"Author": 10, "Book": 200}),
+    ]
+    assert [roots for _, roots, _ in told[3:]] == [None, None]
+    assert max(recording.groups, key=lambda group: group.rows).roots == ROWS
+
+
+def test_error_while_objects_are_made_is_left_alone(engine):
+    @event.listens_for(Author, "load")
+    def load(target, context):
+        raise ValueError("theirs")
+
+    try:
+        with sqltrace.record() as recording, Session(engine) as session, pytest.raises(ValueError, match="theirs"):
+            session.scalars(QUERY).all()
+    finally:
+        event.remove(Author, "load", load)
+
+    assert (last(recording).rows, last(recording).failed) == (ROWS, False)
+
+
+def test_error_of_a_wrong_reading_is_left_alone(engine):
+    def attempt(read):
+        with Session(engine) as session, pytest.raises(Exception) as error:
+            read(session)
+        return type(error.value), str(error.value)
+
+    wrong = [
+        lambda s: s.scalars(select(Author).options(joinedload(Author.books))).all(),
+        lambda s: s.scalars(select(Author).options(joinedload(Author.books)), execution_options={"yield_per": 3}).all(),
+        lambda s: s.scalars(QUERY, execution_options={"yield_per": 3}).unique().all(),
+        lambda s: s.scalars(QUERY).one(),
+    ]
+    expected = [attempt(read) for read in wrong]
+
+    with sqltrace.record():
+        assert [attempt(read) for read in wrong] == expected
+
+
+@pytest.mark.parametrize("options", [{}, {"yield_per": 10}], ids=["all", "yield_per"])
+def test_nothing_outlives_its_owner(engine, options):
+    gc.collect()
+    gc.disable()
+    try:
+        with sqltrace.record() as recording:
+            session = Session(engine)
+            result = session.scalars(QUERY, execution_options=options)
+            author = next(iter(result))
+            watched = [weakref.ref(session), weakref.ref(author)]
+            session.close()
+            del result, author, session
+            alive = [reference() for reference in watched]
+    finally:
+        gc.enable()
+
+    assert alive == [None, None]
+    assert recording.statement_count == 1
+
+
+def test_installing_is_idempotent_and_undone(engine):
+    original = loading.instances
+
+    sqltrace.instrument()
+    sqltrace.instrument(engine)
+    once = loading.instances
+    sqltrace.uninstrument()
+    kept = loading.instances
+    sqltrace.uninstrument(engine)
+
+    assert (once is objects.instances, kept is original, loading.instances is original) == (True, True, True)
+
+
+def test_wrapper_of_somebody_else_stays(engine, monkeypatch):
+    sqltrace.instrument()
+    ours = loading.instances
+    calls = []
+
+    def theirs(cursor, context):
+        calls.append(1)
+        return ours(cursor, context)
+
+    loading.instances = theirs
+    try:
+        sqltrace.uninstrument()
+        with Session(engine) as session:
+            assert len(session.scalars(QUERY).all()) == ROWS
+        sqltrace.instrument()
+        with sqltrace.record() as recording, Session(engine) as session:
+            session.scalars(QUERY).all()
+        assert (len(calls), last(recording).entities) == (2, {"Author": ROWS})
+    finally:
+        loading.instances = ours
+        sqltrace.uninstrument()
+    assert loading.instances is not ours
+
+
+def run(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_orm_that_is_imported_later_is_measured_and_one_that_is_not_stays_out():
+    code = """
+import sys, sqltrace, sqlalchemy
+sqltrace.instrument()
+engine = sqlalchemy.create_engine("sqlite://")
+with sqltrace.record():
+    engine.connect().execute(sqlalchemy.text("SELECT 1")).all()
+before = "sqlalchemy.orm" in sys.modules
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, Session
+class Base(DeclarativeBase): pass
+class Thing(Base):
+    __tablename__ = "things"
+    id: Mapped[int] = mapped_column(primary_key=True)
+Base.metadata.create_all(engine)
+with sqltrace.record() as recording, Session(engine) as session:
+    session.add_all([Thing(id=1), Thing(id=2)])
+    session.commit()
+    session.expunge_all()
+    session.scalars(sqlalchemy.select(Thing)).all()
+print(before, recording.statements[-1].entities)
+"""
+    assert run(code) == "False {'Thing': 2}"
+
+
+def test_capabilities():
+    assert {key: sqltrace.capabilities()[key] for key in ("rows", "objects")} == {"rows": True, "objects": True}

@@ -1,0 +1,258 @@
+import asyncio
+import socket
+import sys
+from types import SimpleNamespace
+
+import pytest
+from sqlalchemy import create_engine, text
+from sqlalchemy.ext.asyncio import create_async_engine
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+
+import sqltrace
+from sqltrace.capture import internals, replies
+from tests.drivers import ASYNC, MARKS, URLS
+from tests.loops import RUNNERS, block, get, observed
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells when a reply came in")
+
+OVER_TCP = [
+    pytest.param(name, id=name, marks=MARKS[URLS[name].split("+")[0]]) for name in sorted(ASYNC - {"aiosqlite"})
+]
+POSTGRESQL = pytest.param("asyncpg", marks=MARKS["postgresql"])
+
+
+@pytest.fixture(autouse=True)
+def uninstrumented():
+    yield
+    sqltrace.uninstrument()
+
+
+@pytest.fixture(params=RUNNERS)
+def run(request):
+    return request.param
+
+
+def sleep(driver, seconds):
+    return text(f"SELECT {'pg_sleep' if 'postgresql' in URLS[driver] else 'SLEEP'}({seconds})")
+
+
+def numbers(driver, count):
+    if "postgresql" in URLS[driver]:
+        return text(f"SELECT i, i, i, i, i, i, i, i FROM generate_series(1, {count}) AS i")
+    return text(f"SELECT seq, seq, seq, seq, seq, seq, seq, seq FROM seq_1_to_{count}")
+
+
+def measure(run, driver, work, *, prepare=None, blocked=0.2, after=0.01):
+    """
+    A request that works on a connection that is open, and that knows `prepare`,
+    beside one that blocks the loop. Its recording, and how long was blocked.
+    """
+    took = [0.0]
+
+    async def main():
+        engine = create_async_engine(URLS[driver].format(file=":memory:"))
+        begun = asyncio.Event()
+
+        async def victim(request):
+            async with engine.connect() as connection:
+                if prepare is not None:
+                    await connection.execute(prepare)
+                begun.set()
+                with sqltrace.record() as recording:
+                    await work(connection)
+                recordings.append(recording)
+            return PlainTextResponse("ok")
+
+        async def guilty(request):
+            await begun.wait()
+            if blocked:
+                await asyncio.sleep(after)
+                took[0] = block(blocked)
+            return PlainTextResponse("ok")
+
+        recordings = []
+        routes = [Route("/guilty/{number}", guilty), Route("/victim", victim)]
+        app, records = observed(Starlette(routes=routes))
+        await asyncio.gather(get(app, "/victim"), get(app, "/guilty/1"))
+        await engine.dispose()
+        return recordings[0], records["/victim"]
+
+    inner, outer = run(main())
+    return inner, outer, took[0]
+
+
+@pytest.mark.parametrize("driver", OVER_TCP)
+def test_query_of_20_ms_beside_a_request_that_blocks_200(run, driver):
+    query = sleep(driver, 0.02)
+
+    async def work(connection):
+        await connection.execute(query)
+
+    inner, outer, blocked = measure(run, driver, work, prepare=query)
+
+    [statement] = inner.statements
+    account = inner.time_account
+    assert statement.execute == pytest.approx(0.03, abs=0.02)
+    assert account.database == pytest.approx(0.03, abs=0.02)
+    assert account.loop_wait == pytest.approx(statement.loop_wait, abs=0.001)
+    assert statement.loop_wait == pytest.approx(inner.duration - 0.03, abs=0.03)
+    assert blocked - 0.05 < statement.loop_wait < blocked + 0.02
+    [(name, waited), *_] = outer.waited_for
+    assert name == "GET /guilty/{number}"
+    assert waited == pytest.approx(statement.loop_wait, abs=0.02)
+    assert not inner.loop_wait_estimated
+
+
+@pytest.mark.parametrize("driver", OVER_TCP)
+def test_reply_that_comes_after_the_block_was_not_waited_for(run, driver):
+    query = sleep(driver, 0.2)
+
+    async def work(connection):
+        await connection.execute(query)
+
+    inner, _, _ = measure(run, driver, work, prepare=query, blocked=0.1)
+
+    assert inner.statements[0].execute == pytest.approx(0.21, abs=0.03)
+    assert inner.time_account.loop_wait < 0.02
+
+
+@pytest.mark.parametrize("driver", OVER_TCP)
+def test_driver_that_reads_a_large_reply_does_not_wait(run, driver):
+    query = numbers(driver, 40_000)
+
+    async def work(connection):
+        await connection.execute(query)
+
+    inner, _, _ = measure(run, driver, work, prepare=query, blocked=0)
+
+    assert inner.time_account.loop_wait <= inner.duration / 10 + 0.01
+
+
+@pytest.mark.parametrize("driver", OVER_TCP)
+def test_driver_that_reads_a_large_reply_in_a_child_task_does_not_wait(run, driver):
+    query = numbers(driver, 40_000)
+
+    async def work(connection):
+        await asyncio.create_task(connection.execute(query))
+
+    inner, _, _ = measure(run, driver, work, prepare=query, blocked=0)
+
+    assert inner.time_account.loop_wait <= inner.duration / 10 + 0.01
+
+
+@pytest.mark.parametrize("driver", OVER_TCP)
+def test_child_task_waits_too(run, driver):
+    query = sleep(driver, 0.02)
+
+    async def work(connection):
+        await asyncio.gather(connection.execute(query), asyncio.sleep(0))
+
+    inner, outer, blocked = measure(run, driver, work, prepare=query)
+
+    assert inner.statements[0].execute == pytest.approx(0.03, abs=0.02)
+    assert blocked - 0.05 < inner.time_account.loop_wait < blocked + 0.01
+    assert outer.waited_for[0][0] == "GET /guilty/{number}"
+
+
+@pytest.mark.parametrize("driver", [POSTGRESQL])
+def test_request_does_not_wait_for_what_its_own_child_task_holds(run, driver):
+    query = sleep(driver, 0.02)
+    engine = create_engine("sqlite://")
+
+    async def child():
+        with engine.connect() as connection:
+            connection.connection.create_function("block", 0, lambda: block(0.2))
+            connection.execute(text("SELECT block()"))
+
+    async def work(connection):
+        task = asyncio.create_task(child())
+        await connection.execute(query)
+        await task
+
+    inner, outer, _ = measure(run, driver, work, prepare=query, blocked=0)
+
+    engine.dispose()
+    assert inner.time_account.loop_wait < 0.05
+    assert outer.held_loop > 0.2
+
+
+@pytest.mark.parametrize("driver", [POSTGRESQL])
+def test_wait_between_two_round_trips_is_an_estimate(run, driver):
+    query = sleep(driver, 0.02)
+
+    async def work(connection):
+        await connection.execute(query)
+
+    inner, _, blocked = measure(run, driver, work, after=0)
+
+    assert inner.loop_wait_estimated
+    assert inner.statements[0].loop_wait == pytest.approx(blocked, abs=0.05)
+    assert inner.time_account.database == pytest.approx(0.03, abs=0.03)
+
+
+def test_aiosqlite_has_an_estimate_only(run):
+    async def work(connection):
+        await connection.execute(
+            text("WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c LIMIT 5000) SELECT count(*) FROM c")
+        )
+
+    inner, outer, blocked = measure(run, "aiosqlite", work, after=0)
+
+    assert inner.statements[0].loop_wait is None
+    assert inner.loop_wait_estimated
+    assert inner.time_account.loop_wait == pytest.approx(blocked, abs=0.05)
+    assert outer.waited_for[0][0] == "GET /guilty/{number}"
+
+
+def test_a_failed_statement_has_none(run):
+    async def work(connection):
+        with pytest.raises(Exception, match="timeout"):
+            await connection.execute(text("SET LOCAL statement_timeout = 20; SELECT pg_sleep(1)"))
+
+    inner, _, _ = measure(run, "psycopg_async", work, blocked=0)
+
+    assert inner.statements[0].failed
+    assert inner.statements[0].loop_wait is None
+
+
+def test_capabilities_tell():
+    assert replies.work()
+    assert sqltrace.capabilities()["reply_times"]
+    assert sqltrace.capabilities()["event_loop"]
+
+
+def test_system_without_sockets_is_unknown(monkeypatch):
+    def refuse(*arguments):
+        raise OSError
+
+    monkeypatch.setattr(socket, "socket", refuse)
+    assert not replies.work()
+
+
+def test_other_sockets_and_systems_are_unknown(monkeypatch):
+    left, right = socket.socketpair()
+    with left, right:
+        assert replies.received_before(left.fileno()) is None
+        assert left.fileno() >= 0  # still open
+    monkeypatch.setattr(replies, "_TCP_INFO", None)
+    assert replies.received_before(0) is None
+    assert not replies.work()
+
+
+@pytest.mark.parametrize(
+    "connection",
+    [
+        None,
+        SimpleNamespace(),
+        SimpleNamespace(_transport=SimpleNamespace(get_extra_info=lambda _: None)),
+        SimpleNamespace(fileno=lambda: -1),
+        SimpleNamespace(fileno="renamed"),
+    ],
+    ids=["none", "nothing known", "no socket", "closed", "not a method"],
+)
+def test_driver_that_has_changed_is_unknown(connection):
+    context = SimpleNamespace(root_connection=SimpleNamespace(connection=SimpleNamespace(driver_connection=connection)))
+
+    assert internals.driver_descriptor(context) is None

@@ -1,0 +1,66 @@
+import pytest
+from sqlalchemy import create_engine, text
+from sqlalchemy.pool import StaticPool
+
+import sqltrace
+
+
+def record(work):
+    engine = create_engine("sqlite://", poolclass=StaticPool)
+    with sqltrace.record() as recording, engine.connect() as connection:
+        work(connection)
+    engine.dispose()
+    [group] = recording.groups
+    return group
+
+
+def ask(connection, value):
+    connection.execute(text("SELECT :value"), {"value": value})
+
+
+def test_line_of_a_loop_has_all_of_them():
+    group = record(lambda connection: [ask(connection, number) for number in range(50)])
+
+    site, count = group.samples.busiest(group.count)
+
+    assert site == group.call_site
+    assert count == 50
+
+
+def test_statement_at_many_lines_has_a_few_at_each():
+    def work(connection):
+        connection.execute(text("SELECT 1"))
+        connection.execute(text("SELECT 1"))
+        connection.execute(text("SELECT 1"))
+        connection.execute(text("SELECT 1"))
+        connection.execute(text("SELECT 1"))
+        connection.execute(text("SELECT 1"))
+
+    group = record(work)
+
+    assert group.samples.busiest(group.count)[1] <= 3
+
+
+@pytest.mark.parametrize(
+    ("values", "equal", "compared"),
+    [([1], 1, 1), ([1, 2, 3], 1, 3), ([1, 2, 1, 1], 3, 4), (["a"] * 20, 8, 8)],
+)
+def test_equal_parameters_are_counted_among_the_first_eight(values, equal, compared):
+    group = record(lambda connection: [ask(connection, value) for value in values])
+
+    assert (group.samples.equal, group.samples.compared) == (equal, compared)
+
+
+def test_equal_statements_without_parameters_are_told_apart_by_their_values():
+    group = record(lambda connection: [connection.execute(text(f"SELECT {number}")) for number in range(3)])
+
+    assert (group.count, group.samples.equal) == (3, 1)
+
+
+def test_nothing_is_known_of_statements_that_were_not_compared():
+    def work(connection):
+        connection.execute(text("SELECT " + ", ".join(f":p{n}" for n in range(20))), {f"p{n}": n for n in range(20)})
+
+    group = record(work)
+
+    assert (group.samples.equal, group.samples.compared) == (0, 0)
