@@ -1,0 +1,425 @@
+"""Attributes that could not be loaded: which, touched where, loaded by which query."""
+
+import asyncio
+import gc
+import weakref
+from inspect import currentframe
+from typing import Annotated
+
+import pytest
+from fastapi import Depends, FastAPI, HTTPException
+from pydantic import BaseModel
+from sqlalchemy import select
+from sqlalchemy.exc import InvalidRequestError, MissingGreenlet, StatementError
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from sqlalchemy.orm import Session, defer, joinedload, raiseload, selectinload
+
+import sqltrace
+from sqltrace import FailedLoad
+from sqltrace.capture import load_internals
+from tests import databases
+from tests.asgi import call, http_scope
+from tests.library import fill, mapping, open_async_library, open_library
+
+pytestmark = [
+    pytest.mark.usefixtures("no_faults"),
+    # What SQLAlchemy leaves behind where it could not await.
+    pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+ASYNC = databases.drivers(lambda driver: driver.is_async)
+HERE = "tests/test_failed_loads.py"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def leftovers():
+    """Coroutines that were never awaited are complained of when they are collected: here, not in other tests."""
+    yield
+    gc.collect()
+
+
+class Lines:
+    """Where the last query and the last touch stand."""
+
+    query = touch = attribute = None
+
+
+async def find(session, entity, *options):
+    Lines.query = currentframe().f_lineno + 1
+    return (await session.scalars(select(entity).options(*options).limit(1))).unique().one()
+
+
+def touch(thing, attribute):
+    Lines.touch, Lines.attribute = currentframe().f_lineno + 1, attribute
+    return getattr(thing, attribute)
+
+
+def told(failed):
+    origin, parents = failed.origin, failed.parents
+    assert failed.call_site.line == Lines.touch
+    assert str(failed.call_site).startswith(f"{HERE}:{Lines.touch} in touch")
+    assert parents is None or parents.call_site.line == Lines.query
+    assert failed.attribute == f"{origin.entity}.{Lines.attribute}"
+    return failed.error, str(origin), failed.root, failed.path, parents and parents.summary
+
+
+@pytest.fixture(params=ASYNC)
+def library_engine(request, tmp_path):
+    """A function that makes an engine of each asynchronous driver, on a filled library."""
+    driver = request.param
+    if driver.system == "sqlite":
+        url = f"{driver.dialect}:///{tmp_path / 'test.db'}"
+    else:
+        server = "postgres_url" if driver.system == "postgresql" else "mariadb_url"
+        url = request.getfixturevalue(server).set(drivername=driver.dialect)
+
+    async def engine():
+        engine = create_async_engine(url)
+        async with engine.connect() as connection:
+            await connection.run_sync(mapping().Base.metadata.drop_all)
+            await connection.run_sync(fill, mapping())
+        return engine
+
+    return engine
+
+
+async def touch_relationship(session, library):
+    touch(await find(session, library.Author), "books")
+
+
+async def touch_many_to_one(session, library):
+    touch(await find(session, library.Book), "author")
+
+
+async def touch_expired(session, library):
+    author = await find(session, library.Author)
+    await session.commit()
+    touch(author, "name")
+
+
+async def touch_deferred(session, library):
+    touch(await find(session, library.Author), "bio")
+
+
+async def touch_deferred_by_option(session, library):
+    touch(await find(session, library.Author, defer(library.Author.name)), "name")
+
+
+async def touch_below_selectin(session, library):
+    author = await find(session, library.Author, selectinload(library.Author.books))
+    touch(author.books[0], "topics")
+
+
+async def touch_below_joined(session, library):
+    author = await find(session, library.Author, joinedload(library.Author.books))
+    touch(author.books[0], "topics")
+
+
+async def touch_without_connection(session, library):
+    author = await find(session, library.Author)
+    await session.commit()
+    await session.bind.dispose()
+    touch(author, "bio")
+
+
+MISSING_GREENLET = {
+    touch_relationship: ("lazy Author.books", "Author", (), "SELECT authors"),
+    touch_many_to_one: ("lazy Book.author", "Book", (), "SELECT books"),
+    touch_expired: ("refresh Author(books, id, name)", "Author", (), "SELECT authors"),
+    touch_deferred: ("deferred Author(bio)", "Author", (), "SELECT authors"),
+    touch_deferred_by_option: ("deferred Author(name)", "Author", (), "SELECT authors"),
+    touch_below_selectin: ("lazy Book.topics", "Author", ("Author.books",), "SELECT books"),
+    touch_below_joined: ("lazy Book.topics", "Author", ("Author.books",), "SELECT SELECT authors books"),
+    touch_without_connection: ("deferred Author(bio)", "Author", (), "SELECT authors"),
+}
+
+
+@pytest.mark.parametrize("work", MISSING_GREENLET, ids=lambda work: work.__name__)
+def test_missing_greenlet(library_engine, work):
+    async def main():
+        engine = await library_engine()
+        try:
+            async with AsyncSession(engine) as session:
+                with pytest.raises((MissingGreenlet, StatementError)):
+                    async with sqltrace.record() as recording:
+                        await work(session, mapping())
+        finally:
+            async with engine.begin() as connection:
+                await connection.run_sync(mapping().Base.metadata.drop_all)
+            await engine.dispose()
+        return recording
+
+    recording = asyncio.run(main())
+
+    assert [told(failed) for failed in recording.failed_loads] == [("missing_greenlet", *MISSING_GREENLET[work])]
+
+
+@pytest.mark.parametrize("lazy", ["dynamic", "select"])
+def test_missing_greenlet_that_the_application_caught_is_noted_as_it_is_raised(lazy):
+    async def main():
+        engine = await open_async_library(mapping(lazy))
+        async with sqltrace.record() as recording, AsyncSession(engine) as session:
+            author = await find(session, mapping(lazy).Author)
+            for _ in range(3):
+                try:
+                    list(author.books)
+                except (MissingGreenlet, StatementError):
+                    pass
+        await engine.dispose()
+        return recording
+
+    (failed,) = asyncio.run(main()).failed_loads
+
+    assert (failed.error, str(failed.origin)) == ("missing_greenlet", "lazy Author.books")
+
+
+def raise_in_mapping(session, library):
+    touch(session.scalars(select(library.Author)).first(), "books")
+
+
+def raise_on_sql_many_to_one(session, library):
+    touch(
+        session.scalars(select(library.Book).options(raiseload(library.Book.author, sql_only=True))).first(), "author"
+    )
+
+
+def raise_by_option(session, library):
+    touch(session.scalars(select(library.Book).options(raiseload("*"))).first(), "topics")
+
+
+def raise_of_column(session, library):
+    touch(session.scalars(select(library.Author).options(defer(library.Author.name, raiseload=True))).first(), "name")
+
+
+RAISE_LOAD = [
+    (raise_in_mapping, "raise", "lazy Author.books", "raise"),
+    (raise_in_mapping, "raise_on_sql", "lazy Author.books", "raise_on_sql"),
+    (raise_on_sql_many_to_one, "select", "lazy Book.author", "select"),
+    (raise_by_option, "select", "lazy Book.topics", "select"),
+    (raise_of_column, "select", "deferred Author(name)", None),
+]
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+@pytest.mark.parametrize(("work", "lazy", "origin", "told_lazy"), RAISE_LOAD)
+def test_raise_load(work, lazy, origin, told_lazy, is_async):
+    library = mapping(lazy)
+    if is_async:
+
+        async def main():
+            engine = await open_async_library(library)
+            with pytest.raises(InvalidRequestError):
+                async with sqltrace.record() as recording, AsyncSession(engine) as session:
+                    await session.run_sync(work, library)
+            await engine.dispose()
+            return recording
+
+        recording = asyncio.run(main())
+    else:
+        engine = open_library(library)
+        with pytest.raises(InvalidRequestError), sqltrace.record() as recording, Session(engine) as session:
+            work(session, library)
+
+    (failed,) = recording.failed_loads
+    assert (failed.error, str(failed.origin), failed.origin.lazy) == ("raise_load", origin, told_lazy)
+    assert failed.call_site.function == "touch"
+    assert failed.parents.call_site.function == work.__name__
+
+
+def application():
+    library = mapping()
+    app = FastAPI()
+    app.add_middleware(sqltrace.SQLTraceMiddleware, sinks=[sink := Sink()])
+
+    class BookOut(BaseModel, from_attributes=True):
+        topics: list[int]
+
+    async def open_session():
+        async with AsyncSession(app.state.engine) as session:
+            yield session
+
+    @app.get("/validated", response_model=BookOut)
+    async def validated(session: Annotated[AsyncSession, Depends(open_session)]):
+        return await find(session, library.Book)
+
+    @app.get("/coped")
+    async def coped():
+        async with AsyncSession(app.state.engine) as session:
+            try:
+                touch(await find(session, library.Book), "topics")
+            except (MissingGreenlet, StatementError):
+                return "not known"
+
+    @app.get("/handled")
+    async def handled():
+        async with AsyncSession(app.state.engine) as session:
+            try:
+                touch(await find(session, library.Book), "topics")
+            except (MissingGreenlet, StatementError):
+                raise HTTPException(503) from None
+
+    return app, sink
+
+
+class Sink:
+    def response_ready(self, record):
+        self.in_time = list(record.recording.failed_loads)
+
+    def request_finished(self, record):
+        self.record = record
+
+
+def request(path):
+    app, sink = application()
+
+    async def main():
+        app.state.engine = await open_async_library(mapping())
+        try:
+            await call(app, http_scope(path))
+        except Exception:
+            pass
+        await app.state.engine.dispose()
+
+    asyncio.run(main())
+    return sink
+
+
+def test_failed_load_that_a_response_model_turned_into_another_error():
+    sink = request("/validated")
+
+    (failed,) = sink.record.recording.failed_loads
+    assert (failed.error, failed.attribute, failed.parents.call_site.function) == (
+        "missing_greenlet",
+        "Book.topics",
+        "find",
+    )
+
+
+def test_failed_load_that_became_a_response_is_known_when_the_response_is_ready():
+    assert [failed.attribute for failed in request("/handled").in_time] == ["Book.topics"]
+
+
+def test_failed_load_that_the_application_copes_with_is_not_told():
+    sink = request("/coped")
+
+    assert (sink.record.status, sink.in_time, sink.record.recording.failed_loads) == (200, [], [])
+
+
+def test_other_errors_are_no_failed_loads():
+    with pytest.raises(ValueError, match="theirs"), sqltrace.record() as recording:
+        raise ValueError("theirs") from InvalidRequestError("'Author.books' is not available due to lazy='raise'")
+
+    assert recording.failed_loads == []
+
+
+def test_sql_of_its_own_outside_of_a_greenlet_is_no_load():
+    async def main():
+        engine = await open_async_library(mapping())
+        with pytest.raises((MissingGreenlet, StatementError)), sqltrace.record() as recording:
+            AsyncSession(engine).sync_session.scalars(select(mapping().Author))
+        await engine.dispose()
+        return recording
+
+    assert asyncio.run(main()).failed_loads == []
+
+
+def test_failed_loads_in_an_exception_group_are_found():
+    library = mapping("raise")
+    shelf = open_library(library)
+    with Session(shelf) as session:
+        author = session.scalars(select(library.Author)).first()
+        try:
+            author.books
+        except InvalidRequestError as error:
+            raised = error
+        with pytest.raises(ExceptionGroup), sqltrace.record() as recording:
+            raise ExceptionGroup("many", [ValueError(), raised])
+
+    (failed,) = recording.failed_loads
+    assert (failed.error, failed.attribute, failed.parents) == ("raise_load", "Author.books", None)
+
+
+def test_each_is_noted_once_and_few_are_kept():
+    library = mapping("raise")
+    engine = open_library(library)
+    with sqltrace.record() as outer, sqltrace.record() as inner, Session(engine) as session:
+        author = session.scalars(select(library.Author)).first()
+        for _ in range(100):
+            with pytest.raises(InvalidRequestError):
+                author.books
+        for number in range(100):
+            scope = {"author": author}
+            with pytest.raises(InvalidRequestError):
+                exec(compile("\n" * number + "author.books", "application.py", "exec"), scope)
+
+    assert len(inner.failed_loads) == len(outer.failed_loads) == 20
+    assert len(set(map(str, (failed.call_site for failed in inner.failed_loads)))) == 20
+
+
+def test_nothing_is_kept_alive():
+    library = mapping("raise")
+    engine = open_library(library)
+    with sqltrace.record() as recording:
+        session = Session(engine)
+        author = session.scalars(select(library.Author)).first()
+        with pytest.raises(InvalidRequestError):
+            author.books
+        kept = [weakref.ref(session), weakref.ref(author), weakref.ref(author._sa_instance_state)]
+        session.close()
+        del session, author
+        gc.collect()
+
+    assert [reference() for reference in kept] == [None] * 3
+    assert isinstance(recording.failed_loads[0], FailedLoad)
+
+
+def test_loaders_are_given_back():
+    from sqlalchemy.orm import strategies
+
+    name = "_invoke_raise_load"
+    owners = [owner for owner in vars(strategies).values() if isinstance(owner, type) and name in vars(owner)]
+    before = [vars(owner)[name] for owner in owners]
+
+    sqltrace.instrument()
+    sqltrace.instrument()
+    during = [vars(owner)[name] for owner in owners]
+    sqltrace.uninstrument()
+
+    assert len(owners) == 2
+    assert all(ours.__wrapped__ is theirs for ours, theirs in zip(during, before, strict=True))
+    assert [vars(owner)[name] for owner in owners] == before
+
+
+def test_fault_of_ours_is_reported_and_the_error_is_the_same(monkeypatch, caplog):
+    monkeypatch.setattr(load_internals, "path_to", None)
+    library = mapping("raise")
+    engine = open_library(library)
+
+    with (
+        pytest.raises(InvalidRequestError, match=r"'Author.books' is not available due to lazy='raise'"),
+        sqltrace.record() as recording,
+        Session(engine) as session,
+    ):
+        raise_in_mapping(session, library)
+
+    assert recording.failed_loads == []
+    (record,) = caplog.records
+    assert record.getMessage().startswith("describing a failed load failed")
+    caplog.clear()
+
+
+def test_errors_outside_of_recordings_are_left_alone():
+    sqltrace.instrument()
+    library = mapping("raise")
+    engine = open_library(library)
+    with Session(engine) as session, pytest.raises(InvalidRequestError, match="is not available due to"):
+        raise_in_mapping(session, library)
+
+    async def main():
+        engine = await open_async_library(mapping())
+        async with AsyncSession(engine) as session:
+            with pytest.raises((MissingGreenlet, StatementError)):
+                await touch_relationship(session, mapping())
+        await engine.dispose()
+
+    asyncio.run(main())
