@@ -3,7 +3,7 @@ Where the time of a request went, with the SQL behind it.
 
 Read in this order: `middleware` (what happens around a request), `recording`
 (what is kept of it), `capture.engine` (how statements get there),
-`sinks.log_line` (what is told).
+`time_account` (where the time went), `sinks.log_line` (what is told).
 """
 
 from sqltrace import sinks
@@ -11,24 +11,44 @@ from sqltrace.callsite import CallSite
 from sqltrace.capture.instrument import capabilities, instrument, uninstrument
 from sqltrace.capture.record import record
 from sqltrace.collector import MissedStatements
+from sqltrace.connection import ConnectionUse, Holder, PoolWait
+from sqltrace.database import Database
+from sqltrace.failed_load import FailedLoad
+from sqltrace.finding import Finding
+from sqltrace.findings import diagnose
 from sqltrace.middleware import SQLTraceMiddleware
+from sqltrace.origin import Origin, Parents
 from sqltrace.recording import Recording, current_recording, missed_statements
 from sqltrace.request import RequestRecord
 from sqltrace.statement import Failure, Group, Statement
+from sqltrace.time_account import TimeAccount
+from sqltrace.widening import EagerJoin, Widening
 
 __version__ = "0.1.0"
 
 __all__ = [
     "CallSite",
+    "ConnectionUse",
+    "Database",
+    "EagerJoin",
+    "FailedLoad",
     "Failure",
+    "Finding",
     "Group",
+    "Holder",
     "MissedStatements",
+    "Origin",
+    "Parents",
+    "PoolWait",
     "Recording",
     "RequestRecord",
     "SQLTraceMiddleware",
     "Statement",
+    "TimeAccount",
+    "Widening",
     "capabilities",
     "current_recording",
+    "diagnose",
     "instrument",
     "missed_statements",
     "record",

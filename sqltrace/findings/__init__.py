@@ -1,0 +1,117 @@
+"""
+What is worth telling about a recording, and what to do about it: one file per rule.
+
+A rule is a function that takes a recording and answers `Finding` objects. It
+reads no clock and no database; its thresholds are keyword arguments with
+defaults, to be changed with `functools.partial`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from sqltrace.faults import report_fault
+from sqltrace.finding import Finding
+from sqltrace.findings.after_response_sql import after_response_sql
+from sqltrace.findings.blocked_loop import blocked_loop
+from sqltrace.findings.cartesian_product import cartesian_product
+from sqltrace.findings.eager_join import eager_join
+from sqltrace.findings.idle_in_transaction import idle_in_transaction
+from sqltrace.findings.missing_greenlet import missing_greenlet
+from sqltrace.findings.n_plus_one import n_plus_one
+from sqltrace.findings.pool_wait import pool_wait
+from sqltrace.findings.raise_load import raise_load
+from sqltrace.findings.refresh_after_commit import refresh_after_commit
+from sqltrace.findings.repeated_statement import repeated_statement
+from sqltrace.findings.row_fan_out import row_fan_out
+from sqltrace.findings.slow_statement import slow_statement
+from sqltrace.findings.waited_for_loop import waited_for_loop
+from sqltrace.recording import Recording
+
+__all__ = [
+    "Rule",
+    "after_response_sql",
+    "blocked_loop",
+    "cartesian_product",
+    "default_rules",
+    "diagnose",
+    "eager_join",
+    "idle_in_transaction",
+    "missing_greenlet",
+    "n_plus_one",
+    "pool_wait",
+    "raise_load",
+    "refresh_after_commit",
+    "repeated_statement",
+    "row_fan_out",
+    "slow_statement",
+    "waited_for_loop",
+]
+
+Rule = Callable[[Recording], Iterable[Finding]]
+
+
+_QUICK = 0.05  # seconds; the default thresholds of what takes time without a statement are above
+
+
+def default_rules() -> list[Rule]:
+    """The rules that apply where no others are given. A new list each time, to be changed at will."""
+    return [
+        missing_greenlet,
+        raise_load,
+        n_plus_one,
+        cartesian_product,
+        row_fan_out,
+        eager_join,
+        refresh_after_commit,
+        repeated_statement,
+        slow_statement,
+        blocked_loop,
+        waited_for_loop,
+        pool_wait,
+        idle_in_transaction,
+        after_response_sql,
+    ]
+
+
+def diagnose(recording: Recording, rules: Sequence[Rule] | None = None) -> list[Finding]:
+    """
+    What is worth telling about a recording, the most expensive first.
+
+    A rule that raises is reported once on the logger ``sqltrace``, and skipped.
+
+    Args:
+        rules: By default `default_rules`.
+
+    .. versionadded:: 0.1.0
+    """
+    if rules is None:
+        rules = () if _is_quiet(recording) else default_rules()
+    findings: list[Finding] = []
+    for rule in rules:
+        try:
+            findings += _checked(rule(recording))
+        except Exception as fault:
+            report_fault(f"the rule {_name(rule)}()", fault)
+    return sorted(findings, key=lambda finding: -finding.cost)
+
+
+def _is_quiet(recording: Recording) -> bool:
+    """Whether no default rule can have anything to tell, as of most requests without SQL."""
+    if recording.statement_count or recording.failed_loads or recording.duration >= _QUICK:
+        return False
+    connections = recording.connections
+    return not connections.checkouts and not connections.failed
+
+
+def _checked(findings: Iterable[Finding]) -> list[Finding]:
+    checked = list(findings)
+    for finding in checked:
+        if not isinstance(finding, Finding):
+            raise TypeError(f"a rule must answer Finding objects, got {finding!r:.100}")
+    return checked
+
+
+def _name(rule: Rule) -> str:
+    function = getattr(rule, "func", rule)  # of a functools.partial
+    return getattr(function, "__name__", type(function).__name__)

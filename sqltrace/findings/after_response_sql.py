@@ -1,0 +1,30 @@
+"""`after_response_sql`: statements that nobody waits for, and whose failure nobody is told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from sqltrace.finding import Finding
+from sqltrace.findings.wording import cost, place, plural, time
+from sqltrace.recording import Recording
+
+
+def after_response_sql(recording: Recording, *, long: float = 1.0) -> Iterator[Finding]:
+    """
+    Args:
+        long: Seconds of statements after the response; any that failed are told in any case.
+    """
+    groups = [group for group in recording.groups if group.phase == "after_response"]
+    took = sum(cost(group) for group in groups)
+    failed = sum(group.failed for group in groups)
+    if not failed and took < long:
+        return
+    worst = next((group for group in groups if group.failed), max(groups, key=cost))
+    count = plural(sum(group.count for group in groups), "statement")
+    if failed:
+        message = f"{failed:,} of {count} after the response failed, in {worst.summary}: the client was told otherwise."
+        fix = "commit before the response: in the endpoint, not in the exit of a dependency"
+    else:
+        message = f"{count} ran for {time(took)} after the response, most of it {worst.summary}."
+        fix = "hand it to a job queue, if it need not be done in the web process"
+    yield Finding("after_response_sql", message, took, place(worst), worst.origin.relationship, fix=fix)

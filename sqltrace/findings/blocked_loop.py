@@ -1,0 +1,64 @@
+"""`blocked_loop`: this recording held the event loop, and all other requests stood behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from sqltrace.finding import Finding
+from sqltrace.findings.widened import multiplied
+from sqltrace.findings.wording import place, plural, time
+from sqltrace.recording import Recording
+from sqltrace.statement import Group
+
+
+def blocked_loop(recording: Recording, *, sql: float = 0.1, hold: float = 0.25) -> Iterator[Finding]:
+    """
+    Args:
+        sql: Seconds of synchronous SQL on the loop, together.
+        hold: Seconds at a stretch, whatever with.
+    """
+    groups = [group for group in recording.groups if group.on_loop]
+    blocked = sum(group.total * group.on_loop / group.count for group in groups)
+    held = recording.longest_hold or 0.0
+    if blocked >= sql:
+        yield _by_sql(groups, blocked)
+    elif held >= hold:
+        yield _by_python(recording, held)
+
+
+def _by_sql(groups: list[Group], blocked: float) -> Finding:
+    count = sum(group.on_loop for group in groups)
+    worst = max(groups, key=lambda group: group.total)
+    return Finding(
+        "blocked_loop",
+        f"{plural(count, 'synchronous statement')} held the event loop for {time(blocked)},"
+        f" most of it {worst.summary}.",
+        blocked,
+        place(worst),
+        fix="await run_in_threadpool(function), or a plain def endpoint, or AsyncSession",
+    )
+
+
+def _by_python(recording: Recording, held: float) -> Finding:
+    groups = [group for group in recording.groups if group.is_async]
+    worst = max(groups, key=lambda group: group.objects, default=None)
+    objects = recording.time_account.objects or 0.0
+    if worst is not None and worst.objects >= held / 2:
+        rows = plural(worst.rows or 0, "row")
+        return Finding(
+            "blocked_loop",
+            f"the event loop was held for {time(held)} at a stretch; making objects took {time(objects)},"
+            f" most of it of the {rows} of {worst.summary}.",
+            held,
+            place(worst),
+            worst.origin.relationship,
+            fix="fewer rows for the same objects: see the other findings of this statement"
+            if multiplied(worst, rows=100, ratio=3.0)
+            else "fewer rows or columns at once: LIMIT, load_only(), or session.stream() with yield_per",
+        )
+    return Finding(
+        "blocked_loop",
+        f"the event loop was held for {time(held)} at a stretch, {time(objects)} of the request making objects.",
+        held,
+        fix="await run_in_threadpool(function) for what computes",
+    )

@@ -1,0 +1,84 @@
+"""Which loader options to add to which query: the text of a fix."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from sqltrace.origin import QUERY, Origin, Parents
+from sqltrace.recording import Recording
+from sqltrace.statement import Group
+from sqltrace.widening import Widening
+
+Path = tuple[str, ...]
+_MAX_DEPTH = 6
+
+
+def paths_from_query(recording: Recording, group: Group) -> list[Path]:
+    """
+    The relationships that lead from queries of the application to what a group loaded; an empty path for a query.
+
+    An option has to name them all: ``Book.topics`` does not apply to
+    ``select(Author)``. More than one where objects of the same class came on different ways.
+    """
+    parents: dict[tuple[str, Origin], dict[Parents | None, None]] = {}
+    if group.origin is not QUERY:
+        for statement in recording.statements:
+            parents.setdefault((statement.fingerprint, statement.origin), {})[statement.parents] = None
+    widenings = {(other.fingerprint, other.origin): other.widening for other in recording.groups}
+    return list(dict.fromkeys(_paths(group.fingerprint, group.origin, parents, widenings, _MAX_DEPTH)))
+
+
+def options(chosen: Iterable[tuple[Path, str]]) -> str:
+    """
+    ``.options(defaultload(Author.books).selectinload(Book.topics))``: the last of each path is loaded that way.
+
+    Args:
+        chosen: Paths, and what to do with the last relationship of each: ``selectinload({})``.
+    """
+    below: dict[Path, list[str]] = {}
+    for path, loader in dict.fromkeys(chosen):
+        below.setdefault(path[:-1], []).append(loader.format(path[-1]))
+    return f".options({', '.join(_under(above, loaders) for above, loaders in below.items())})"
+
+
+def _under(above: Path, loaders: list[str]) -> str:
+    prefix = ".".join(f"defaultload({relationship})" for relationship in above)
+    if not above:
+        return ", ".join(loaders)
+    return f"{prefix}.{loaders[0]}" if len(loaders) == 1 else f"{prefix}.options({', '.join(loaders)})"
+
+
+def loader_for(uselist: bool | None) -> str:
+    """The one that loads all at once, whatever the session: of a collection, and of a single object."""
+    return "selectinload({})" if uselist else "joinedload({})"
+
+
+def loader_for_unused(group: Group) -> str:
+    """Leaves a relationship out. Under `AsyncSession` a plain lazy load would be a ``MissingGreenlet``."""
+    return "raiseload({}, sql_only=True)" if group.is_async else "lazyload({})"
+
+
+def _paths(
+    fingerprint: str,
+    origin: Origin,
+    parents: dict[tuple[str, Origin], dict[Parents | None, None]],
+    widenings: dict[tuple[str, Origin], Widening | None],
+    depth: int,
+) -> Iterator[Path]:
+    own: Path = () if origin.relationship is None else (origin.relationship,)
+    found = False
+    for loaded_by in parents.get((fingerprint, origin), {}):
+        if loaded_by is not None and depth:
+            found = True
+            joined = _joined_path(widenings.get((loaded_by.fingerprint, loaded_by.origin)), origin.entity)
+            for above in _paths(loaded_by.fingerprint, loaded_by.origin, parents, widenings, depth - 1):
+                yield above + joined + own
+    if not found:
+        yield own
+
+
+def _joined_path(widening: Widening | None, entity: str | None) -> Path:
+    """To objects that were not asked for, but joined to those that were."""
+    if widening is None or entity in widening.entities:
+        return ()
+    return min((join.path for join in widening.joins if join.entity == entity), key=len, default=())

@@ -1,0 +1,117 @@
+"""`n_plus_one`: the same statement again and again, once for each object of another one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from sqltrace.finding import Finding
+from sqltrace.findings.loader_options import loader_for, options, paths_from_query
+from sqltrace.findings.wording import cost, loaded_by, place, plural, time
+from sqltrace.recording import Recording
+from sqltrace.statement import Group
+
+_ONE_BY_ONE = frozenset({"lazy", "immediate", "deferred", "refresh"})
+_EQUALS = re.compile(r"\bWHERE\b.*?\b(?P<table>\w+)\.(?P<column>\w+) = ", re.DOTALL)
+_IN = re.compile(r"\bIN \((?P<values>[^()]*)\)")
+_SYSTEM_TABLES = ("pg_catalog", "information_schema", "sqlite_master", "PRAGMA")
+_BATCH = 10
+
+
+def n_plus_one(recording: Recording, *, loads: int = 5, queries: int = 10, pause: float = 0.05) -> Iterator[Finding]:
+    """
+    Args:
+        loads: So many loads of the same relationship, each for one object.
+        queries: So many executions of the same query at the same line.
+        pause: Seconds. Queries that are further apart, on average, are no loop but a poll or a conversation.
+    """
+    loop_wait = recording.time_account.loop_wait or 0.0
+    for group in recording.groups:
+        if group.origin.kind in _ONE_BY_ONE:
+            if group.count >= loads and _at_one_place(group) >= loads and not _refreshed_after_commit(recording, group):
+                yield _of_load(recording, group)
+        elif group.count >= queries and _is_loop(group, queries) and mean_pause(group, loop_wait) < pause:
+            yield _of_query(group)
+
+
+def mean_pause(group: Group, loop_wait: float) -> float:
+    """Seconds between the end of one and the start of the next, without waiting for the event loop."""
+    between = (group.samples.last - group.samples.first) / 1_000_000_000
+    return (between - group.total - loop_wait) / max(1, group.count - 1)
+
+
+def _at_one_place(group: Group) -> int:
+    """About how many came from the same line; all, where that is not known, as with a response model."""
+    busiest = group.samples.busiest(group.count)
+    return group.count if busiest is None else busiest[1]
+
+
+def _is_loop(group: Group, queries: int) -> bool:
+    return group.origin.kind == "query" and _at_one_place(group) >= queries and _asks_for_one(group)
+
+
+def _refreshed_after_commit(recording: Recording, group: Group) -> bool:
+    return group.origin.kind == "refresh" and recording.connections.commit != 0
+
+
+def _asks_for_one(group: Group) -> bool:
+    """Whether it is a SELECT of what belongs to one object, with other parameters each time: no page and no batch."""
+    operation, _, targets = group.summary.partition(" ")
+    if operation.upper() != "SELECT" or not targets or any(name in group.sql for name in _SYSTEM_TABLES):
+        return False
+    if group.samples.compared > 1 and group.samples.equal == group.samples.compared:
+        return False
+    rows = (group.rows or 0) / group.count
+    sql = group.sql.upper()
+    paged = rows >= _BATCH and (" LIMIT " in sql or " FETCH FIRST " in sql or "\nLIMIT " in sql)
+    offset = rows > 1 and " OFFSET " in sql
+    batched = any(match["values"].count(",") + 1 >= _BATCH for match in _IN.finditer(group.sql))
+    return not (paged or offset or batched)
+
+
+def _of_load(recording: Recording, group: Group) -> Finding:
+    origin = group.origin
+    paths = paths_from_query(recording, group)
+    if origin.relationship is not None:
+        what, fix = origin.relationship, options((path, loader_for(origin.uselist)) for path in paths)
+    else:
+        columns = [f"{origin.entity}.{attribute}" for attribute in origin.attributes]
+        what = ", ".join(columns) or str(origin.entity)
+        fix = options(((*path, column), "undefer({})") for path in paths for column in columns)
+    if origin.kind == "refresh":
+        fix = '__mapper_args__ = {"eager_defaults": True}'
+    why = {"lazy": "as it was touched", "immediate": "right after it", "deferred": "as it was touched"}
+    return Finding(
+        "n_plus_one",
+        f"{what} was loaded by {plural(group.count, 'statement')}, one for each {origin.entity}"
+        f" {why.get(origin.kind, 'after a flush')}, in {time(cost(group))}.",
+        cost(group),
+        place(group),
+        origin.relationship,
+        loaded_by(group.parents),
+        fix,
+    )
+
+
+def _of_query(group: Group) -> Finding:
+    busiest = group.samples.busiest(group.count)
+    line, count = busiest or (None, group.count)
+    times = f"{group.count:,} times" if count == group.count else f"{group.count:,} times, {count:,} of them"
+    return Finding(
+        "n_plus_one",
+        f"{group.summary} ran {times} at the same line with other parameters each time, in {time(cost(group))}.",
+        cost(group),
+        str(line) if line else place(group),
+        fix=_one_for_all(group),
+    )
+
+
+def _one_for_all(group: Group) -> str:
+    match = _EQUALS.search(group.sql)
+    entities = list(group.entities or {})
+    if match is None:
+        return "one statement for all, before the loop: WHERE … IN (…)"
+    column = match["column"]
+    if len(entities) == 1:
+        return f"select({entities[0]}).where({entities[0]}.{column}.in_({column}s))  # once, before the loop"
+    return f"one statement for all, before the loop: WHERE {match['table']}.{column} IN (…)"

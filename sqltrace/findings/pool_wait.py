@@ -1,0 +1,46 @@
+"""`pool_wait`: all connections of the pool were in use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from sqltrace.connection import PoolWait
+from sqltrace.finding import Finding
+from sqltrace.findings.wording import listed, time
+from sqltrace.recording import Recording
+
+_NAMED = 3
+
+
+def pool_wait(recording: Recording, *, wait: float = 0.1) -> Iterator[Finding]:
+    """
+    Args:
+        wait: Seconds that the waits of a recording took together; one that timed out is told in any case.
+    """
+    waits = recording.connections.waits
+    waited = sum(one.waited for one in waits)
+    if not waits or (waited < wait and not any(one.timed_out for one in waits)):
+        return
+    worst = next((one for one in waits if one.self_deadlock), waits[0])
+    yield Finding("pool_wait", _message(worst, waited), waited, fix=_fix(worst))
+
+
+def _message(worst: PoolWait, waited: float) -> str:
+    vain = " in vain" if worst.timed_out else ""
+    text = (
+        f"{time(waited)} went by waiting{vain} for a connection, {worst.in_use} in use of a pool of {worst.pool_size}"
+    )
+    if worst.overflow:
+        text += f" and {worst.overflow} beyond it"
+    if worst.self_deadlock:
+        return f"{text}, while the request held one itself."
+    holders = [f"{holder.name} ({time(holder.held)})" for holder in worst.holders[:_NAMED]]
+    return f"{text}, held by {listed(holders)}." if holders else f"{text}."
+
+
+def _fix(worst: PoolWait) -> str:
+    if worst.self_deadlock:
+        return "one session for the whole request, passed on: it waits for a connection that it holds itself"
+    size = max(worst.in_use, worst.pool_size) + 5
+    holder = worst.holders[0].name if worst.holders else "those who hold them"
+    return f"create_engine(…, pool_size={size}), or give connections back sooner in {holder}: commit or close"

@@ -1,0 +1,42 @@
+"""`raise_load`: an attribute that its query had not loaded, and that nobody may load later."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from sqltrace.failed_load import FailedLoad
+from sqltrace.finding import Finding
+from sqltrace.findings.not_loaded import finding, load_with_query
+from sqltrace.recording import Recording
+
+
+def raise_load(recording: Recording) -> Iterator[Finding]:
+    for failed in recording.failed_loads:
+        if failed.error == "raise_load":
+            yield finding(
+                "raise_load",
+                recording,
+                failed,
+                f"{failed.attribute} was not loaded, and {_by_whom(failed)} forbids to load it as it is touched.",
+                load_with_query(failed) + _in_place(failed),
+            )
+
+
+def _by_whom(failed: FailedLoad) -> str:
+    origin = failed.origin
+    if _by_mapping(failed):
+        declared = None if origin.declaration is None else origin.declaration.find()
+        return f'lazy="{origin.lazy}"' + (f" at {declared}" if declared else "")
+    return "an option of the query" if origin.relationship is not None else "raiseload=True"
+
+
+def _in_place(failed: FailedLoad) -> str:
+    """SQLAlchemy takes no second option for the same attribute."""
+    if _by_mapping(failed):
+        return ""
+    option = "raiseload" if failed.origin.relationship is not None else "defer"
+    return f"  # in place of {option}({failed.attribute})"
+
+
+def _by_mapping(failed: FailedLoad) -> bool:
+    return failed.origin.lazy in ("raise", "raise_on_sql")

@@ -1,0 +1,57 @@
+"""`repeated_statement`: the same SELECT with the same parameters, and nothing written in between."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from sqltrace.finding import Finding
+from sqltrace.findings.n_plus_one import mean_pause
+from sqltrace.findings.wording import cost, place, time
+from sqltrace.recording import Recording
+from sqltrace.samples import DIGESTS
+from sqltrace.statement import Group
+
+_WRITES = frozenset({"INSERT", "UPDATE", "DELETE", "MERGE", "REPLACE"})
+
+
+def repeated_statement(recording: Recording, *, times: int = 4, pause: float = 0.05) -> Iterator[Finding]:
+    """
+    Only the first eight executions of a statement are compared.
+
+    Args:
+        times: So many executions with equal parameters, at least; at most 8 can be seen.
+        pause: Seconds. Those that are further apart, on average, wait for a change.
+    """
+    loop_wait = recording.time_account.loop_wait or 0.0
+    written = _written_tables(recording)
+    for group in recording.groups:
+        equal = group.samples.equal
+        if equal < times or group.origin.kind != "query" or not _reads_only(group, written):
+            continue
+        if mean_pause(group, loop_wait) >= pause:
+            continue
+        seen = equal if group.count <= DIGESTS else f"{equal} of the first {DIGESTS} times"
+        often = f"{seen} times" if isinstance(seen, int) else f"{group.count:,} times, {seen}"
+        share = equal / group.samples.compared
+        yield Finding(
+            "repeated_statement",
+            f"{group.summary} ran {often} with the same parameters, in {time(cost(group) * share)}.",
+            cost(group) * share * (equal - 1) / equal,
+            place(group),
+            fix="keep the first result and pass it on, or functools.cache the function for the request",
+        )
+
+
+def _written_tables(recording: Recording) -> set[str]:
+    words = (group.summary.split() for group in recording.groups)
+    return {word for operation, *targets in words if operation.upper() in _WRITES for word in targets}
+
+
+def _reads_only(group: Group, written: set[str]) -> bool:
+    operation, *targets = group.summary.split()
+    return (
+        operation.upper() == "SELECT"
+        and bool(targets)
+        and written.isdisjoint(targets)
+        and "FOR UPDATE" not in group.sql.upper()
+    )

@@ -1,0 +1,39 @@
+"""`row_fan_out`: a joined collection that repeats its parents' columns in every row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from sqltrace.finding import Finding
+from sqltrace.findings.widened import asked_and_sent, fix_for, multiplied, repeats_parents, times
+from sqltrace.findings.wording import cost, loaded_by, place, plural
+from sqltrace.recording import Recording
+
+
+def row_fan_out(
+    recording: Recording, *, rows: int = 500, ratio: float = 10.0, values: int = 10_000
+) -> Iterator[Finding]:
+    """
+    Args:
+        rows: So many rows of a group at least.
+        ratio: So many rows for each object that was asked for at least.
+        values: So many values that were sent again at least: rows too many × columns asked for.
+    """
+    for group in recording.groups:
+        widening = group.widening
+        if widening is None or not repeats_parents(group, rows=rows, ratio=ratio):
+            continue
+        roots, sent = group.roots or 0, group.rows or 0
+        again = (sent - roots) * widening.asked_columns
+        if again >= values and not multiplied(group, rows=100, ratio=3.0):
+            yield Finding(
+                "row_fan_out",
+                f"{asked_and_sent(group, widening)}; {plural(sent, 'row')} for"
+                f" {plural(roots, widening.entities[0] if widening.entities else 'object')} sent {again:,} values"
+                f" again and again, {times(group)}.",
+                cost(group),
+                place(group),
+                widening.collections[0].relationship,
+                loaded_by(group.parents),
+                fix_for(recording, group, widening.collections),
+            )

@@ -1,0 +1,30 @@
+"""`waited_for_loop`: this recording is innocent, it stood behind others that held the event loop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from sqltrace.finding import Finding
+from sqltrace.findings.wording import listed, time
+from sqltrace.recording import Recording
+
+
+def waited_for_loop(recording: Recording, *, wait: float = 0.25, share: float = 0.2) -> Iterator[Finding]:
+    """
+    Args:
+        wait: Seconds at least that one and the same other held the loop for.
+        share: Of the duration, that the waiting was.
+    """
+    waited = recording.time_account.loop_wait or 0.0
+    holders = recording.waited_for
+    if not holders or holders[0][1] < wait or waited < share * recording.duration:
+        return
+    worst = holders[0][0]
+    named = listed([f"{name} ({time(seconds)})" for name, seconds in holders])
+    about = "about " if recording.loop_wait_estimated else ""
+    yield Finding(
+        "waited_for_loop",
+        f"{about}{time(waited)} of {time(recording.duration)} went by waiting for the event loop, held by {named}.",
+        waited,
+        fix=f"nothing here: see the findings of {worst}",
+    )

@@ -1,0 +1,105 @@
+"""What the findings about eager joins share: rows for objects, and how to say what was joined."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from sqltrace.findings.loader_options import (
+    Path,
+    loader_for_unused,
+    options,
+    paths_from_query,
+)
+from sqltrace.findings.wording import listed, plural, subject, time
+from sqltrace.recording import Recording
+from sqltrace.statement import Group
+from sqltrace.widening import EagerJoin, Widening
+
+
+def object_count(group: Group) -> int:
+    """Objects made of the rows; at least those asked for, which the session may have had before."""
+    return max(sum((group.entities or {}).values()), group.roots or 0)
+
+
+def multiplied(group: Group, *, rows: int, ratio: float) -> bool:
+    """Whether sibling collections made many more rows than there are objects."""
+    widening = group.widening
+    if widening is None or not widening.siblings or group.rows is None:
+        return False
+    return group.rows >= rows and group.rows >= ratio * max(1, object_count(group))
+
+
+def repeats_parents(group: Group, *, rows: int, ratio: float) -> bool:
+    """Whether a joined collection repeats the columns of its parents in many rows."""
+    widening = group.widening
+    if widening is None or not widening.collections or not group.rows or not group.roots:
+        return False
+    return group.rows >= rows and group.rows >= ratio * group.roots
+
+
+def asked_and_sent(group: Group, widening: Widening) -> str:
+    """``SELECT contents asked for 1 table and 8 columns and was sent with 7 and 28, as …``."""
+    joined = [
+        f"{who} {_tree(joins, ())}"
+        for who, by_option in (("the mapping joins", False), ("the query's options join", True))
+        if (joins := [join for join in widening.joins if join.by_option is by_option])
+    ]
+    return (
+        f"{subject(group)} asked for {plural(widening.asked_tables, 'table')} and"
+        f" {plural(widening.asked_columns, 'column')} and was sent with {widening.sent_tables} and"
+        f" {widening.sent_columns}, as {listed(joined)}"
+    )
+
+
+def times(group: Group) -> str:
+    text = f"{time(group.total)} in the database"
+    if group.objects:
+        text += f" and {time(group.objects)} making objects"
+        if group.is_async:
+            text += " on the event loop"
+    return text
+
+
+def fix_for(recording: Recording, group: Group, joins: Iterable[EagerJoin]) -> str:
+    """
+    Loader options instead of these joins, for the query of the application, and where the mapping could be changed.
+
+    A collection of what was asked for, or that the query's own options join, is
+    loaded by a statement of its own. What only came along with something else is left out.
+    """
+    above = paths_from_query(recording, group)
+    outermost = _outermost(joins)
+    text = options((path + join.path, _loader(group, join)) for path in above for join in outermost)
+    declared = [place for join in outermost if not join.by_option and (place := declaration(join))]
+    return f'{text}  # or lazy="raise_on_sql" at {listed(list(dict.fromkeys(declared)))}' if declared else text
+
+
+def declaration(join: EagerJoin) -> str | None:
+    """``app/models.py:23``."""
+    return join.declaration.find() if join.declaration is not None else None
+
+
+def _loader(group: Group, join: EagerJoin) -> str:
+    wanted = join.by_option or (join.uselist and len(join.path) == 1 and group.origin.relationship is None)
+    return "selectinload({})" if wanted else loader_for_unused(group)
+
+
+def _outermost(joins: Iterable[EagerJoin]) -> list[EagerJoin]:
+    chosen = list(joins)
+    paths = {join.path for join in chosen}
+    return [join for join in chosen if not any(join.path[:length] in paths for length in range(1, len(join.path)))]
+
+
+def _tree(joins: list[EagerJoin], above: Path) -> str:
+    """``Article.user (app/models.py:83) → (User.contents (…) → …, User.tags (…))``."""
+    branches = []
+    for step in dict.fromkeys(join.path[len(above)] for join in joins):
+        path = (*above, step)
+        below = [join for join in joins if join.path[: len(path)] == path and join.path != path]
+        places = [place for join in joins if join.path == path and (place := declaration(join))]
+        text = f"{step} ({places[0]})" if places else step
+        if below:
+            inner = _tree(below, path)
+            text += f" → ({inner})" if len({join.path[len(path)] for join in below}) > 1 else f" → {inner}"
+        branches.append(text)
+    return ", ".join(branches)

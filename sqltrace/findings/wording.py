@@ -1,0 +1,43 @@
+"""How findings put numbers and places into words."""
+
+from __future__ import annotations
+
+from sqltrace.origin import Parents
+from sqltrace.statement import Group
+
+
+def time(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1_000:.1f} ms"
+
+
+def plural(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
+def listed(words: list[str]) -> str:
+    """``a``, ``a and b``, ``a, b and c``."""
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def place(group: Group) -> str | None:
+    return str(group.call_site) if group.call_site else None
+
+
+def loaded_by(parents: Parents | None) -> str | None:
+    """``SELECT contents at app/api.py:46 in list_contents``."""
+    if parents is None:
+        return None
+    return f"{parents.summary} at {parents.call_site}" if parents.call_site else parents.summary
+
+
+def cost(group: Group) -> float:
+    """Seconds of the database and of making objects."""
+    return group.total + group.objects
+
+
+def subject(group: Group) -> str:
+    """``selectin load of Tag.articles``, or the summary of a query."""
+    origin = group.origin
+    if origin.relationship is not None:
+        return f"the {origin.kind} load of {origin.relationship}"
+    return group.summary

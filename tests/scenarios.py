@@ -1,0 +1,51 @@
+"""
+Scenarios of everyday code, and what is told of them: each with a `Session` and, under `run_sync`, with an `AsyncSession`.
+
+A scenario is a function ``(session, shelf)``: see `tests.shelf`.
+"""
+
+from types import SimpleNamespace
+
+import pytest
+from sqlalchemy import select
+
+import sqltrace
+from tests import shelf as shelves
+
+RECORDERS = pytest.mark.parametrize("record", [shelves.record_sync, shelves.record_async], ids=["sync", "async"])
+
+
+class Scenarios(list):
+    """Parameters of a test."""
+
+    def add(self, *kinds, fix=None, session=None, **lazy):
+        """
+        Add a function.
+
+        Args:
+            kinds: Of the findings, all of them.
+            fix: A part of that of the most expensive one.
+            session: Options of the session.
+            lazy: Of the mapping, by relationship.
+        """
+
+        def add(work):
+            case = SimpleNamespace(work=work, kinds=sorted(kinds), fix=fix, session=session or {}, lazy=lazy)
+            self.append(pytest.param(case, id=work.__name__))
+            return work
+
+        return add
+
+
+def check(case, record):
+    recording = record(case.work, shelves.mapping(**case.lazy), **case.session)
+
+    findings = sqltrace.diagnose(recording)
+
+    assert sorted(finding.kind for finding in findings) == case.kinds, findings
+    if case.fix is not None:
+        assert case.fix in findings[0].fix
+
+
+def authors(session, shelf, *options):
+    return session.scalars(select(shelf.Author).options(*options)).unique().all()

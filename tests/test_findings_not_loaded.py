@@ -1,0 +1,185 @@
+"""`missing_greenlet` and `raise_load`: what they say, and that their fix, pasted in, is one."""
+
+import asyncio
+import gc
+
+import pytest
+from sqlalchemy import orm, select
+from sqlalchemy.exc import InvalidRequestError, MissingGreenlet, StatementError
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import defer, joinedload, raiseload, selectinload
+
+import sqltrace
+from tests.library import mapping, open_async_library
+
+pytestmark = [
+    pytest.mark.usefixtures("no_faults"),
+    # What SQLAlchemy leaves behind where it could not await.
+    pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+ERRORS = (InvalidRequestError, MissingGreenlet, StatementError)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def leftovers():
+    """Coroutines that were never awaited are complained of when they are collected: here, not in other tests."""
+    yield
+    gc.collect()
+
+
+async def find(session, query):
+    return (await session.scalars(query)).unique().first()
+
+
+async def read(library, query, touch, **options):
+    engine = await open_async_library(library)
+    async with sqltrace.record() as recording, AsyncSession(engine, **options) as session:
+        thing = await find(session, query)
+        if options:
+            await session.commit()
+        try:
+            touch(thing)
+        except ERRORS:
+            pass
+    await engine.dispose()
+    return recording
+
+
+def findings(library, query, touch, **options):
+    return sqltrace.diagnose(asyncio.run(read(library, query, touch, **options)))
+
+
+L, R = mapping(), mapping("raise")
+GREENLET = "and AsyncSession cannot load it as it is touched (MissingGreenlet)."
+FORBIDDEN = "forbids to load it as it is touched."
+SCENARIOS = {
+    "collection": (
+        L,
+        select(L.Author),
+        lambda author: author.books,
+        ("missing_greenlet", "Author.books", f"Author.books was not loaded, {GREENLET}"),
+        ".options(selectinload(Author.books))",
+    ),
+    "many to one": (
+        L,
+        select(L.Book),
+        lambda book: book.author,
+        ("missing_greenlet", "Book.author", f"Book.author was not loaded, {GREENLET}"),
+        ".options(joinedload(Book.author))",
+    ),
+    "deferred column": (
+        L,
+        select(L.Author),
+        lambda author: author.bio,
+        ("missing_greenlet", None, f"Author.bio was not loaded, {GREENLET}"),
+        ".options(undefer(Author.bio))",
+    ),
+    "below selectin": (
+        L,
+        select(L.Author).options(selectinload(L.Author.books)),
+        lambda author: author.books[0].topics,
+        ("missing_greenlet", "Book.topics", f"Book.topics was not loaded, {GREENLET}"),
+        ".options(defaultload(Author.books).selectinload(Book.topics))",
+    ),
+    "below joined": (
+        L,
+        select(L.Book).options(joinedload(L.Book.author)),
+        lambda book: book.author.bio,
+        ("missing_greenlet", None, f"Author.bio was not loaded, {GREENLET}"),
+        ".options(defaultload(Book.author).undefer(Author.bio))",
+    ),
+    "raise of the mapping": (
+        R,
+        select(R.Author),
+        lambda author: author.books,
+        (
+            "raise_load",
+            "Author.books",
+            f'Author.books was not loaded, and lazy="raise" at tests/library.py:36 {FORBIDDEN}',
+        ),
+        ".options(selectinload(Author.books))",
+    ),
+    "raise by an option": (
+        L,
+        select(L.Book).options(raiseload(L.Book.author)),
+        lambda book: book.author,
+        ("raise_load", "Book.author", f"Book.author was not loaded, and an option of the query {FORBIDDEN}"),
+        ".options(joinedload(Book.author))  # in place of raiseload(Book.author)",
+    ),
+    "raise of a column": (
+        L,
+        select(L.Author).options(defer(L.Author.name, raiseload=True)),
+        lambda author: author.name,
+        ("raise_load", None, f"Author.name was not loaded, and raiseload=True {FORBIDDEN}"),
+        ".options(undefer(Author.name))  # in place of defer(Author.name)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_attribute_that_was_not_loaded(name):
+    library, query, touch, told, fix = SCENARIOS[name]
+
+    (finding,) = findings(library, query, touch)
+
+    assert (finding.kind, finding.relationship, finding.message) == told
+    assert finding.fix == fix
+    assert finding.cost > 0
+    assert finding.call_site.startswith("tests/test_findings_not_loaded.py:")
+    assert finding.call_site.endswith("<lambda>")
+    assert finding.parents.endswith(" in find")
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_fix_that_is_pasted_in_makes_the_finding_go_away(name):
+    library, query, touch, _, fix = SCENARIOS[name]
+    if "in place of" in fix:
+        query = select(query.column_descriptions[0]["entity"])
+
+    mended = eval(f"statement{fix}", {**vars(orm), **vars(library), "statement": query})
+
+    assert findings(library, mended, touch) == []
+
+
+def test_expired_attribute_wants_another_session_maker():
+    (finding,) = findings(L, select(L.Author), lambda author: author.name, expire_on_commit=True)
+
+    assert finding.message == f"Author.name had expired with the commit, {GREENLET}"
+    assert finding.fix == "async_sessionmaker(engine, expire_on_commit=False)"
+    assert findings(L, select(L.Author), lambda author: author.name, expire_on_commit=False) == []
+
+
+def test_dynamic_relationship_wants_to_be_write_only():
+    library = mapping("dynamic")
+
+    (finding,) = findings(library, select(library.Author), lambda author: list(author.books))
+
+    assert finding.fix == 'lazy="write_only" for Author.books, and await session.scalars(books.select())'
+
+
+def test_attribute_that_expired_otherwise_wants_a_refresh():
+    def touch(author):
+        orm.object_session(author).expire(author)
+        return author.name
+
+    (finding,) = findings(L, select(L.Author), touch)
+
+    assert finding.message == f"Author.name had expired, {GREENLET}"
+    assert finding.fix == "await session.refresh() of the object, before it is touched"
+
+
+def test_query_of_an_unknown_line_is_told_by_its_class():
+    async def main():
+        engine = await open_async_library(L)
+        async with AsyncSession(engine) as session:
+            author = await find(session, select(L.Author))
+            async with sqltrace.record() as recording:
+                with pytest.raises(ERRORS):
+                    author.books
+        await engine.dispose()
+        return recording
+
+    (finding,) = sqltrace.diagnose(asyncio.run(main()))
+
+    assert (finding.fix, finding.parents) == (".options(selectinload(Author.books))  # of the select(Author)", None)

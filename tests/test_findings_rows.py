@@ -1,0 +1,65 @@
+"""Rows that multiply: what is told, and what is not."""
+
+import pytest
+from sqlalchemy import insert, select
+from sqlalchemy.orm import joinedload
+
+from tests.scenarios import RECORDERS, Scenarios, authors, check
+
+SCENARIOS = Scenarios()
+
+
+def many_books_and_prizes(session, shelf):
+    session.execute(insert(shelf.Book), [{"title": "more", "author_id": 1} for _ in range(20)])
+    session.execute(insert(shelf.Prize), [{"author_id": 1} for _ in range(20)])
+
+
+@SCENARIOS.add("cartesian_product", fix=".options(selectinload(Author.books), selectinload(Author.prizes))")
+def two_collections_joined_by_options(session, shelf):
+    many_books_and_prizes(session, shelf)
+    authors(session, shelf, joinedload(shelf.Author.books), joinedload(shelf.Author.prizes))
+
+
+@SCENARIOS.add(
+    "cartesian_product",
+    fix=".options(selectinload(Author.books), selectinload(Author.prizes))",
+    books="joined",
+    prizes="joined",
+)
+def two_collections_joined_by_the_mapping(session, shelf):
+    many_books_and_prizes(session, shelf)
+    authors(session, shelf)
+
+
+@SCENARIOS.add(
+    "cartesian_product",
+    fix=".options(defaultload(Book.author).selectinload(Author.prizes), selectinload(Book.topics))",
+    author="joined",
+    books="joined",
+    prizes="joined",
+)
+def two_collections_behind_a_joined_many_to_one(session, shelf):
+    many_books_and_prizes(session, shelf)
+    session.scalars(
+        select(shelf.Book).options(
+            joinedload(shelf.Book.author).joinedload(shelf.Author.prizes), joinedload(shelf.Book.topics)
+        )
+    ).unique().all()
+
+
+@SCENARIOS.add("row_fan_out", fix=".options(selectinload(Author.books))", books="joined")
+def wide_parent_repeated_in_thousands_of_rows(session, shelf):
+    session.execute(insert(shelf.Book), [{"title": "more", "author_id": 1} for _ in range(4_000)])
+    authors(session, shelf)
+
+
+@SCENARIOS.add("eager_join", fix="(Book.author", author="joined", publisher="joined", topics="joined")
+def many_tables_joined_by_the_mapping(session, shelf):
+    session.execute(insert(shelf.Book), [{"title": "more", "author_id": 1} for _ in range(4_000)])
+    session.scalars(select(shelf.Book)).unique().all()
+
+
+@RECORDERS
+@pytest.mark.parametrize("case", SCENARIOS)
+def test_multiplied_rows_are_told(case, record, no_faults):
+    check(case, record)

@@ -1,0 +1,290 @@
+"""The rules about time, with a clock that the test moves; and those that need a whole request."""
+
+import asyncio
+from contextlib import contextmanager
+
+import pytest
+from fastapi import FastAPI
+from pydantic import BaseModel
+from sqlalchemy import create_engine, event, exc, select, text
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from sqlalchemy.orm import Session
+from sqlalchemy.pool import QueuePool, StaticPool
+from starlette.applications import Starlette
+from starlette.background import BackgroundTask
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+from starlette.testclient import TestClient
+
+import sqltrace
+from sqltrace.recording import Recording
+from tests import shelf as shelves
+
+
+class Clock:
+    def __init__(self):
+        self.now = 1_000_000_000
+
+    def __call__(self):
+        return self.now
+
+    def advance(self, seconds):
+        self.now += round(seconds * 1_000_000_000)
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def engine(clock):
+    """With the function ``wait(seconds)`` in SQL, which moves the clock."""
+    engine = create_engine("sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False})
+
+    @event.listens_for(engine, "connect")
+    def connect(connection, _):
+        connection.create_function("wait", 1, clock.advance)
+
+    with engine.begin() as connection:
+        connection.execute(text("CREATE TABLE jobs (id INTEGER PRIMARY KEY)"))
+    yield engine
+    engine.dispose()
+
+
+@contextmanager
+def recorded(clock):
+    sqltrace.instrument()
+    recording = Recording(clock=clock)
+    outer = recording.open()
+    yield recording
+    recording.end()
+    recording.leave(outer)
+
+
+def visit(sink, clock, endpoint):
+    class Clocked(sqltrace.SQLTraceMiddleware):
+        _clock = staticmethod(clock)
+
+    app = Starlette(routes=[Route("/", endpoint)])
+    TestClient(Clocked(app, sinks=[sink]), raise_server_exceptions=False).get("/")
+    return sink.take(1)[0].findings
+
+
+def kinds(recording):
+    return [finding.kind for finding in sqltrace.diagnose(recording)]
+
+
+@pytest.mark.parametrize(("seconds", "found"), [(0.6, ["slow_statement"]), (0.4, [])])
+def test_slow_statement(clock, engine, seconds, found):
+    with recorded(clock) as recording, engine.connect() as connection:
+        connection.execute(text("SELECT wait(:seconds)"), {"seconds": seconds})
+
+    assert kinds(recording) == found
+
+
+def test_slow_statement_tells_the_longest_of_many(clock, engine):
+    with recorded(clock) as recording, engine.connect() as connection:
+        for seconds in (0.1, 0.7):
+            connection.execute(text("SELECT wait(:seconds)"), {"seconds": seconds}).all()
+
+    [finding] = sqltrace.diagnose(recording)
+
+    assert finding.message == "SELECT took 700.0 ms, the longest of 2, for 2 rows."
+    assert finding.cost == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize(("pause", "found"), [(0.0, ["repeated_statement"]), (0.1, [])], ids=["loop", "poll"])
+def test_poll_is_no_repeated_statement(clock, engine, pause, found):
+    with recorded(clock) as recording, engine.connect() as connection:
+        for _ in range(8):
+            connection.execute(text("SELECT count(*) FROM jobs")).all()
+            connection.rollback()
+            clock.advance(pause)
+
+    assert kinds(recording) == found
+
+
+@pytest.mark.parametrize(("pause", "found"), [(0.0, ["n_plus_one"]), (0.1, [])], ids=["loop", "conversation"])
+def test_conversation_is_no_n_plus_one(clock, engine, pause, found):
+    with recorded(clock) as recording, engine.connect() as connection:
+        for number in range(20):
+            connection.execute(text("SELECT * FROM jobs WHERE id = :id"), {"id": number}).all()
+            connection.rollback()
+            clock.advance(pause)
+
+    assert kinds(recording) == found
+
+
+@pytest.mark.parametrize(("seconds", "found"), [(0.6, ["idle_in_transaction"]), (0.3, [])])
+def test_idle_in_transaction(clock, engine, seconds, found):
+    with recorded(clock) as recording, engine.connect() as connection:
+        connection.execute(text("INSERT INTO jobs DEFAULT VALUES"))
+        clock.advance(seconds)
+        connection.commit()
+
+    assert kinds(recording) == found
+
+
+def test_work_between_transactions_is_not_idle(clock, engine):
+    with recorded(clock) as recording, engine.connect() as connection:
+        for _ in range(2):
+            connection.execute(text("INSERT INTO jobs DEFAULT VALUES"))
+            connection.commit()
+            clock.advance(5)
+
+    assert kinds(recording) == []
+
+
+def test_thousands_of_short_pauses_are_a_busy_transaction(clock, engine):
+    with recorded(clock) as recording, engine.begin() as connection:
+        for _ in range(1_000):
+            connection.execute(text("INSERT INTO jobs DEFAULT VALUES"))
+            clock.advance(0.001)
+
+    assert kinds(recording) == []
+
+
+@pytest.mark.parametrize(("seconds", "found"), [(0.2, ["blocked_loop"]), (0.05, [])])
+def test_synchronous_sql_on_the_loop(sink, clock, engine, seconds, found):
+    async def endpoint(request):
+        with engine.connect() as connection:
+            connection.execute(text("SELECT wait(:seconds)"), {"seconds": seconds})
+        return JSONResponse({})
+
+    findings = visit(sink, clock, endpoint)
+
+    assert [finding.kind for finding in findings] == found
+    if found:
+        assert findings[0].message.startswith("1 synchronous statement held the event loop for 200.0 ms")
+        assert "run_in_threadpool" in findings[0].fix
+
+
+def test_synchronous_sql_in_a_thread_does_not_block(sink, clock, engine):
+    def endpoint(request):
+        with engine.connect() as connection:
+            connection.execute(text("SELECT wait(0.2)"))
+        return JSONResponse({})
+
+    assert visit(sink, clock, endpoint) == []
+
+
+def test_python_that_holds_the_loop(sink, clock):
+    async def endpoint(request):
+        clock.advance(0.3)
+        return JSONResponse({})
+
+    [finding] = visit(sink, clock, endpoint)
+
+    assert (finding.kind, finding.cost) == ("blocked_loop", pytest.approx(0.3))
+
+
+@pytest.mark.parametrize(
+    ("sql", "found"),
+    [("SELECT * FROM missing", ["after_response_sql"]), ("SELECT wait(0.3)", []), ("SELECT 1", [])],
+    ids=["failed", "short", "quick"],
+)
+def test_sql_after_the_response(sink, clock, engine, sql, found):
+    def work():
+        clock.advance(0.001)
+        with engine.connect() as connection:
+            try:
+                connection.execute(text(sql))
+            except exc.OperationalError:
+                pass
+
+    findings = visit(sink, clock, lambda request: JSONResponse({}, background=BackgroundTask(work)))
+
+    assert [finding.kind for finding in findings] == found
+
+
+def test_long_sql_after_the_response(sink, clock, engine):
+    def work():
+        clock.advance(0.001)
+        with engine.connect() as connection:
+            for _ in range(4):
+                connection.execute(text("SELECT wait(0.4)"))
+
+    [finding] = visit(sink, clock, lambda request: JSONResponse({}, background=BackgroundTask(work)))
+
+    assert (finding.kind, finding.cost) == ("after_response_sql", pytest.approx(1.6))
+    assert finding.message.startswith("4 statements ran for 1.60 s after the response")
+
+
+def test_request_that_waits_for_its_own_connection(tmp_path):
+    engine = create_engine(
+        f"sqlite:///{tmp_path}/app.db", poolclass=QueuePool, pool_size=1, max_overflow=0, pool_timeout=0.01
+    )
+    with sqltrace.record() as recording, engine.connect(), pytest.raises(exc.TimeoutError):
+        engine.connect()
+    engine.dispose()
+
+    [finding] = sqltrace.diagnose(recording)
+
+    assert finding.kind == "pool_wait"
+    assert (
+        "waiting in vain for a connection, 1 in use of a pool of 1, while the request held one itself"
+        in finding.message
+    )
+    assert finding.fix.startswith("one session for the whole request")
+
+
+def test_pool_that_nobody_waits_for_is_not_told(engine):
+    with sqltrace.record() as recording, engine.connect():
+        pass
+
+    assert kinds(recording) == []
+
+
+def test_lazy_loads_of_a_response_model_are_told_without_a_line_of_the_application(sink):
+    shelf = shelves.mapping()
+    engine = create_engine("sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False})
+    with engine.connect() as connection:
+        shelves.fill(connection, shelf)
+
+    class BookOut(BaseModel, from_attributes=True):
+        title: str
+
+    class AuthorOut(BaseModel, from_attributes=True):
+        books: list[BookOut]
+
+    app = FastAPI()
+    session = Session(engine)
+
+    @app.get("/authors", response_model=list[AuthorOut])
+    def list_authors():
+        return session.scalars(select(shelf.Author)).all()
+
+    TestClient(sqltrace.SQLTraceMiddleware(app, sinks=[sink])).get("/authors").raise_for_status()
+    [record] = sink.take(1)
+    session.close()
+    engine.dispose()
+
+    [finding] = record.findings
+    assert (finding.kind, finding.relationship) == ("n_plus_one", "Author.books")
+    assert finding.parents.startswith("SELECT authors at tests/test_findings_rules.py:")
+    assert finding.parents.endswith("list_authors")
+    assert finding.fix == ".options(selectinload(Author.books))"
+
+
+def test_gathered_gets_are_told(tmp_path):
+    shelf = shelves.mapping()
+
+    async def get(engine, number):
+        async with AsyncSession(engine) as session:
+            await session.get(shelf.Author, number)
+
+    async def main():
+        engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path}/app.db", pool_size=20)
+        async with engine.connect() as connection:
+            await connection.run_sync(shelves.fill, shelf)
+        with sqltrace.record() as recording:
+            await asyncio.gather(*(get(engine, number) for number in range(1, 13)))
+        await engine.dispose()
+        return recording
+
+    [finding] = sqltrace.diagnose(asyncio.run(main()))
+
+    assert finding.kind == "n_plus_one"
+    assert finding.call_site.endswith("get")
+    assert finding.fix.startswith("select(Author).where(Author.id.in_(ids))")
