@@ -12,14 +12,24 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping, Sequence
 from typing import Any, TypeVar
 
+from sqltrace.capture.failed_loads import note_exception
 from sqltrace.capture.instrument import dialect_of, instrument
 from sqltrace.collector import Clock
+from sqltrace.event_loop import stepped
 from sqltrace.faults import report_fault
-from sqltrace.options import checked_engines, checked_exclude, checked_flag, checked_sinks, checked_size
+from sqltrace.findings import Rule
+from sqltrace.options import (
+    checked_engines,
+    checked_exclude,
+    checked_flag,
+    checked_rules,
+    checked_sinks,
+    checked_size,
+)
 from sqltrace.recording import Recording
 from sqltrace.request import RequestRecord, is_orderly_close, outcome_of
 from sqltrace.route import Scope, path_below_root, route_template
-from sqltrace.sinks import Sink
+from sqltrace.sinks import Sink, StartingSink
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -46,7 +56,8 @@ class SQLTraceMiddleware:
         engines:
             Record the statements of these `Engine` or `AsyncEngine` objects only.
             By default of every engine, made before or after.
-        sinks: Who is told. By default ``[StructlogSink()]``.
+        sinks: Who is told. By default ``[StructlogSink()]``, and `OpenTelemetrySink` where OpenTelemetry is configured.
+        rules: What makes the findings. By default `sqltrace.findings.default_rules()`; ``[]`` for none.
         exclude:
             Path prefixes that are passed through untouched (``/health`` matches
             ``/health`` and ``/health/db``, not ``/healthy``; below the server's
@@ -70,6 +81,7 @@ class SQLTraceMiddleware:
         *,
         engines: Iterable[Any] | None = None,
         sinks: Iterable[Sink] | None = None,
+        rules: Iterable[Rule] | None = None,
         exclude: Iterable[str] | Callable[[Scope], bool] = (),
         capture_parameters: bool = False,
         max_statements: int = 500,
@@ -77,6 +89,8 @@ class SQLTraceMiddleware:
     ) -> None:
         self.app = app
         self._sinks = checked_sinks(sinks)
+        self._starters = [sink for sink in self._sinks if isinstance(sink, StartingSink)]
+        self._rules = checked_rules(rules)
         self._exclude = checked_exclude(exclude)
         recorded = checked_engines(engines)
         self._recording_options: dict[str, Any] = {
@@ -94,7 +108,7 @@ class SQLTraceMiddleware:
             return
         error: BaseException | None = None
         try:
-            await self.app(scope, exchange.receive, exchange.send)
+            await stepped(self.app(scope, exchange.receive, exchange.send), exchange.loop_share)
         except BaseException as raised:
             error = raised
             raise
@@ -108,7 +122,9 @@ class SQLTraceMiddleware:
             return None
         try:
             record = self._new_record(scope)
-            return _Exchange(record, self._sinks, scope, receive, send)
+            exchange = _Exchange(record, self._sinks, scope, receive, send)
+            exchange.start(self._starters, self.app)
+            return exchange
         except Exception as fault:
             report_fault("opening a recording", fault)
             return None
@@ -136,6 +152,7 @@ class SQLTraceMiddleware:
             protocol=protocol,
             path=path,
             method=method,
+            rules=self._rules,
             client_address=(client[0] or None) if client else None,
         )
 
@@ -143,7 +160,10 @@ class SQLTraceMiddleware:
 class _Exchange:
     """One request: watches the messages that go by, and knows when it is over."""
 
-    __slots__ = ("_disconnected", "_outer", "_ready", "_receive", "_record", "_scope", "_send", "_sinks", "_trailers")
+    __slots__ = (
+        "_disconnected", "_outer", "_ready", "_receive", "_record", "_scope", "_send", "_sinks", "_trailers",
+        "loop_share",
+    )  # fmt: skip
 
     def __init__(
         self, record: RequestRecord, sinks: Sequence[Sink], scope: Scope, receive: Receive, send: Send
@@ -151,9 +171,13 @@ class _Exchange:
         self._record: RequestRecord | None = record  # None when over: the application may keep its Request, and so us
         self._sinks, self._scope, self._receive, self._send = sinks, scope, receive, send
         self._ready = self._trailers = self._disconnected = False
-        _guarded("reading the current span", _describe_span, record)
         scope[_SCOPE_KEY] = True
         self._outer = record.recording.open()
+        self.loop_share = record.recording.observe_loop(self._name_route)
+
+    def start(self, starters: Iterable[Sink], app: ASGIApp) -> None:
+        self._tell("request_started", self._record, self._scope, app, sinks=starters)
+        _guarded("reading the current span", _describe_span, self._record)
 
     async def receive(self) -> Message:
         message = await self._receive()
@@ -212,6 +236,8 @@ class _Exchange:
     def _response_ready(self, record: RequestRecord) -> None:
         if not self._ready:
             self._ready = True
+            if record.status is not None and record.status < 500:
+                record.recording.failed_loads.clear()  # the application has coped with them
             self._describe(record)
             self._tell("response_ready", record)
 
@@ -221,6 +247,8 @@ class _Exchange:
             _guarded("finishing a request", self._finish, record, error)
 
     def _finish(self, record: RequestRecord, error: BaseException | None) -> None:
+        if error is not None:
+            note_exception(error)
         record.recording.leave(self._outer)
         record.recording.end()
         self._scope.pop(_SCOPE_KEY, None)
@@ -247,14 +275,23 @@ class _Exchange:
         if record.trace_id is None:
             # Here, within send(), a span is current that was begun further in.
             _guarded("reading the current span", _describe_span, record)
+        self._describe_route(record)
+
+    def _describe_route(self, record: RequestRecord) -> None:
         record.route = _guarded("finding the route", route_template, self._scope)
         if record.route is not None:
             record.recording.name = f"{record.method or record.protocol.upper()} {record.route}"
 
-    def _tell(self, moment: str, record: RequestRecord) -> None:
-        for sink in self._sinks:
+    def _name_route(self) -> None:
+        """While it lasts, for others who wait for this request."""
+        record = self._record
+        if record is not None and record.route is None:
+            self._describe_route(record)
+
+    def _tell(self, moment: str, *arguments: Any, sinks: Iterable[Sink] | None = None) -> None:
+        for sink in self._sinks if sinks is None else sinks:
             try:
-                getattr(sink, moment)(record)
+                getattr(sink, moment)(*arguments)
             except Exception as fault:
                 report_fault(f"{type(sink).__name__}.{moment}()", fault)
 

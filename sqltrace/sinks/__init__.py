@@ -1,7 +1,20 @@
 """Who is told of a request. One file per sink; its library is imported when the sink is made."""
 
-from sqltrace.sinks.protocol import Sink
+from typing import TYPE_CHECKING, Any
+
+from sqltrace.sinks.protocol import Sink, StartingSink
 from sqltrace.sinks.readable import ReadableRenderer
 from sqltrace.sinks.structlog import StructlogSink
 
-__all__ = ["ReadableRenderer", "Sink", "StructlogSink"]
+if TYPE_CHECKING:
+    from sqltrace.sinks.opentelemetry import OpenTelemetrySink
+
+__all__ = ["OpenTelemetrySink", "ReadableRenderer", "Sink", "StartingSink", "StructlogSink"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "OpenTelemetrySink":  # its library is an extra
+        from sqltrace.sinks.opentelemetry import OpenTelemetrySink
+
+        return OpenTelemetrySink
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

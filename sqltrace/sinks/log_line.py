@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqltrace.recording import OTHER_STATEMENTS
+from sqltrace.connection import PoolWait
+from sqltrace.finding import Finding
+from sqltrace.origin import QUERY, Parents
+from sqltrace.recording import Recording
 from sqltrace.request import RequestRecord
 from sqltrace.sql_text import redact
 from sqltrace.statement import Group
+from sqltrace.tally import OTHER_STATEMENTS
+from sqltrace.widening import Widening
+
+_MOST_FINDINGS = 10
+_NOTABLE_WAIT = 0.001  # seconds
 
 
 def log_line(record: RequestRecord, *, top: int = 5, literals: bool = False) -> dict[str, Any]:
@@ -22,6 +30,8 @@ def log_line(record: RequestRecord, *, top: int = 5, literals: bool = False) -> 
         literals: Leave literals that were written into raw SQL as they are.
     """
     recording = record.recording
+    account = recording.time_account
+    connections = recording.connections
     line = {
         "http.request.method": record.method,
         "http.route": record.route,
@@ -31,19 +41,52 @@ def log_line(record: RequestRecord, *, top: int = 5, literals: bool = False) -> 
         "error.type": record.error_type,
         "duration_ms": _milliseconds(record.duration),
         "time_to_first_byte_ms": _milliseconds(record.time_to_first_byte),
-        "time.database_ms": _milliseconds(recording.database),
+        "time.connection_ms": _milliseconds(account.connection),
+        "time.database_ms": _milliseconds(account.database),
+        "time.objects_ms": _milliseconds(account.objects),
+        "time.loop_wait_ms": _milliseconds(account.loop_wait),
+        "time.loop_wait_estimated": (account.loop_wait is not None and recording.loop_wait_estimated) or None,
+        "time.python_ms": _milliseconds(account.python),
+        "loop.held_ms": _milliseconds(recording.held_loop),
+        "loop.longest_hold_ms": _milliseconds(recording.longest_hold),
+        "loop.waited_for": _waited_for(recording) if (account.loop_wait or 0.0) >= _NOTABLE_WAIT else None,
+        "connection.checkouts": None if connections.held is None else connections.checkouts,
+        "connection.wait_ms": _milliseconds(connections.wait),
+        "connection.held_ms": _milliseconds(connections.held),
+        "connection.idle_in_transaction_ms": _milliseconds(connections.idle_in_transaction),
+        "connection.waits": [_wait(wait) for wait in connections.waits] or None,
         "sql.count": recording.statement_count - recording.after_response_count,
+        "sql.rows": recording.row_count,
         "sql.distinct": recording.distinct_count,
         "sql.failed": recording.failed_count,
+        "sql.on_loop": recording.on_loop_count,
         "sql.after_response": recording.after_response_count,
         "after_response_ms": _milliseconds(recording.after_response),
         "network.protocol.name": record.protocol,
         "client.address": record.client_address,
         "trace_id": record.trace_id,
         "span_id": record.span_id,
+        "findings": [_finding(finding) for finding in record.findings[:_MOST_FINDINGS]] or None,
         "sql.statements": [_statement(group, literals) for group in recording.groups[:top]],
     }
     return {key: value for key, value in line.items() if value is not None}
+
+
+def _finding(finding: Finding) -> dict[str, Any]:
+    line = {
+        "kind": finding.kind,
+        "message": finding.message,
+        "cost_ms": _milliseconds(finding.cost),
+        "call_site": finding.call_site,
+        "relationship": finding.relationship,
+        "loaded_for": finding.parents,
+        "fix": finding.fix,
+    }
+    return {key: value for key, value in line.items() if value is not None}
+
+
+def _waited_for(recording: Recording) -> list[dict[str, Any]] | None:
+    return [{"name": name, "ms": _milliseconds(waited)} for name, waited in recording.waited_for] or None
 
 
 def _statement(group: Group, literals: bool) -> dict[str, Any]:
@@ -56,10 +99,53 @@ def _statement(group: Group, literals: bool) -> dict[str, Any]:
         "failed": group.failed or None,
         "total_ms": _milliseconds(group.total),
         "max_ms": _milliseconds(group.max),
+        "rows": group.rows,
+        "objects_ms": _milliseconds(group.objects or None),
+        "loop_wait_ms": _milliseconds(group.loop_wait or None),
+        "on_loop": group.on_loop or None,
+        "origin": group.origin.kind if group.origin is not QUERY else None,
+        "relationship": group.origin.relationship,
+        "lazy": group.origin.lazy,
+        "loaded_for": _parents(group.parents),
+        "eager_joins": _eager_joins(group.widening),
         "system": group.system,
         "phase": group.phase if group.phase != "response" else None,
         "call_site": str(group.call_site) if group.call_site else None,
         "parameters": group.parameters,
+    }
+    return {key: value for key, value in line.items() if value is not None}
+
+
+def _parents(parents: Parents | None) -> str | None:
+    if parents is None:
+        return None
+    return f"{parents.summary} at {parents.call_site}" if parents.call_site else parents.summary
+
+
+def _eager_joins(widening: Widening | None) -> dict[str, Any] | None:
+    if widening is None:
+        return None
+    return {
+        "asked_tables": widening.asked_tables,
+        "sent_tables": widening.sent_tables,
+        "asked_columns": widening.asked_columns,
+        "sent_columns": widening.sent_columns,
+        "joins": [f"{join} ({'option' if join.by_option else 'mapping'})" for join in widening.joins],
+    }
+
+
+def _wait(wait: PoolWait) -> dict[str, Any]:
+    line = {
+        "waited_ms": _milliseconds(wait.waited),
+        "timed_out": wait.timed_out,
+        "self_deadlock": wait.self_deadlock or None,
+        "pool_size": wait.pool_size,
+        "overflow": wait.overflow or None,
+        "in_use": wait.in_use,
+        "held_by": [
+            {"name": holder.name, "held_ms": _milliseconds(holder.held)} | ({"own": True} if holder.own else {})
+            for holder in wait.holders
+        ],
     }
     return {key: value for key, value in line.items() if value is not None}
 

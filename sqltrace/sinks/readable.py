@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import shutil
 import sys
-from collections.abc import Mapping, MutableMapping
+import textwrap
+from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any
 
 import structlog
@@ -14,9 +15,15 @@ _INDENT = " " * 9
 _COLUMNS = re.compile(r"\bSELECT (?P<columns>(?:(?! FROM ).){40,}?) FROM ", re.DOTALL)
 _TOLD_ABOVE = frozenset(
     "timestamp level event logger http.request.method http.route http.response.status_code outcome error.type"
-    " duration_ms time_to_first_byte_ms time.database_ms after_response_ms sql.count sql.distinct sql.failed"
-    " sql.after_response sql.statements network.protocol.name client.address".split()
+    " duration_ms time_to_first_byte_ms time.connection_ms time.database_ms time.objects_ms time.loop_wait_ms"
+    " time.loop_wait_estimated time.python_ms loop.held_ms loop.longest_hold_ms loop.waited_for after_response_ms"
+    " sql.count sql.rows sql.distinct sql.failed sql.on_loop sql.after_response sql.statements connection.checkouts"
+    " connection.wait_ms connection.held_ms connection.idle_in_transaction_ms connection.waits network.protocol.name"
+    " client.address findings".split()
 )
+_PIECES = re.compile(r"(?<=\))(?=\.)|(?<= )")
+_SEEN = 0.1  # milliseconds
+_PARTS = ("connection", "database", "objects", "loop_wait", "python")
 _COLORS = {"info": "32", "warning": "33", "error": "31", "dim": "2", "bold": "1"}
 
 
@@ -43,6 +50,10 @@ class ReadableRenderer:
         if "sql.statements" not in event:
             return self._others(logger, method, event)
         lines = [self._headline(event), f"{_INDENT}{self._account(event)}"]
+        told = (_parts(event), _waited(event), *map(_wait, event.get("connection.waits", ())))
+        lines += [self._cut(_INDENT + line) for line in told if line]
+        for finding in event.get("findings", ()):
+            lines += self._finding(finding)
         for statement in event["sql.statements"]:
             lines += self._statement(statement)
         rest = {key: value for key, value in event.items() if key not in _TOLD_ABOVE}
@@ -69,20 +80,44 @@ class ReadableRenderer:
         if not count and not event["sql.after_response"]:
             return "no statements"
         text = f"{_plural(count, 'statement')}, {event['sql.distinct']} distinct"
+        if event.get("sql.rows"):
+            text += f", {_plural(event['sql.rows'], 'row')}"
         text += f", {_time(event['time.database_ms'])} in the database"
+        if event.get("sql.on_loop"):
+            text += ", " + self._paint("warning", f"{event['sql.on_loop']} synchronous on the event loop")
         if event["sql.failed"]:
             text += ", " + self._paint("error", f"{event['sql.failed']} failed")
         if event["sql.after_response"]:
             text += f"; {event['sql.after_response']} more after the response"
         return text
 
+    def _finding(self, finding: Mapping[str, Any]) -> list[str]:
+        under = _INDENT + "  "
+        text = f"! {finding['kind']}  {_time(finding['cost_ms'])}  {finding['message']}"
+        lines = [
+            self._paint("warning", line)
+            for line in textwrap.wrap(text, self._width, initial_indent=_INDENT, subsequent_indent=under)
+        ]
+        places = (
+            f"{word} {finding[key]}" for key, word in (("call_site", "at"), ("loaded_for", "for")) if key in finding
+        )
+        lines += [under + self._paint("dim", self._cut(place, len(under))) for place in places]
+        if "fix" in finding:
+            code, mark, comment = finding["fix"].partition("# ")
+            room = self._width - len(under)
+            lines += [under + self._paint("bold", line) for line in _fold(f"fix: {code}", room)]
+            lines += [under + self._paint("dim", f"# {line}") for line in _fold(comment, room - 2) if mark]
+        return lines
+
     def _statement(self, statement: Mapping[str, Any]) -> list[str]:
         count = f"{statement['count']} ×"
-        head = self._cut(f"{_INDENT}{count:>6} {_time(statement['total_ms']):>9}  {statement['summary']}")
+        facts = f"{count:>6} {_time(statement['total_ms']):>9}{_cost(statement)}"
+        head = self._cut(f"{_INDENT}{facts}  {statement['summary']}")
         if statement.get("failed"):
             head += self._paint("error", f"  {statement['failed']} failed")
         lines = [head]
         under = _INDENT + " " * 18
+        lines += [under + self._cut(line, len(under)) for line in _why(statement)]
         if "call_site" in statement:
             lines.append(under + self._paint("dim", f"at {statement['call_site']}"))
         sql = _COLUMNS.sub(_elide, " ".join(statement["sql"].split()))
@@ -99,11 +134,69 @@ class ReadableRenderer:
         return f"\x1b[{_COLORS[color]}m{text}\x1b[0m"
 
 
+def _fold(text: str, width: int) -> Iterator[str]:
+    """Lines that can still be pasted as one expression: broken between words and between calls."""
+    line = ""
+    for piece in _PIECES.split(text.strip()):
+        if line and len(line) + len(piece.rstrip()) > width:
+            yield line.rstrip()
+            line = ""
+        line += piece
+    if line:
+        yield line
+
+
+def _parts(event: Mapping[str, Any]) -> str:
+    """The time account, without the parts that are too small to be seen."""
+    total = event["duration_ms"]
+    parts = {part: event.get(f"time.{part}_ms") or 0.0 for part in _PARTS}
+    seen = [
+        f"{_time(time)} {part.replace('_', ' ')}" for part, time in parts.items() if time >= max(_SEEN, total / 200)
+    ]
+    return f"{_time(total)} = {' + '.join(seen)}" if len(seen) > 1 else ""
+
+
+def _waited(event: Mapping[str, Any]) -> str:
+    if not event.get("loop.waited_for"):
+        return ""
+    about = "about " if event.get("time.loop_wait_estimated") else ""
+    holders = ", ".join(f"{holder['name']} ({_time(holder['ms'])})" for holder in event["loop.waited_for"])
+    return f"waited {about}{_time(event['time.loop_wait_ms'])} for the event loop, held by {holders}"
+
+
+def _cost(statement: Mapping[str, Any]) -> str:
+    text = f"  {_plural(statement['rows'], 'row')}" if "rows" in statement else ""
+    if statement.get("objects_ms", 0.0) >= _SEEN:
+        text += f", objects {_time(statement['objects_ms'])}"
+    return text
+
+
+def _why(statement: Mapping[str, Any]) -> Iterator[str]:
+    if "origin" in statement:
+        what = " ".join(filter(None, (statement["origin"], "load of", statement.get("relationship"))))
+        what = what if "relationship" in statement else statement["origin"]
+        yield f"{what} for {statement['loaded_for']}" if "loaded_for" in statement else what
+    if "eager_joins" in statement:
+        joins = statement["eager_joins"]
+        asked = _plural(joins["asked_tables"], "table")
+        yield f"asked {asked}, sent {joins['sent_tables']}: {', '.join(joins['joins'])}"
+
+
 def _elide(match: re.Match[str]) -> str:
     columns = match["columns"]
     if "(" in columns:  # a call or a subquery: its commas are no columns
         return match[0]
     return f"SELECT [{_plural(columns.count(',') + 1, 'column')}] FROM "  # noqa: S608 - for eyes, never run
+
+
+def _wait(wait: Mapping[str, Any]) -> str:
+    overflow = f"+{wait['overflow']}" if "overflow" in wait else ""
+    text = f"waited {_time(wait['waited_ms'])} for a connection"
+    if wait["timed_out"]:
+        text += " in vain, while it held one itself" if "self_deadlock" in wait else " in vain"
+    text += f"; pool {wait['in_use']}/{wait['pool_size']}{overflow} in use"
+    holders = ", ".join(f"{holder['name']} ({_time(holder['held_ms'])})" for holder in wait["held_by"])
+    return f"{text}, held by {holders}" if holders else text
 
 
 def _time(milliseconds: float) -> str:

@@ -17,8 +17,8 @@ class StructlogSink:
     """
     Logs each finished request through structlog, as the application has configured it.
 
-    Level ``error`` for a request that failed, ``warning`` for a slow one,
-    ``info`` for the others. Values bound with `structlog.contextvars` (a
+    Level ``error`` for a request that failed, ``warning`` for a slow one or one
+    with a finding, ``info`` for the others. Values bound with `structlog.contextvars` (a
     request id) are merged in, also those that are unbound before the end. While structlog
     is not configured the line is printed readably on standard output.
 
@@ -67,7 +67,7 @@ class StructlogSink:
     def _level(self, record: RequestRecord) -> str:
         if record.outcome == "error":
             return "error"
-        return "warning" if record.duration >= self._slow else "info"
+        return "warning" if record.findings or record.duration >= self._slow else "info"
 
 
 def _logger() -> Any:

@@ -1,0 +1,70 @@
+"""Whether another instrumentation, further in, is going to make the server span."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+from weakref import WeakKeyDictionary, ref
+
+from opentelemetry import trace
+
+from sqltrace.route import Scope
+from sqltrace.sinks.opentelemetry.providers import is_configured
+
+_MAX_DEPTH = 100
+
+
+class Insides:
+    """What is known of applications. Each is looked into once: a stack of middleware stays as it was built."""
+
+    def __init__(self) -> None:
+        self._known: WeakKeyDictionary[Any, tuple[bool, ref[Any] | None]] = WeakKeyDictionary()
+
+    def makes_server_span(self, app: Any, scope: Scope) -> bool:
+        """Whether the application, or what it wraps, is instrumented by a contrib package, or by FastAPI itself."""
+        try:
+            known = self._known.get(app)
+        except TypeError:  # no weak references to it, or no hash
+            known = _look_into(app)
+        if known is None:
+            known = self._known[app] = _look_into(app)
+        contrib, native = known
+        return contrib or (native is not None and _will_trace(native(), scope))
+
+
+def _look_into(app: Any) -> tuple[bool, ref[Any] | None]:
+    """Whether a contrib package is in it, and the FastAPI that can make spans."""
+    native = None
+    for layer in _layers(app):
+        if _is_contrib(layer):
+            return True, None
+        if native is None and isinstance(getattr(layer, "_telemetry", None), dict):
+            native = ref(layer)
+    return False, native
+
+
+def _layers(app: Any) -> Iterator[Any]:
+    for _ in range(_MAX_DEPTH):
+        if app is None:
+            return
+        yield app
+        stack = getattr(app, "middleware_stack", None)  # Starlette's, once it is built
+        app = stack if stack is not None else getattr(app, "app", None)
+
+
+def _is_contrib(layer: Any) -> bool:
+    if getattr(layer, "_is_instrumented_by_opentelemetry", False) is True:
+        return True  # what their instrument_app() leaves behind, before the stack is built
+    added = [getattr(middleware, "cls", None) for middleware in getattr(layer, "user_middleware", None) or ()]
+    return any(getattr(cls, "__name__", "") == "OpenTelemetryMiddleware" for cls in [type(layer), *added])
+
+
+def _will_trace(fastapi: Any, scope: Scope) -> bool:
+    """FastAPI >= 0.142 does, unless it is inside another, or told not to."""
+    telemetry = getattr(fastapi, "_telemetry", None) or {}
+    if not telemetry.get("tracing") or "fastapi.telemetry" in scope:
+        return False
+    exclude = telemetry.get("exclude")
+    if exclude is not None and exclude(scope):
+        return True  # its owner wants none
+    return telemetry.get("tracer_provider") is not None or is_configured(trace.get_tracer_provider())

@@ -1,0 +1,58 @@
+"""The providers that the application has configured. None is ever set, made or shut down here."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+from opentelemetry import _logs, trace
+
+SCHEMA_URL = "https://opentelemetry.io/schemas/1.44.0"
+_T = TypeVar("_T")
+
+# The API cannot be asked whether somebody has configured it: these stand in until then.
+_DEFERRED = frozenset(("ProxyTracerProvider", "_ProxyMeterProvider", "ProxyLoggerProvider"))
+
+
+def is_configured(provider: Any) -> bool:
+    cls = type(provider)
+    return not (cls.__name__ in _DEFERRED and cls.__module__.startswith("opentelemetry."))
+
+
+class _Cached(Generic[_T]):
+    """What a provider gives for our name: asked for once for each provider."""
+
+    def __init__(self, given: Any, current: Callable[[], Any], make: Callable[[Any, str, str | None], _T]) -> None:
+        self._given, self._current, self._make = given, current, make
+        self._made: tuple[Any, _T] | None = None
+
+    def get(self) -> _T | None:
+        """`None` while no provider is configured."""
+        provider = self._given if self._given is not None else self._current()
+        made = self._made
+        if made is not None and made[0] is provider:
+            return made[1]
+        if not is_configured(provider):
+            return None
+        version = getattr(sys.modules.get("sqltrace"), "__version__", None)
+        self._made = made = (provider, self._make(provider, "sqltrace", version))
+        return made[1]
+
+
+class Tracers(_Cached[trace.Tracer]):
+    def __init__(self, provider: trace.TracerProvider | None) -> None:
+        super().__init__(
+            provider,
+            trace.get_tracer_provider,
+            lambda p, name, version: p.get_tracer(name, version, schema_url=SCHEMA_URL),
+        )
+
+
+class Loggers(_Cached[_logs.Logger]):
+    def __init__(self, provider: _logs.LoggerProvider | None) -> None:
+        super().__init__(
+            provider,
+            _logs.get_logger_provider,
+            lambda p, name, version: p.get_logger(name, version, schema_url=SCHEMA_URL),
+        )

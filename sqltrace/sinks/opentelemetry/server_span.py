@@ -1,0 +1,127 @@
+"""The server span, where no other instrumentation makes one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import Any
+from urllib.parse import unquote_plus, urlsplit
+
+from opentelemetry import propagate
+from opentelemetry.context import Context
+from opentelemetry.propagators.textmap import Getter
+from opentelemetry.trace import Span, SpanKind, StatusCode, Tracer
+
+from sqltrace.request import RequestRecord
+from sqltrace.route import Scope
+
+Headers = Iterable[tuple[bytes, bytes]]
+
+_METHODS = frozenset("CONNECT DELETE GET HEAD OPTIONS PATCH POST PUT QUERY TRACE".split())
+_known_methods = (
+    frozenset(map(str.strip, os.environ.get("OTEL_INSTRUMENTATION_HTTP_KNOWN_METHODS", "").split(","))) - {""}
+) or _METHODS
+_SECRETS = frozenset(  # of the semantic conventions for url.query
+    "X-Amz-Signature X-Amz-Credential X-Amz-Security-Token AWSAccessKeyId Signature sig X-Goog-Signature".split()
+)
+_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
+
+
+class _HeaderGetter(Getter[Headers]):
+    def get(self, carrier: Headers, key: str) -> list[str] | None:
+        values = [value.decode("latin-1") for name, value in carrier if name.decode("latin-1").lower() == key.lower()]
+        if not values:
+            return None
+        return [",".join(values)] if key == "baggage" else values  # its propagator reads the first value only
+
+    def keys(self, carrier: Headers) -> list[str]:
+        return [name.decode("latin-1").lower() for name, _ in carrier]
+
+
+_GETTER = _HeaderGetter()
+
+
+def begin_server_span(tracer: Tracer, record: RequestRecord, scope: Scope, start_time: int) -> tuple[Span, Context]:
+    """A span for the request, and the context that it came with. Whether it is sampled is the provider's to say."""
+    headers: Headers = scope.get("headers") or ()
+    parent = propagate.extract(headers, getter=_GETTER)
+    span = tracer.start_span(
+        _method(record),
+        context=parent,
+        kind=SpanKind.SERVER,
+        attributes=_attributes_at_start(record, scope, headers),
+        start_time=start_time,
+    )
+    return span, parent
+
+
+def conclude_server_span(span: Span, record: RequestRecord, end_time: int) -> None:
+    """Say how the request ended, and end the span."""
+    try:
+        if record.route is not None:
+            span.set_attribute("http.route", record.route)
+            span.update_name(f"{_method(record)} {record.route}")
+        if record.status is not None:
+            span.set_attribute("http.response.status_code", record.status)
+        if record.outcome == "error":
+            span.set_attribute("error.type", record.error_type or "_OTHER")
+            span.set_status(StatusCode.ERROR)
+    finally:
+        span.end(end_time)
+
+
+def redact_query(query: str) -> str:
+    """The query string without the signatures and credentials that clouds put there."""
+    if "=" not in query:
+        return query
+    return "&".join(map(_redact_pair, query.split("&")))
+
+
+def _redact_pair(pair: str) -> str:
+    name, equals, _ = pair.partition("=")
+    return f"{name}=REDACTED" if equals and unquote_plus(name) in _SECRETS else pair
+
+
+def _method(record: RequestRecord) -> str:
+    if record.protocol == "websocket":
+        return "WS"
+    return record.method if record.method in _known_methods else "HTTP"
+
+
+def _attributes_at_start(record: RequestRecord, scope: Scope, headers: Headers) -> dict[str, Any]:
+    websocket = record.protocol == "websocket"
+    scheme = scope.get("scheme") or ("ws" if websocket else "http")
+    host = agent = None
+    for name, value in headers:
+        if name == b"host":
+            host = value.decode("latin-1")
+        elif name == b"user-agent":
+            agent = value.decode("latin-1")
+    address, port = _server(host, scheme, scope)
+    query = (scope.get("query_string") or b"").decode("latin-1")
+    known = record.method in _known_methods
+    attributes = {
+        "http.request.method": None if websocket else record.method if known else "_OTHER",
+        "http.request.method_original": None if websocket or known else record.method,
+        "url.scheme": scheme,
+        "url.path": record.path,
+        "url.query": redact_query(query) or None,
+        "server.address": address,
+        "server.port": port,
+        "client.address": record.client_address,
+        "user_agent.original": agent,
+        "network.protocol.name": "websocket" if websocket else None,
+        "network.protocol.version": scope.get("http_version") or None,
+    }
+    return {name: value for name, value in attributes.items() if value is not None}
+
+
+def _server(host: str | None, scheme: str, scope: Scope) -> tuple[str | None, int | None]:
+    if host is None:
+        address, port = scope.get("server") or (None, None)
+        return address, port
+    try:
+        url = urlsplit("//" + host)
+        return url.hostname, url.port or _PORTS.get(scheme)
+    except ValueError:
+        return None, None  # what a client sends as its Host is anybody's guess

@@ -1,0 +1,248 @@
+"""`OpenTelemetrySink`: what happens at each moment of a request."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from opentelemetry import context as otel_context
+from opentelemetry import trace
+from opentelemetry._logs import LoggerProvider
+from opentelemetry.context import Context
+from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, TracerProvider
+
+from sqltrace.faults import report_fault
+from sqltrace.request import RequestRecord
+from sqltrace.route import Scope
+from sqltrace.sinks.opentelemetry.attributes import of_request
+from sqltrace.sinks.opentelemetry.comments import Commenter
+from sqltrace.sinks.opentelemetry.finding_events import log_findings, mark_findings
+from sqltrace.sinks.opentelemetry.logs import log_request
+from sqltrace.sinks.opentelemetry.others import Insides
+from sqltrace.sinks.opentelemetry.providers import Loggers, Tracers
+from sqltrace.sinks.opentelemetry.server_span import begin_server_span, conclude_server_span
+from sqltrace.sinks.opentelemetry.statement_spans import StatementSpans, epoch_time
+from sqltrace.sinks.opentelemetry.telling import TOLD_ELSEWHERE, choose
+
+_KEY = "opentelemetry"
+_TRACE_ID_LIMIT = 1 << 64
+
+
+class _Request:
+    """What the sink keeps of a request that is traced."""
+
+    __slots__ = ("attached", "enriched", "found", "made", "outer", "span", "span_context", "traced")
+
+    def __init__(self, span: Span | None) -> None:
+        self.span = span
+        self.span_context: SpanContext | None = span.get_span_context() if span is not None else None
+        self.traced = span is None or span.is_recording()
+        self.made = False
+        self.enriched = self.found = False
+        self.outer: Context | None = None
+        self.attached: Context | None = None
+
+    def find(self) -> None:
+        """Take the span that is current within `send()`, where it was begun further in."""
+        span = trace.get_current_span()
+        if span.get_span_context().is_valid:
+            self.span, self.span_context = span, span.get_span_context()
+
+    def enter(self, span: Span, parent: Context) -> None:
+        """Make the span current for the application."""
+        self.outer = otel_context.get_current()
+        self.attached = trace.set_span_in_context(span, parent)
+        otel_context.attach(self.attached)
+
+    def leave(self) -> None:
+        # Not detach(token): a request may end in another copy of the context than it began in, where that is refused.
+        if self.outer is not None and otel_context.get_current() is self.attached:
+            otel_context.attach(self.outer)
+        self.outer = self.attached = None
+
+
+class OpenTelemetrySink:
+    """
+    Tells each request to OpenTelemetry, as the application has configured it.
+
+    The server span that FastAPI, an instrumentation or the application itself
+    has begun gets the time account and the counts. Where nobody begins one it
+    is made here. Statements become spans below it, when the request is over
+    and only if it is sampled. Nothing happens where no provider is configured.
+
+    Args:
+        keep:
+            Share of the sampled requests whose statements become spans, 0.0 to
+            1.0. Slow ones, failed ones and those with a finding always do.
+        slow: Seconds from which a request is slow.
+        repeats: Statements of one group that get a span each; one more stands for the rest of them.
+        max_spans: Spans of statements for one request. Totals of what is beyond are kept.
+        literals: Leave literals in the text of raw SQL. By default each is replaced by ``?``.
+        log_line: Send the log line as a log record, too.
+        sql_comments:
+            Append ``/*call_site='…',route='…',traceparent='…'*/`` to statements, for the database's
+            own log. A text that is new in every request is never a prepared statement that
+            psycopg would reuse; asyncpg, Oracle and SQL Server, whose caches it would fill, get
+            no ``traceparent``.
+        tracer_provider, logger_provider: By default the global ones.
+
+    Raises:
+        TypeError: an option is of the wrong type.
+        ValueError: a number is out of range.
+
+    .. versionadded:: 0.1.0
+    """
+
+    def __init__(
+        self,
+        *,
+        keep: float = 1.0,
+        slow: float = 1.0,
+        repeats: int = 3,
+        max_spans: int = 100,
+        literals: bool = False,
+        log_line: bool = False,
+        sql_comments: bool = False,
+        tracer_provider: TracerProvider | None = None,
+        logger_provider: LoggerProvider | None = None,
+    ) -> None:
+        self._keep = _number("keep", keep, 0, 1)
+        self._slow = _number("slow", slow, 0)
+        self._repeats = int(_number("repeats", repeats, 1, whole=True))
+        self._max_spans = int(_number("max_spans", max_spans, 1, whole=True))
+        self._literals = literals
+        self._log_line = log_line
+        self._comments = sql_comments
+        self._tracers = Tracers(tracer_provider)
+        self._loggers = Loggers(logger_provider)
+        self._insides = Insides()
+
+    # The moments
+
+    def request_started(self, record: RequestRecord, scope: Scope, app: Any) -> None:
+        """Called in the context of the request, before the application."""
+        if self._comments:
+            record.recording.collector.comment = Commenter(record, scope)
+        span = trace.get_current_span()
+        context = span.get_span_context()
+        if context.is_valid and not context.is_remote:
+            if span.is_recording():
+                self._follow(record, _Request(span))
+            return
+        tracer = self._tracers.get()
+        if self._insides.makes_server_span(app, scope):
+            self._follow(record, _Request(None))
+        elif tracer is not None:
+            made, parent = begin_server_span(tracer, record, scope, epoch_time(record.recording))
+            if made.get_span_context().is_valid:
+                request = _Request(made)
+                request.made = True
+                request.enter(made, parent)
+                self._follow(record, request)
+
+    def response_ready(self, record: RequestRecord) -> None:
+        request = record.notes.get(_KEY)
+        if request is None or request.made:
+            return  # a span of our own can wait: all is known at the end, and the client does not
+        if request.span is None:
+            request.find()
+        self._enrich(request, record)
+
+    def request_finished(self, record: RequestRecord) -> None:
+        request = record.notes.pop(_KEY, None)
+        try:
+            if request is not None and request.traced:
+                self._finish(request, record)
+            if request is not None or self._log_line:
+                self._log(record, request)
+        finally:
+            if request is not None:
+                request.leave()
+
+    # What they do
+
+    def _follow(self, record: RequestRecord, request: _Request) -> None:
+        if not request.traced:
+            record.notes[_KEY] = request  # to leave it
+            return
+        sampled = request.span_context is None or request.span_context.trace_flags.sampled
+        if sampled and not record.recording.collector.note_spans(_current_span) and not request.made:
+            return  # called from within another request, that tells all of it
+        record.notes[_KEY] = request
+
+    def _enrich(self, request: _Request, record: RequestRecord) -> None:
+        span = request.span
+        if span is not None and span.is_recording():
+            request.enriched = True
+            span.set_attributes(of_request(record))
+            request.found = mark_findings(span, record, events=self._loggers.get() is None)
+
+    def _finish(self, request: _Request, record: RequestRecord) -> None:
+        try:
+            if not request.enriched:
+                self._enrich(request, record)
+            server, tracer = request.span_context, self._tracers.get()
+            if tracer is not None and (server is None or server.trace_flags.sampled) and self._keeps(record, request):
+                recording = record.recording
+                told = choose(recording, repeats=self._repeats, most=self._max_spans)
+                StatementSpans(tracer, recording, server, literals=self._literals).make(told)
+        finally:
+            if request.made and request.span is not None:
+                conclude_server_span(request.span, record, epoch_time(record.recording, record.duration))
+
+    def _log(self, record: RequestRecord, request: _Request | None) -> None:
+        logger = self._loggers.get()
+        if logger is not None:
+            context = _context_of(request)
+            if request is not None and request.traced:
+                log_findings(logger, record, context)
+            if self._log_line:
+                log_request(logger, record, context, self._level(record))
+
+    def _level(self, record: RequestRecord) -> str:
+        if record.outcome == "error":
+            return "error"
+        return "warning" if record.findings or record.duration >= self._slow else "info"
+
+    def _keeps(self, record: RequestRecord, request: _Request) -> bool:
+        if (
+            self._keep >= 1
+            or record.outcome == "error"
+            or record.recording.failed_count
+            or record.duration >= self._slow
+        ):
+            return True
+        # They are costly to look for: what was found for the span stands, unless more has happened since.
+        sure = request.enriched and not record.recording.after_response_count
+        if request.found or (not sure and record.findings):
+            return True
+        server = request.span_context
+        # As OpenTelemetry's own ratio sampler decides, so that services agree.
+        trace_id = server.trace_id if server is not None else int(record.trace_id or "0", 16)
+        return trace_id % _TRACE_ID_LIMIT < self._keep * _TRACE_ID_LIMIT
+
+
+def _current_span(context: Any) -> Any:
+    """What a statement is noted with. Never raises."""
+    try:
+        if getattr(context, "_otel_span", None) is not None:  # of opentelemetry-instrumentation-sqlalchemy
+            return TOLD_ELSEWHERE
+        return trace.get_current_span().get_span_context()
+    except Exception as fault:
+        report_fault("reading the current span", fault)
+        return None
+
+
+def _context_of(request: _Request | None) -> Context | None:
+    span_context = request.span_context if request is not None else None
+    if span_context is None:
+        return None
+    return trace.set_span_in_context(NonRecordingSpan(span_context))
+
+
+def _number(name: str, value: Any, least: float, most: float | None = None, *, whole: bool = False) -> float:
+    if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
+        raise TypeError(f"{name} must be {'an int' if whole else 'a number'}, got {value!r:.100}")
+    if value < least or (most is not None and value > most):
+        wanted = f"at least {least}" if most is None else f"from {least} to {most}"
+        raise ValueError(f"{name} must be {wanted}, got {value}")
+    return value

@@ -1,0 +1,118 @@
+"""The spans of statements and connections, made when the request is over, with their true times."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+
+from opentelemetry.context import Context
+from opentelemetry.trace import (
+    Link,
+    NonRecordingSpan,
+    SpanContext,
+    SpanKind,
+    StatusCode,
+    Tracer,
+    set_span_in_context,
+)
+
+from sqltrace.recording import Recording
+from sqltrace.sinks.opentelemetry.attributes import of_execution, of_group, of_rest
+from sqltrace.sinks.opentelemetry.telling import Told
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+_NOTABLE_WAIT = 0.001  # seconds
+_MOST_WAITS = 20
+
+
+def epoch_time(recording: Recording, seconds: float = 0.0) -> int:
+    """Nanoseconds since 1970 of so many seconds after the start of the recording."""
+    return (recording.started_at - _EPOCH) // _MICROSECOND * 1_000 + round(seconds * 1_000_000_000)
+
+
+class StatementSpans:
+    """
+    Makes the spans of one request, below its server span.
+
+    Args:
+        server: Context of the server span. `None` where it was not seen: only statements inside a span are told then.
+        literals: Leave literals in the text of raw SQL.
+    """
+
+    def __init__(self, tracer: Tracer, recording: Recording, server: SpanContext | None, *, literals: bool) -> None:
+        self._tracer = tracer
+        self._recording = recording
+        self._server = server
+        self._literals = literals
+        self._contexts: dict[int, Context] = {}
+        self._background: SpanContext | None = None
+
+    def make(self, told: Iterable[Told]) -> None:
+        for span in told:
+            parent = self._parent(span)
+            if parent is not None and parent.trace_flags.sampled:
+                self._make(span, parent)
+        if self._server is not None:
+            self._make_waits(self._server)
+
+    def _make(self, told: Told, parent: SpanContext) -> None:
+        attributes = of_group(told.group, told.statement, literals=self._literals)
+        name = attributes["db.query.summary"]
+        if told.rest is not None:
+            name = f"{name} ×{told.rest.count}"
+            attributes |= of_rest(told.rest)
+        elif told.statement is not None:
+            attributes |= of_execution(told.statement)
+        span = self._tracer.start_span(
+            name,
+            context=self._context(parent),
+            kind=SpanKind.CLIENT,
+            attributes=attributes,
+            start_time=epoch_time(self._recording, told.start),
+        )
+        if "error.type" in attributes:
+            span.set_status(StatusCode.ERROR)
+        span.end(epoch_time(self._recording, told.end))
+
+    def _make_waits(self, server: SpanContext) -> None:
+        waits = [
+            stretch for stretch in self._recording.stretches("connection") if stretch[1] - stretch[0] >= _NOTABLE_WAIT
+        ]
+        waits.sort(key=lambda wait: wait[0] - wait[1])
+        for start, end in waits[:_MOST_WAITS]:
+            span = self._tracer.start_span(
+                "connection", context=self._context(server), start_time=epoch_time(self._recording, start)
+            )
+            span.end(epoch_time(self._recording, end))
+
+    def _parent(self, told: Told) -> SpanContext | None:
+        """What was current when the statement ran, or the request itself; after the response, a span beside it."""
+        noted = told.statement.span if told.statement is not None else None
+        current = noted if isinstance(noted, SpanContext) and noted.is_valid else None
+        if self._server is None:
+            return current
+        if current is not None and current.span_id != self._server.span_id:
+            return current
+        if told.group.phase == "response":
+            return self._server
+        if self._background is None:
+            self._background = self._make_background(self._server)
+        return self._background
+
+    def _make_background(self, server: SpanContext) -> SpanContext:
+        recording = self._recording
+        span = self._tracer.start_span(
+            f"{recording.name} after response",
+            context=self._context(server),
+            links=[Link(server)],
+            start_time=epoch_time(recording, recording.duration),
+        )
+        span.end(epoch_time(recording, recording.duration + recording.after_response))
+        return span.get_span_context()
+
+    def _context(self, parent: SpanContext) -> Context:
+        context = self._contexts.get(parent.span_id)
+        if context is None:
+            context = self._contexts[parent.span_id] = set_span_in_context(NonRecordingSpan(parent), Context())
+        return context

@@ -1,0 +1,357 @@
+"""The sink's options, what it adds to the server span, and when it does nothing."""
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+from opentelemetry import context as otel_context
+from opentelemetry import trace
+from opentelemetry.propagate import inject
+from opentelemetry.sdk._logs import LoggerProvider
+from opentelemetry.sdk._logs.export import InMemoryLogRecordExporter, SimpleLogRecordProcessor
+from opentelemetry.trace import SpanKind, StatusCode
+from starlette.testclient import TestClient
+
+from sqltrace import SQLTraceMiddleware
+from sqltrace.sinks import OpenTelemetrySink, Sink, StartingSink
+from sqltrace.sinks.opentelemetry.server_span import redact_query
+from tests.asgi import BODY, START, Clock, http_scope, run, select, sends, websocket_scope
+from tests.telemetry import INCOMING, plain, server_span, statement_spans, traced
+
+pytestmark = pytest.mark.usefixtures("no_faults")
+
+
+def answer(tracing, app, scope=None, **options):
+    """The server span of a request to this application."""
+    run(
+        SQLTraceMiddleware(app, sinks=[OpenTelemetrySink(tracer_provider=tracing.provider, **options)]),
+        scope or http_scope(),
+    )
+    return server_span(tracing.spans())
+
+
+@pytest.mark.parametrize(
+    ("option", "error", "message"),
+    [
+        ({"keep": "all"}, TypeError, "keep must be a number, got 'all'"),
+        ({"keep": 1.5}, ValueError, "keep must be from 0 to 1, got 1.5"),
+        ({"slow": -1}, ValueError, "slow must be at least 0, got -1"),
+        ({"repeats": 0}, ValueError, "repeats must be at least 1, got 0"),
+        ({"max_spans": 2.5}, TypeError, "max_spans must be an int, got 2.5"),
+    ],
+)
+def test_wrong_option_says_what_was_got_and_what_is_wanted(option, error, message):
+    with pytest.raises(error) as raised:
+        OpenTelemetrySink(**option)
+
+    assert str(raised.value) == message
+
+
+def test_sink_is_one_with_a_start():
+    assert isinstance(OpenTelemetrySink(), StartingSink)
+    assert isinstance(OpenTelemetrySink(), Sink)
+
+
+def test_server_span_says_what_the_conventions_ask(memory_engine, tracing):
+    TestClient(traced(plain, memory_engine, tracing.provider)).get(
+        "/sync/5?a=1&sig=secret", headers={"host": "shop.test:8080"}
+    )
+
+    span = server_span(tracing.spans())
+    assert span.name == "GET /sync/{item}"
+    assert {name: value for name, value in span.attributes.items() if not name.startswith("sqltrace.")} == {
+        "http.request.method": "GET",
+        "http.response.status_code": 200,
+        "http.route": "/sync/{item}",
+        "url.scheme": "http",
+        "url.path": "/sync/5",
+        "url.query": "a=1&sig=REDACTED",
+        "server.address": "shop.test",
+        "server.port": 8080,
+        "client.address": "testclient",
+        "user_agent.original": "testclient",
+        "network.protocol.version": "1.1",
+    }
+    assert span.status.status_code is StatusCode.UNSET
+
+
+def test_parts_of_the_time_account_add_up_to_the_duration_of_the_span(memory_engine, tracing):
+    TestClient(traced(plain, memory_engine, tracing.provider)).get("/many/50")
+
+    span = server_span(tracing.spans())
+    parts = [value for name, value in span.attributes.items() if name.startswith("sqltrace.time.")]
+    assert sum(parts) == pytest.approx((span.end_time - span.start_time) / 1e9, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("query", "told"),
+    [
+        ("", ""),
+        ("flag", "flag"),
+        ("a=1&X-Amz-Signature=abc&b=", "a=1&X-Amz-Signature=REDACTED&b="),
+        ("%73ig=abc", "%73ig=REDACTED"),
+        ("SIG=abc&sig", "SIG=abc&sig"),
+    ],
+)
+def test_signatures_are_taken_out_of_the_query(query, told):
+    assert redact_query(query) == told
+
+
+def test_unknown_method_is_told_apart(tracing):
+    span = answer(tracing, sends(START, BODY), http_scope(method="BREW"))
+
+    assert span.name == "HTTP"
+    assert span.attributes["http.request.method"] == "_OTHER"
+    assert span.attributes["http.request.method_original"] == "BREW"
+
+
+def test_host_that_is_none_is_left_out(tracing):
+    span = answer(tracing, sends(START, BODY), http_scope(headers=[(b"host", b"[::1")]))
+
+    assert "server.address" not in span.attributes
+
+
+def test_websocket_is_a_server_span(tracing):
+    span = answer(tracing, sends({"type": "websocket.accept"}, {"type": "websocket.close"}), websocket_scope("/chat"))
+
+    assert span.name == "WS"
+    assert span.kind is SpanKind.SERVER
+    assert "http.request.method" not in span.attributes
+
+
+@pytest.mark.parametrize(("status", "expected"), [(404, StatusCode.UNSET), (503, StatusCode.ERROR)])
+def test_only_faults_of_the_server_are_errors(tracing, status, expected):
+    span = answer(tracing, sends({**START, "status": status}, BODY))
+
+    assert span.status.status_code is expected
+    assert span.attributes.get("error.type") == ("503" if status == 503 else None)
+
+
+def test_exception_is_the_type_of_the_error(tracing):
+    async def app(scope, receive, send):
+        raise KeyError("x")
+
+    with pytest.raises(KeyError):
+        answer(tracing, app)
+
+    span = server_span(tracing.spans())
+    assert (span.status.status_code, span.attributes["error.type"]) == (StatusCode.ERROR, "KeyError")
+
+
+def test_what_the_application_calls_is_in_its_trace(tracing):
+    async def app(scope, receive, send):
+        inject(carried)
+        await sends(START, BODY)(scope, receive, send)
+
+    carried = {}
+    span = answer(tracing, app)
+
+    assert carried["traceparent"].split("-")[2] == format(span.context.span_id, "016x")
+
+
+def test_context_outside_is_as_before(tracing):
+    async def request():
+        before = otel_context.get_current()
+        await middleware(http_scope(), None, nothing)
+        assert otel_context.get_current() is before
+        await middleware(http_scope(), None, nothing)
+
+    async def nothing(message):
+        pass
+
+    import asyncio
+
+    middleware = SQLTraceMiddleware(sends(START, BODY), sinks=[OpenTelemetrySink(tracer_provider=tracing.provider)])
+    asyncio.run(request())
+
+    first, second = tracing.spans()
+    assert first.context.trace_id != second.context.trace_id
+
+
+def test_baggage_comes_through(tracing):
+    from opentelemetry import baggage
+
+    async def app(scope, receive, send):
+        seen.update(baggage.get_all())
+        await sends(START, BODY)(scope, receive, send)
+
+    seen = {}
+    answer(tracing, app, http_scope(headers=[(b"baggage", b"a=1"), (b"baggage", b"b=2")]))
+
+    assert seen == {"a": "1", "b": "2"}
+
+
+def test_line_has_the_ids_of_the_span_that_is_made_here(tracing, sink):
+    otel = OpenTelemetrySink(tracer_provider=tracing.provider)
+    run(SQLTraceMiddleware(sends(START, BODY), sinks=[sink, otel]), http_scope())
+
+    [record], span = sink.take(1), server_span(tracing.spans())
+    assert record.span_id == format(span.context.span_id, "016x")
+
+
+class Case:
+    """Requests that are asked for with a clock that stands still."""
+
+    def __init__(self, tracing, engine, **options):
+        self.clock, self.tracing, self.engine = Clock(), tracing, engine
+
+        class Timed(SQLTraceMiddleware):
+            _clock = self.clock
+
+        self.app = Timed(self.answer, sinks=[OpenTelemetrySink(tracer_provider=tracing.provider, **options)])
+        self.took, self.status = 0.0, 200
+
+    async def answer(self, scope, receive, send):
+        select(self.engine)
+        self.clock.advance(self.took)
+        await send({**START, "status": self.status})
+        await send(BODY)
+
+    def statements(self, count=1):
+        self.tracing.exporter.clear()
+        for _ in range(count):
+            run(self.app, http_scope())
+        return len(statement_spans(self.tracing.spans()))
+
+
+def test_statements_of_ordinary_requests_are_kept_by_ratio(memory_engine, tracing):
+    assert Case(tracing, memory_engine, keep=0.0).statements(20) == 0
+    assert 0 < Case(tracing, memory_engine, keep=0.5).statements(100) < 100
+    assert Case(tracing, memory_engine).statements(20) == 20
+
+
+def test_statements_of_slow_requests_are_kept_always(memory_engine, tracing):
+    case = Case(tracing, memory_engine, keep=0.0, slow=0.5)
+    case.took = 0.6
+
+    assert case.statements() == 1
+
+
+def test_statements_of_failed_requests_are_kept_always(memory_engine, tracing):
+    case = Case(tracing, memory_engine, keep=0.0)
+    case.status = 500
+
+    assert case.statements() == 1
+
+
+def test_log_line_is_sent_as_a_record_in_the_span_of_the_request(memory_engine, tracing):
+    exporter, provider = InMemoryLogRecordExporter(), LoggerProvider()
+    provider.add_log_record_processor(SimpleLogRecordProcessor(exporter))
+
+    async def app(scope, receive, send):
+        select(memory_engine)
+        await sends(START, BODY)(scope, receive, send)
+
+    span = answer(tracing, app, logger_provider=provider, log_line=True)
+
+    [data] = exporter.get_finished_logs()
+    record = data.log_record
+    assert (record.trace_id, record.span_id) == (span.context.trace_id, span.context.span_id)
+    assert (record.event_name, record.severity_text) == ("sqltrace.request", "INFO")
+    assert record.attributes["sql.count"] == 1
+    assert record.attributes["sql.statements"][0]["summary"] == "SELECT"
+
+
+def test_log_line_without_a_provider_is_not_sent(tracing):
+    assert answer(tracing, sends(START, BODY), log_line=True).name == "GET"
+
+
+def test_nothing_happens_where_no_provider_is_configured(sink):
+    otel = OpenTelemetrySink(log_line=True)
+    run(
+        SQLTraceMiddleware(sends(START, BODY), sinks=[otel, sink]),
+        http_scope(headers=[(b"traceparent", INCOMING["traceparent"].encode())]),
+    )
+
+    [record] = sink.take(1)
+    assert (record.trace_id, record.notes) == (None, {})
+
+
+def test_span_of_another_provider_is_enriched_where_none_is_configured_here(tracing):
+    """FastAPI and others take a provider of their own, that the global one knows nothing of."""
+    middleware = SQLTraceMiddleware(sends(START, BODY), sinks=[OpenTelemetrySink()])
+
+    async def app(scope, receive, send):
+        with tracing.provider.get_tracer("test").start_as_current_span("request", kind=SpanKind.SERVER):
+            await middleware(scope, receive, send)
+
+    run(app, http_scope())
+
+    assert server_span(tracing.spans()).attributes["sqltrace.statement.count"] == 0
+
+
+def run_alone(code):
+    """What the code prints in a Python of its own."""
+    setup = """
+        import asyncio, sys
+        from sqltrace import SQLTraceMiddleware
+        from tests.asgi import BODY, START, http_scope, run, sends
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(setup) + textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "failed and is skipped" not in done.stderr
+    return done.stdout.splitlines()
+
+
+def test_default_tells_as_soon_as_a_provider_is_configured():
+    printed = run_alone("""
+        import structlog
+        structlog.configure(processors=[lambda logger, method, event: (_ for _ in ()).throw(structlog.DropEvent)])
+        app = SQLTraceMiddleware(sends(START, BODY))
+        run(app, http_scope())
+        from tests.telemetry import Tracing
+        from opentelemetry import trace
+        tracing = Tracing()
+        trace.set_tracer_provider(tracing.provider)
+        run(app, http_scope())
+        print([span.name for span in tracing.spans()])
+    """)
+
+    assert printed == ["['GET']"]
+
+
+@pytest.mark.parametrize("missing", ["opentelemetry", "opentelemetry.sdk"])
+def test_default_works_without_opentelemetry(missing):
+    printed = run_alone(f"""
+        class Missing:
+            def find_spec(self, name, path=None, target=None):
+                if name == "{missing}" or name.startswith("{missing}."):
+                    raise ModuleNotFoundError(name)
+        sys.meta_path.insert(0, Missing())
+        print(run(SQLTraceMiddleware(sends(START, BODY)), http_scope()) == [START, BODY])
+    """)
+
+    assert printed[-1] == "True"
+
+
+def test_name_of_the_sink_says_what_is_missing():
+    import sqltrace.sinks
+
+    assert sqltrace.sinks.OpenTelemetrySink is OpenTelemetrySink
+    with pytest.raises(AttributeError, match="no attribute 'DatadogSink'"):
+        sqltrace.sinks.DatadogSink
+
+
+def test_global_provider_is_never_set():
+    OpenTelemetrySink()
+
+    assert type(trace.get_tracer_provider()).__name__ == "ProxyTracerProvider"
+
+
+class Slotted:
+    """An application that cannot be referred to weakly."""
+
+    __slots__ = ()
+
+    async def __call__(self, scope, receive, send):
+        await sends(START, BODY)(scope, receive, send)
+
+
+def test_application_of_any_kind_is_traced(tracing):
+    assert answer(tracing, Slotted()).name == "GET"

@@ -1,0 +1,247 @@
+"""What the spans of statements say, and which statements have one."""
+
+import asyncio
+
+import pytest
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
+from opentelemetry.trace import StatusCode
+from sqlalchemy import QueuePool, create_engine, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from starlette.testclient import TestClient
+
+import sqltrace
+from sqltrace import SQLTraceMiddleware
+from sqltrace.sinks import OpenTelemetrySink
+from tests.asgi import BODY, START, http_scope, run, select
+from tests.databases import books
+from tests.telemetry import (
+    UNSAMPLED,
+    Tracing,
+    is_below,
+    names,
+    plain,
+    server_span,
+    statement_spans,
+    traced,
+)
+
+pytestmark = pytest.mark.usefixtures("no_faults")
+
+
+def ask(tracing, work, *others, **options):
+    """The spans of a request that does this work."""
+
+    async def app(scope, receive, send):
+        try:
+            await asyncio.to_thread(work)
+        finally:
+            await send(START)
+            await send(BODY)
+
+    sink = OpenTelemetrySink(tracer_provider=tracing.provider, **options)
+    run(SQLTraceMiddleware(app, sinks=[sink, *others]), http_scope())
+    return tracing.spans()
+
+
+def test_thousand_equal_statements_are_few_spans_with_the_exact_count_and_sum(memory_engine, tracing, sink):
+    spans = ask(tracing, lambda: repeat(memory_engine, 1_000), sink)
+
+    statements = statement_spans(spans)
+    assert names(statements) == ["SELECT", "SELECT", "SELECT", "SELECT ×997"]
+    attributes, server = statements[-1].attributes, server_span(spans)
+    assert attributes["sqltrace.compressed.count"] == 997
+    singles = sum(span.end_time - span.start_time for span in statements[:3]) / 1_000_000_000
+    [record] = sink.take(1)
+    assert singles + attributes["sqltrace.compressed.sum"] == pytest.approx(record.recording.groups[0].total)
+    assert attributes["sqltrace.compressed.rows"] == 997
+    assert statements[-1].end_time <= server.end_time
+
+
+def repeat(engine, count):
+    with engine.connect() as connection:
+        for number in range(count):
+            connection.execute(text("SELECT :number"), {"number": number}).all()
+
+
+def test_least_and_most_of_the_compressed_are_told(memory_engine, tracing):
+    attributes = statement_spans(ask(tracing, lambda: repeat(memory_engine, 20)))[-1].attributes
+
+    mean = attributes["sqltrace.compressed.sum"] / 17
+    assert attributes["sqltrace.compressed.min"] <= mean <= attributes["sqltrace.compressed.max"]
+
+
+def test_one_more_than_the_repeats_is_told_itself(memory_engine, tracing):
+    assert names(statement_spans(ask(tracing, lambda: repeat(memory_engine, 4)))) == ["SELECT"] * 4
+
+
+def test_repeats_are_an_option(memory_engine, tracing):
+    spans = statement_spans(ask(tracing, lambda: repeat(memory_engine, 9), repeats=1))
+
+    assert names(spans) == ["SELECT", "SELECT ×8"]
+
+
+def different(engine, count):
+    with engine.connect() as connection:
+        for number in range(count):
+            connection.execute(text(f"SELECT 1 AS column_{number}")).all()
+
+
+def test_cap_keeps_the_totals(memory_engine, tracing, sink):
+    spans = ask(tracing, lambda: different(memory_engine, 30), sink, max_spans=10)
+
+    statements = statement_spans(spans)
+    assert len(statements) == 10
+    [rest] = [span for span in statements if "sqltrace.compressed.count" in span.attributes]
+    assert rest.name == "(other statements) ×21"
+    [record] = sink.take(1)
+    assert sum(
+        span.attributes.get("sqltrace.compressed.sum", (span.end_time - span.start_time) / 1_000_000_000)
+        for span in statements
+    ) == pytest.approx(sum(group.total for group in record.recording.groups))
+
+
+def test_statements_that_were_not_kept_are_in_the_counts(memory_engine, tracing):
+    def work():
+        repeat(memory_engine, 600)
+        different(memory_engine, 3)
+
+    statements = statement_spans(ask(tracing, work))
+
+    assert sum(span.attributes.get("sqltrace.compressed.count", 1) for span in statements) == 603
+
+
+def test_statement_says_where_it_went_and_what_came_back(database, tracing):
+    def work(connection):
+        connection.execute(books.insert(), {"id": 1, "title": "one"})
+        connection.execute(text("SELECT 'secret', title FROM books")).all()
+
+    spans = statement_spans(ask(tracing, lambda: database.run(work)))
+
+    [span] = [span for span in spans if span.name == "SELECT books"]
+    attributes, url = span.attributes, database.engine.url
+    assert attributes["db.system.name"] == database.driver.system
+    assert attributes["db.namespace"] == url.database
+    assert attributes.get("server.address") == url.host
+    assert "server.port" not in attributes
+    assert attributes["db.query.text"] == "SELECT ?, title FROM books"
+    assert attributes["db.query.summary"] == "SELECT books"
+    assert attributes["db.response.returned_rows"] == 1
+    assert attributes["code.function.name"].endswith("work")
+    assert attributes["code.file.path"] == __file__
+    assert span.end_time - span.start_time >= attributes["sqltrace.fetch"] * 1_000_000_000
+
+
+def test_failed_statement_says_the_error_of_the_driver(database, tracing):
+    def work():
+        with pytest.raises(DBAPIError):
+            database.run(lambda connection: connection.execute(text("SELECT * FROM no_such_table")))
+
+    [span] = statement_spans(ask(tracing, work))
+
+    assert span.status.status_code is StatusCode.ERROR
+    assert not span.attributes["error.type"].startswith("sqlalchemy.")
+    assert span.attributes["db.response.status_code"] in ("42P01", "1146", "SQLITE_ERROR")
+
+
+def test_each_failed_statement_has_a_span(memory_engine, tracing):
+    def work():
+        with memory_engine.connect() as connection:
+            for _ in range(6):
+                with pytest.raises(DBAPIError):
+                    connection.execute(text("SELECT * FROM no_such_table"))
+
+    spans = statement_spans(ask(tracing, work))
+
+    assert [span.status.status_code for span in spans] == [StatusCode.ERROR] * 6
+
+
+def test_batch_is_told_as_one(database, tracing):
+    rows = [{"id": number, "title": f"number {number}"} for number in range(1, 6)]
+    insert = text("INSERT INTO books (id, title) VALUES (:id, :title)")
+
+    [span] = statement_spans(ask(tracing, lambda: database.run(lambda connection: connection.execute(insert, rows))))
+
+    assert span.name == "BATCH INSERT books"
+    assert span.attributes["db.operation.batch.size"] == 5
+
+
+def test_statement_is_below_the_span_that_was_current(memory_engine, tracing):
+    def work():
+        with tracing.provider.get_tracer("application").start_as_current_span("loading"):
+            select(memory_engine)
+
+    spans = ask(tracing, work)
+
+    [statement], [loading] = statement_spans(spans), [span for span in spans if span.name == "loading"]
+    assert statement.parent.span_id == loading.context.span_id
+    assert is_below(statement, server_span(spans), spans)
+
+
+def test_work_after_the_response_has_a_span_that_links_to_the_request(memory_engine, tracing):
+    TestClient(traced(plain, memory_engine, tracing.provider)).get("/background")
+
+    spans = tracing.spans()
+    server, [after] = server_span(spans), [span for span in spans if span.name == "GET /background after response"]
+    assert [link.context.span_id for link in after.links] == [server.context.span_id]
+    assert after.start_time >= server.end_time
+    assert [span.parent.span_id for span in statement_spans(spans)] == [server.context.span_id, after.context.span_id]
+
+
+@pytest.mark.parametrize("headers", [UNSAMPLED, {}], ids=["by the caller", "here"])
+def test_unsampled_request_has_no_spans(memory_engine, headers):
+    tracing = Tracing() if headers else Tracing(sampler=ALWAYS_OFF)
+
+    response = TestClient(traced(plain, memory_engine, tracing.provider)).get("/sync/1", headers=headers)
+
+    assert response.text == "fine"
+    assert tracing.spans() == ()
+
+
+def test_nothing_is_noted_of_the_statements_of_an_unsampled_request(memory_engine, sink):
+    tracing = Tracing(sampler=ALWAYS_OFF)
+    otel = OpenTelemetrySink(tracer_provider=tracing.provider)
+
+    async def app(scope, receive, send):
+        select(memory_engine)
+        await send(START)
+        await send(BODY)
+
+    run(SQLTraceMiddleware(app, sinks=[otel, sink]), http_scope())
+
+    [record] = sink.take(1)
+    assert [statement.span for statement in record.recording.statements] == [None]
+
+
+def test_wait_for_a_connection_has_a_span(tracing, tmp_path):
+    def work():
+        with pytest.raises(PoolTimeoutError):
+            engine.connect()
+
+    options = {"poolclass": QueuePool, "pool_size": 1, "max_overflow": 0, "pool_timeout": 0.05}
+    engine = create_engine(f"sqlite:///{tmp_path}/test.db", **options)
+    with sqltrace.record("nightly"), engine.connect():
+        spans = ask(tracing, work)
+    engine.dispose()
+
+    server, [wait] = server_span(spans), [span for span in spans if span.name == "connection"]
+    assert is_below(wait, server, spans)
+    assert server.attributes["sqltrace.connection.held_by"] == ("nightly",)
+    waited = (wait.end_time - wait.start_time) / 1_000_000_000
+    assert waited == pytest.approx(server.attributes["sqltrace.time.connection"], abs=0.001)
+
+
+@pytest.mark.parametrize("statements", [1, 20])
+def test_statements_that_another_instrumentation_tells_are_not_told_twice(memory_engine, tracing, statements):
+    contrib = pytest.importorskip("opentelemetry.instrumentation.sqlalchemy")
+    instrumentor = contrib.SQLAlchemyInstrumentor()
+    instrumentor.instrument(engine=memory_engine, tracer_provider=tracing.provider, skip_dep_check=True)
+    try:
+        spans = ask(tracing, lambda: repeat(memory_engine, statements))
+    finally:
+        instrumentor.uninstrument()
+
+    told = [span for span in statement_spans(spans) if span.name != "connect"]
+    assert len(told) == statements
+    assert {span.instrumentation_scope.name for span in told} == {"opentelemetry.instrumentation.sqlalchemy"}
+    assert server_span(spans).attributes["sqltrace.statement.count"] == statements
