@@ -10,13 +10,18 @@ from sqlalchemy.orm import sessionmaker
 import sqltrace
 from example_app.async_api import async_router
 from example_app.database import Database
+from example_app.loading import async_loading, sync_loading
 from example_app.queries import GUILTY, MENDED
 from example_app.request_id import RequestIdMiddleware
 from example_app.sync_api import sync_router
 
 
 def create_app(database: Database) -> FastAPI:
-    """Every endpoint four times: under `/guilty/sync`, `/guilty/async`, `/mended/sync` and `/mended/async`."""
+    """
+    Every endpoint four times: under `/guilty/sync`, `/guilty/async`, `/mended/sync` and `/mended/async`.
+
+    And `/sync/loading/{strategy}`, `/async/loading/{strategy}`: see `loading`.
+    """
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -34,6 +39,8 @@ def create_app(database: Database) -> FastAPI:
     app.include_router(async_router(GUILTY), prefix="/guilty/async")
     app.include_router(sync_router(MENDED), prefix="/mended/sync")
     app.include_router(async_router(MENDED), prefix="/mended/async")
+    app.include_router(sync_loading, prefix="/sync")
+    app.include_router(async_loading, prefix="/async")
 
     app.add_middleware(sqltrace.SQLTraceMiddleware)
     # Added last, so outermost: the id is bound before the log line is written.

@@ -21,7 +21,9 @@ def print_results(console: Console, calls: tuple[Call, ...], lines: Lines) -> No
     console.rule("[bold]what the log lines say[/]")
     console.print()
     console.print(_table(calls, lines, wide=console.width >= 90))
-    console.print("SQL: statements. Database time has the rows' fetch with async drivers only.")
+    console.print("SQL: statements. Database: executing them and fetching their rows.")
+    console.print()
+    console.print(_findings(calls, lines))
     console.print()
     for session in _SESSIONS:
         guilty, mended = (_slowest(Flavour(mapping, session), calls, lines) for mapping in _MAPPINGS)
@@ -45,6 +47,30 @@ def _table(calls: tuple[Call, ...], lines: Lines, *, wide: bool) -> Table:
             table.add_row(str(call), *cells[0], *cells[1])
         table.add_row()
     return table
+
+
+def _findings(calls: tuple[Call, ...], lines: Lines) -> Table:
+    """Each kind of finding, and how many requests of each flavour have it."""
+    flavours = [Flavour(mapping, session) for mapping in _MAPPINGS for session in _SESSIONS]
+    found = {
+        str(flavour): [_kinds(lines.get(flavour.request_id(number))) for number in range(len(calls))]
+        for flavour in flavours
+    }
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    table.add_column("finding in … requests")
+    for flavour in found:
+        table.add_column(flavour, justify="right")
+    for kind in sorted({kind for requests in found.values() for kinds in requests for kind in kinds}):
+        counts = [sum(kind in kinds for kinds in requests) for requests in found.values()]
+        table.add_row(kind, *(f"{count} of {len(calls)}" if count else "–" for count in counts))
+    table.add_row(
+        "none at all", *(f"{sum(not kinds for kinds in requests)} of {len(calls)}" for requests in found.values())
+    )
+    return table
+
+
+def _kinds(line: LogLine | None) -> set[str]:
+    return {finding["kind"] for finding in line.get("findings", ())} if line is not None else set()
 
 
 def _cells(line: LogLine | None) -> tuple[str, str, str]:

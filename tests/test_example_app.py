@@ -111,6 +111,23 @@ def test_table_tells_what_the_log_lines_say(small_run):
     assert rows == expected
 
 
+def test_findings_are_told_for_the_guilty_mapping_and_none_for_the_mended_one(small_run):
+    process, lines = small_run
+    table = process.stdout[process.stdout.index("finding in … requests") :]
+    rows = {line.split("  ")[0]: re.findall(r"\d+ of 8|–", line) for line in table.splitlines()[2:] if " of 8" in line}
+
+    found = {flavour: [] for flavour in map(str, replay.FLAVOURS)}
+    for line in lines:
+        mapping, session, _ = line["request_id"].split("-")
+        found[f"{mapping} {session}"].append({finding["kind"] for finding in line.get("findings", ())})
+    assert found["mended sync"] == found["mended async"] == [set()] * 8
+    assert rows["none at all"] == [f"{requests.count(set())} of 8" for requests in found.values()]
+    assert rows["cartesian_product"] == [
+        f"{count} of 8" if (count := sum("cartesian_product" in kinds for kinds in requests)) else "–"
+        for requests in found.values()
+    ]
+
+
 def test_guilty_selectin_load_of_articles_is_the_statement_of_the_case():
     engine = create_engine("sqlite://")
     tables.metadata.create_all(engine)
@@ -227,11 +244,18 @@ def test_run_with_a_failed_request_exits_with_1(monkeypatch):
 def test_serving_ends_cleanly_on_a_signal(stop):
     command = [sys.executable, "-m", "example_app", "--size", "small", "--serve"]
     with subprocess.Popen(
-        command, cwd=ROOT, env=environment(), encoding="utf-8", stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        command,
+        cwd=ROOT,
+        env=environment(),
+        encoding="utf-8",
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        # A shell without job control starts what runs in its background with SIGINT ignored, and that is inherited.
+        preexec_fn=lambda: signal.signal(stop, signal.SIG_DFL),
     ) as process:
         next(line for line in process.stdout if line.strip().endswith(f"/mended/async{CALLS[-1].path}"))
         process.send_signal(stop)
-        _, errors = process.communicate()
+        _, errors = process.communicate(timeout=60)
 
     assert (process.returncode, errors) == (0, "")
 
