@@ -5,7 +5,7 @@ import structlog
 
 import sqltrace
 from sqltrace import faults
-from tests import databases
+from tests import asgi, databases
 
 
 @pytest.fixture(autouse=True)
@@ -48,6 +48,23 @@ class MemorySink:
             taken, self.records = self.records, []
         assert len(taken) == count
         return taken
+
+
+@pytest.fixture
+def tracing():
+    """Spans of the test's own provider; the global one stays unconfigured."""
+    from tests.telemetry import Tracing
+
+    tracing = Tracing()
+    yield tracing
+    tracing.provider.shutdown()
+
+
+@pytest.fixture
+def memory_engine():
+    engine = asgi.memory_engine()
+    yield engine
+    engine.dispose()
 
 
 @pytest.fixture

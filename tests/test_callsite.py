@@ -5,6 +5,7 @@ import textwrap
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from jinja2 import Environment, FileSystemLoader
 from sqlalchemy import create_engine, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
@@ -126,8 +127,8 @@ def test_without_greenlet_call_sites_are_still_found(monkeypatch):
     assert find_call_site().file == HERE
 
 
-@pytest.mark.parametrize(("count", "expected"), [(1, 1), (2, 2), (5, 2)])
-def test_call_site_is_taken_for_the_first_two_of_a_group(count, expected):
+@pytest.mark.parametrize(("count", "expected"), [(1, 1), (2, 2), (5, 3), (100, 7)])
+def test_call_site_is_taken_for_ever_fewer_of_a_group(count, expected):
     engine = create_engine("sqlite://")
     with sqltrace.record() as recording, engine.connect() as connection:
         for _ in range(count):
@@ -135,3 +136,18 @@ def test_call_site_is_taken_for_the_first_two_of_a_group(count, expected):
     engine.dispose()
 
     assert sum(statement.call_site is not None for statement in recording.statements) == expected
+
+
+def test_line_of_a_template_is_that_of_its_own_text(tmp_path):
+    page = tmp_path / "page.html"
+    page.write_text(
+        "<ul>\n  {% for each in range(1) %}\n\n    <li>{{ find() }}</li>\n  {% endfor %}\n</ul>\n", encoding="utf-8"
+    )
+
+    text = (
+        Environment(loader=FileSystemLoader(tmp_path), autoescape=True)
+        .get_template("page.html")
+        .render(find=find_call_site)
+    )
+
+    assert f"<li>{shorten(str(page))}:4 in root</li>" in text

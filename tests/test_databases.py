@@ -225,7 +225,7 @@ def test_statements_running_at_once_are_each_recorded_with_their_own_time(databa
         asyncio.run(ask_twice())
 
     assert [statement.duration > 0.25 for statement in recording.statements] == [True, True]
-    assert 0.25 < recording.database < sum(statement.duration for statement in recording.statements) - 0.1
+    assert 0.25 < recording.time_account.database < sum(statement.duration for statement in recording.statements) - 0.1
 
 
 def test_streamed_result_is_one_statement_and_complete(database):

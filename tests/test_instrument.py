@@ -24,7 +24,7 @@ def statement_count(engine):
 
 
 def test_do_execute_events_fire_in_the_installed_sqlalchemy():
-    assert sqltrace.capabilities() == {"do_execute": True}
+    assert sqltrace.capabilities()["do_execute"] is True
 
 
 def test_instrumenting_twice_and_both_ways_records_a_statement_once(engine):
@@ -250,7 +250,7 @@ class TestFallback:
         sqltrace.instrument()
         sqltrace.instrument(engine)
 
-        assert sqltrace.capabilities() == {"do_execute": False}
+        assert sqltrace.capabilities()["do_execute"] is False
         assert [record.message[:60] for record in caplog.records] == [
             "this SQLAlchemy does not fire its do_execute events: stateme"
         ]

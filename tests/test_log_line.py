@@ -15,6 +15,7 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 import sqltrace
+from sqltrace.finding import Finding
 from sqltrace.recording import Recording
 from sqltrace.request import RequestRecord
 from sqltrace.sinks.log_line import log_line
@@ -83,10 +84,20 @@ def test_line_without_statements_is_exact():
         "http.response.status_code": 204,
         "outcome": "ok",
         "duration_ms": 250.0,
+        "time.connection_ms": 0.0,
         "time.database_ms": 0.0,
+        "time.objects_ms": 0.0,
+        "time.loop_wait_ms": 0.0,
+        "time.python_ms": 250.0,
+        "connection.checkouts": 0,
+        "connection.wait_ms": 0.0,
+        "connection.held_ms": 0.0,
+        "connection.idle_in_transaction_ms": 0.0,
         "sql.count": 0,
+        "sql.rows": 0,
         "sql.distinct": 0,
         "sql.failed": 0,
+        "sql.on_loop": 0,
         "sql.after_response": 0,
         "after_response_ms": 1500.0,
         "network.protocol.name": "http",
@@ -108,6 +119,30 @@ def test_line_tells_the_statements_of_a_request(app):
     assert groups["SELECT", None]["count"] == 4
     assert re.fullmatch(r"tests/test_log_line\.py:\d+ in app\.<locals>\.endpoint", groups["SELECT", None]["call_site"])
     assert groups["SELECT missing", None]["failed"] == 1
+
+
+def test_line_with_findings_is_valid(app):
+    findings = [
+        Finding("n_plus_one", "Many.", 0.5, "app.py:1 in f", "A.b", "SELECT a at app.py:1 in f", ".options(…)"),
+        Finding("mine", "Bare.", 0.1),
+    ]
+    with structlog.testing.capture_logs() as lines:
+        get(app, rules=[lambda recording: findings])
+
+    [line] = lines
+    VALIDATOR.validate({**line, "level": line.pop("log_level")})
+    assert line["findings"] == [
+        {
+            "kind": "n_plus_one",
+            "message": "Many.",
+            "cost_ms": 500.0,
+            "call_site": "app.py:1 in f",
+            "relationship": "A.b",
+            "loaded_for": "SELECT a at app.py:1 in f",
+            "fix": ".options(…)",
+        },
+        {"kind": "mine", "message": "Bare.", "cost_ms": 100.0},
+    ]
 
 
 def test_most_expensive_groups_come_first_and_only_as_many_as_asked_for(app):

@@ -106,7 +106,7 @@ def test_exception_passes_through_as_it_was_raised(witness, error):
     assert raised.value is error
     assert (error.__cause__, error.__context__, error.__suppress_context__) == (cause, context, True)
     assert (error.args, error.__notes__) == (arguments, ["a note"])
-    assert frames(error)[-2:] == ["__call__", "app"]
+    assert frames(error)[-2:] == ["stepped", "app"]
     assert failing.moments == ["request_finished"]
 
 

@@ -12,6 +12,10 @@ from sqltrace.sinks import StructlogSink
 from tests.asgi import BODY, START, Witness, http_scope, run, sends
 
 
+async def asynchronous_rule(recording):
+    return []
+
+
 class Half:
     def response_ready(self, record):
         pass
@@ -46,6 +50,14 @@ class IsHealth:
     ("option", "error", "message"),
     [
         ({"sinks": "structlog"}, TypeError, "sinks must be a sequence of sinks, got 'structlog': write [sink]"),
+        ({"rules": "n_plus_one"}, TypeError, "rules must be a sequence of functions, got 'n_plus_one': write [rule]"),
+        ({"rules": len}, TypeError, "rules must be a sequence of functions, got <built-in function len>: write [rule]"),
+        ({"rules": ["n"]}, TypeError, "a rule must be a function that takes a recording, got 'n'"),
+        (
+            {"rules": [asynchronous_rule]},
+            TypeError,
+            "a rule must be a plain function, got an async one: asynchronous_rule",
+        ),
         ({"sinks": 5}, TypeError, "sinks must be a sequence of sinks, got 5: write [sink]"),
         ({"sinks": [print]}, TypeError, "a sink needs a method response_ready(record), got <built-in function print>"),
         ({"sinks": [Half()]}, TypeError, "a sink needs a method request_finished(record), got <half a sink>"),
@@ -162,6 +174,24 @@ def test_options_of_the_recording_reach_it():
     recording = sink.record.recording
     assert recording.statement_count == 3
     assert [(statement.sql, statement.parameters) for statement in recording.statements] == [("SELECT ?", "(5,)")] * 2
+    engine.dispose()
+
+
+def test_by_default_500_statements_are_kept_without_their_parameters():
+    sink, engine = Witness(), create_engine("sqlite://")
+
+    async def app(scope, receive, send):
+        with engine.connect() as connection:
+            for _ in range(501):
+                connection.execute(text(f"SELECT :secret, '{'x' * 10_000}'"), {"secret": 5})
+        await sends(START, BODY)(scope, receive, send)
+
+    run(SQLTraceMiddleware(app, sinks=[sink]), http_scope())
+
+    statements = sink.record.recording.statements
+    assert sink.record.recording.statement_count == 501
+    assert len(statements) == 500
+    assert {(len(statement.sql), statement.parameters) for statement in statements} == {(10_000, None)}
     engine.dispose()
 
 

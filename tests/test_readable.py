@@ -1,3 +1,5 @@
+import ast
+
 from sqltrace.sinks import ReadableRenderer
 
 REQUEST = {
@@ -119,3 +121,40 @@ def test_every_other_event_goes_to_the_other_renderer():
 
 def test_other_events_are_rendered_as_structlog_does_by_default():
     assert "cache filled" in ReadableRenderer(colors=False)(None, "info", {"event": "cache filled", "size": 3})
+
+
+def test_findings_stand_before_the_statements_with_their_fix_whole():
+    findings = [
+        {
+            "kind": "n_plus_one",
+            "message": "Author.books was loaded by 12 statements, one for each Author as it was touched, in 3.1 ms.",
+            "cost_ms": 3.1,
+            "call_site": "app/api.py:47 in list_authors",
+            "loaded_for": "SELECT authors at app/api.py:46 in list_authors",
+            "fix": ".options(selectinload(Author.books))",
+        },
+        {"kind": "mine", "message": "Bare.", "cost_ms": 2_000.0},
+    ]
+
+    assert render(findings=findings).splitlines()[2:9] == [
+        "         ! n_plus_one  3.1 ms  Author.books was loaded by 12 statements, one for each Author as it",
+        "           was touched, in 3.1 ms.",
+        "           at app/api.py:47 in list_authors",
+        "           for SELECT authors at app/api.py:46 in list_authors",
+        "           fix: .options(selectinload(Author.books))",
+        "         ! mine  2.00 s  Bare.",
+        "            2 ×  118.0 ms  SELECT contents tags",
+    ]
+
+
+def test_long_fix_is_folded_so_that_it_can_still_be_pasted():
+    fix = (
+        ".options(defaultload(Tag.articles).defaultload(Article.user).options(raiseload(User.contents, sql_only=True),"
+        ' raiseload(User.tags, sql_only=True)))  # or lazy="raise_on_sql" at app/models.py:20 and app/models.py:21'
+    )
+
+    printed = render(findings=[{"kind": "mine", "message": "Bare.", "cost_ms": 1.0, "fix": fix}]).splitlines()[3:6]
+
+    assert max(map(len, printed)) <= 100
+    code = "\n".join(printed).replace("fix: ", "query")
+    assert ast.dump(ast.parse(code.strip())) == ast.dump(ast.parse(f"query{fix}"))

@@ -10,8 +10,10 @@ from sqlalchemy.pool import StaticPool
 
 import sqltrace
 from sqltrace.collector import FOLD_AT, current
-from sqltrace.recording import OTHER_STATEMENTS, Recording
+from sqltrace.database import Database
+from sqltrace.recording import Recording
 from sqltrace.statement import CallSite, Failure, Group, Statement
+from sqltrace.tally import OTHER_STATEMENTS
 
 SECOND = 1_000_000_000
 
@@ -83,8 +85,13 @@ def test_statement_is_recorded_whole(engine, clock):
         fingerprint=statement.fingerprint,
         summary="SELECT",
         start=2.0,
-        duration=0.25,
+        execute=0.25,
+        fetch=0.0,
+        objects=0.0,
+        loop_wait=None,
+        rows=1,
         system="sqlite",
+        database=Database(namespace=":memory:"),
     )
     assert (site.file, site.function) == (__file__, "run")
 
@@ -119,7 +126,7 @@ def test_duration_ends_with_the_response_and_the_rest_is_after_it(engine, clock)
     assert (recording.duration, recording.after_response) == (2.0, 5.0)
     assert (recording.statement_count, recording.after_response_count, recording.distinct_count) == (2, 1, 1)
     assert [statement.phase for statement in recording.statements] == ["response", "after_response"]
-    assert recording.database == 1.0
+    assert recording.time_account.database == 1.0
 
 
 def test_response_that_ended_twice_ended_the_first_time(clock):
@@ -139,7 +146,7 @@ def test_open_recording_can_be_read(engine, clock):
     with Opened(clock) as recording:
         run(engine, 1)
 
-        assert (recording.duration, recording.after_response, recording.database) == (1.0, 0.0, 1.0)
+        assert (recording.duration, recording.after_response, recording.time_account.database) == (1.0, 0.0, 1.0)
         assert recording.statement_count == len(recording.statements) == 1
         assert not recording.ended
 
@@ -161,7 +168,7 @@ def test_counts_stay_exact_beyond_the_statements_that_are_kept(engine, clock):
 
     assert len(recording.statements) == 10
     assert recording.statement_count == recording.groups[0].count == 2 * FOLD_AT + 7
-    assert recording.groups[0].total == recording.database == 2 * FOLD_AT + 7
+    assert recording.groups[0].total == recording.time_account.database == 2 * FOLD_AT + 7
 
 
 def test_groups_are_bounded_and_the_others_counted_together(engine, clock):
@@ -180,7 +187,7 @@ def test_literals_in_the_text_do_not_fill_the_memory(engine, clock):
             run(engine, 0, sql=f"SELECT spend(:seconds), {number}")
 
     assert [group.count for group in recording.groups] == [3_000]
-    assert len(recording._known["response"]) <= 2_048
+    assert len(recording._tally._known["response"]) <= 2_048
 
 
 def test_long_sql_is_cut(engine, clock):
