@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import click
+from fastapi import FastAPI
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from sqlalchemy.exc import SQLAlchemyError
@@ -23,6 +24,7 @@ from example_app.log import JSONLines, LogLine, configure_logging
 from example_app.replay import FLAVOURS, Call, page_load, replay
 from example_app.report import print_results
 from example_app.server import listen, serve
+from sqltrace.sinks import Sink, StructlogSink
 
 
 class BadOption(click.ClickException):
@@ -61,15 +63,35 @@ def parse_size(_: click.Context, __: click.Parameter, value: str) -> Size:
     type=click.Path(dir_okay=False, path_type=Path),
     help="Where the JSON log lines go. Default: a new file in the temp dir.",
 )
+@click.option(
+    "--otlp",
+    metavar="URL",
+    help="Send traces, metrics and logs over OTLP/HTTP, too: http://localhost:4318 is where most receivers listen.",
+)
 @click.option("--serve", "keep_serving", is_flag=True, help="Keep serving after the replay, until Ctrl-C.")
-def main(database_url: str | None, size: Size, seed: int, port: int, log_file: Path | None, keep_serving: bool) -> None:
+def main(
+    database_url: str | None,
+    size: Size,
+    seed: int,
+    port: int,
+    log_file: Path | None,
+    otlp: str | None,
+    keep_serving: bool,
+) -> None:
     """Replay a page load over a guilty and a mended mapping, and show what each request's log line tells."""
     console = _console()
     try:
-        with _listen(port) as listener, _open_log(log_file) as (path, log), _open_database(database_url) as database:
+        with (
+            _listen(port) as listener,
+            _open_log(log_file) as (path, log),
+            _open_otlp(console, otlp),
+            _open_database(database_url) as database,
+        ):
             configure_logging(console, log)
             _seed(console, database, size, seed)
-            failures = _run(console, database, log, page_load(refresh_token(USER_ID, seed)), listener, keep_serving)
+            app = create_app(database, sinks=None if otlp is None else _telling_sinks())
+            calls = page_load(refresh_token(USER_ID, seed))
+            failures = _run(console, app, log, calls, listener, keep_serving)
             console.print(f"JSON log lines: {path}", soft_wrap=True, highlight=False)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -80,14 +102,14 @@ def main(database_url: str | None, size: Size, seed: int, port: int, log_file: P
 
 def _run(
     console: Console,
-    database: Database,
+    app: FastAPI,
     log: JSONLines,
     calls: tuple[Call, ...],
     listener: socket.socket,
     keep_serving: bool,
 ) -> list[str]:
     """Serve and replay; what failed, one sentence each."""
-    with serve(create_app(database), listener) as server:
+    with serve(app, listener) as server:
         try:
             failures, lines = _replay_all(console, log, server.url, calls)
         except KeyboardInterrupt:
@@ -176,6 +198,33 @@ def _open_log(path: Path | None) -> Iterator[tuple[Path, JSONLines]]:
         yield path, log
     finally:
         log.close()
+
+
+@contextmanager
+def _open_otlp(console: Console, url: str | None) -> Iterator[None]:
+    """Export what the block makes."""
+    if url is None:
+        yield
+        return
+    try:
+        from example_app import telemetry
+    except ImportError as error:
+        raise BadOption(f"--otlp: {error.name} is missing; the extra `otlp` has it.") from None
+    try:
+        url = telemetry.check_url(url)
+    except ValueError as error:
+        raise BadOption(f"--otlp: {error}") from None
+    with telemetry.export_to(url) as warning:
+        yield
+    if not warning.told:
+        console.print(f"Traces, metrics and logs: sent to {url}", soft_wrap=True, highlight=False)
+
+
+def _telling_sinks() -> list[Sink]:
+    """The default sinks, and the log line as a log record."""
+    from sqltrace.sinks import OpenTelemetrySink
+
+    return [StructlogSink(), OpenTelemetrySink(log_line=True)]
 
 
 @contextmanager

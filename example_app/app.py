@@ -1,6 +1,6 @@
 """The application: two mappings, each with two kinds of session, and sqltrace in one line."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
@@ -14,9 +14,10 @@ from example_app.loading import async_loading, sync_loading
 from example_app.queries import GUILTY, MENDED
 from example_app.request_id import RequestIdMiddleware
 from example_app.sync_api import sync_router
+from sqltrace.sinks import Sink
 
 
-def create_app(database: Database) -> FastAPI:
+def create_app(database: Database, *, sinks: Sequence[Sink] | None = None) -> FastAPI:
     """
     Every endpoint four times: under `/guilty/sync`, `/guilty/async`, `/mended/sync` and `/mended/async`.
 
@@ -42,7 +43,7 @@ def create_app(database: Database) -> FastAPI:
     app.include_router(sync_loading, prefix="/sync")
     app.include_router(async_loading, prefix="/async")
 
-    app.add_middleware(sqltrace.SQLTraceMiddleware)
+    app.add_middleware(sqltrace.SQLTraceMiddleware, sinks=sinks)
     # Added last, so outermost: the id is bound before the log line is written.
     app.add_middleware(RequestIdMiddleware)
     return app
