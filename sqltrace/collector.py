@@ -143,6 +143,7 @@ class Collector:
         "probe",
         "recording",
         "sites_taken",
+        "unkept",
     )  # fmt: skip
 
     def __init__(
@@ -167,6 +168,7 @@ class Collector:
         self.loop_wait_estimated = False
         self.probe: Callable[[Any], Any] | None = None  # is asked for the span of each statement
         self.comment: Callable[[str, Any], str] | None = None  # says what a dialect is sent; must not raise
+        self.unkept: Callable[[list[Execution]], None] | None = None  # is told of those that are let go; must not raise
         self.pending: list[Execution] | None = []
         self.marks: list[Mark] = []
         self.label = label or Label("")
@@ -206,7 +208,7 @@ class Collector:
 
     def close(self) -> None:
         self.recording = None
-        self.probe = self.comment = None
+        self.probe = self.comment = self.unkept = None
         self.pending = None
         self.marks = []
         self.checkouts = []

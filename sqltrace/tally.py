@@ -82,6 +82,8 @@ class Tally:
         for execution in unkept:
             self._note_end(execution)
         self._catch_up()
+        if unkept and collector.unkept is not None:
+            collector.unkept(unkept)
 
     def _note_end(self, execution: Execution) -> None:
         for known in self._known.values():

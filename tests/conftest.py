@@ -26,6 +26,18 @@ def no_faults(caplog):
     assert [record.getMessage() for record in records if record.name == "sqltrace"] == []
 
 
+@pytest.fixture
+def unpatched():
+    """The contrib packages patch Starlette for good, with the tracer that came first."""
+    from starlette.background import BackgroundTask
+
+    yield
+    original = vars(BackgroundTask).get("_otel_original_call")
+    if original is not None:
+        BackgroundTask.__call__ = original
+        del BackgroundTask._otel_original_call
+
+
 class MemorySink:
     """A sink that keeps the finished requests. Safe to read from another thread."""
 

@@ -2,7 +2,6 @@
 
 import pytest
 from opentelemetry.trace import format_span_id, format_trace_id
-from starlette.background import BackgroundTask
 from starlette.testclient import TestClient
 
 from tests.telemetry import (
@@ -19,7 +18,7 @@ from tests.telemetry import (
 )
 
 pytestmark = [
-    pytest.mark.usefixtures("no_faults"),
+    pytest.mark.usefixtures("no_faults", "unpatched"),
     # Contrib packages and what they use warn of each other.
     pytest.mark.filterwarnings("ignore::DeprecationWarning:opentelemetry.*"),
     pytest.mark.filterwarnings("ignore:pkg_resources"),
@@ -28,16 +27,6 @@ pytestmark = [
 
 # An exception has ended the span of an instrumentation further in before anything of it comes by here.
 UNSEEN = [(outside_added_contrib_asgi, "/fail"), (around_contrib_starlette, "/fail")]
-
-
-@pytest.fixture(autouse=True)
-def unpatched():
-    """The contrib packages patch Starlette for good, with the tracer that came first."""
-    yield
-    original = vars(BackgroundTask).get("_otel_original_call")
-    if original is not None:
-        BackgroundTask.__call__ = original
-        del BackgroundTask._otel_original_call
 
 
 def ask(app, path):

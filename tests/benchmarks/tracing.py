@@ -17,6 +17,8 @@ from importlib.util import find_spec
 from typing import Any
 
 from contenders import CONTENDERS, DISTINCT, EMPTY, REPEATED, ASGIApp, Workload, bare, layout, prepare, recording
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
@@ -74,6 +76,14 @@ def unconfigured(app: Starlette, engine: Engine) -> ASGIApp:
     return sqltrace.SQLTraceMiddleware(app, sinks=[OpenTelemetryWhenConfigured()])
 
 
+def metered(app: Starlette, engine: Engine) -> ASGIApp:
+    import sqltrace
+    from sqltrace.sinks import OpenTelemetrySink
+
+    meters = MeterProvider(metric_readers=[InMemoryMetricReader()])
+    return sqltrace.SQLTraceMiddleware(app, sinks=[OpenTelemetrySink(meter_provider=meters)])
+
+
 def contrib(app: Starlette, engine: Engine) -> ASGIApp:
     from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
     from opentelemetry.instrumentation.sqlalchemy import SQLAlchemyInstrumentor
@@ -90,6 +100,7 @@ TRACED: dict[str, tuple[str | None, Callable[[Starlette, Engine], ASGIApp]]] = {
     "in a span, not sampled": ("recording", traced(sampled=False, sink=False)),
     "  sink": ("in a span, not sampled", traced(sampled=False, sink=True)),
     "own span, not sampled": ("recording", own_span),
+    "metrics only": ("recording", metered),
     "in a span, sampled": ("recording", traced(sampled=True, sink=False)),
     "  sink keeps none": ("in a span, sampled", traced(sampled=True, sink=True, keep=0.0)),
     "  sink keeps all": ("in a span, sampled", traced(sampled=True, sink=True)),

@@ -22,7 +22,7 @@ def of_request(record: RequestRecord) -> Attributes:
     """For the server span, whoever made it."""
     recording = record.recording
     account, connections = recording.time_account, recording.connections
-    return _known(
+    return known(
         {
             "sqltrace.time.connection": account.connection,
             "sqltrace.time.database": account.database,
@@ -59,14 +59,14 @@ def of_group(group: Group, statement: Statement | None, *, literals: bool) -> At
     database = statement.database if statement is not None else None
     call_site = (statement.call_site if statement is not None else None) or group.call_site
     batch = statement is not None and statement.executemany and statement.batch_size != 1
-    return _known(
+    return known(
         {
             "db.system.name": group.system,
             "db.query.summary": f"BATCH {group.summary}" if batch else group.summary,
             "db.query.text": group.sql if literals else redact(group.sql, group.system),
             "sqltrace.origin": group.origin.kind,
             "sqltrace.relationship": group.origin.relationship,
-            **_of_database(database, group.system),
+            **of_database(database, group.system),
             **of_call_site(call_site),
         }
     )
@@ -75,7 +75,7 @@ def of_group(group: Group, statement: Statement | None, *, literals: bool) -> At
 def of_execution(statement: Statement) -> Attributes:
     """What is the span's own."""
     failure = statement.failure
-    return _known(
+    return known(
         {
             "db.operation.batch.size": statement.batch_size
             if statement.executemany and statement.batch_size != 1
@@ -92,7 +92,7 @@ def of_execution(statement: Statement) -> Attributes:
 
 def of_rest(rest: Rest) -> Attributes:
     """For the span that stands for several statements."""
-    return _known(
+    return known(
         {
             "sqltrace.compressed.count": rest.count,
             "sqltrace.compressed.sum": rest.total,
@@ -114,7 +114,7 @@ def of_call_site(call_site: CallSite | None) -> Attributes:
     }
 
 
-def _of_database(database: Database | None, system: str) -> Attributes:
+def of_database(database: Database | None, system: str) -> Attributes:
     if database is None:
         return {}
     usual = database.address is None or database.port == _DEFAULT_PORTS.get(system)
@@ -129,5 +129,5 @@ def _holders(recording: Recording) -> list[str] | None:
     return list(dict.fromkeys(holder.name for wait in recording.connections.waits for holder in wait.holders)) or None
 
 
-def _known(attributes: Attributes) -> Attributes:
+def known(attributes: Attributes) -> Attributes:
     return {name: value for name, value in attributes.items() if value is not None}

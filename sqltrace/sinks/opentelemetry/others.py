@@ -1,17 +1,19 @@
-"""Whether another instrumentation, further in, is going to make the server span."""
+"""Whether another instrumentation is going to make the server span, or to measure the request."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
-from opentelemetry import trace
+from opentelemetry import metrics, trace
 
 from sqltrace.route import Scope
 from sqltrace.sinks.opentelemetry.providers import is_configured
 
 _MAX_DEPTH = 100
+_CONTRIB = "opentelemetry.instrumentation."
 
 
 class Insides:
@@ -22,14 +24,36 @@ class Insides:
 
     def makes_server_span(self, app: Any, scope: Scope) -> bool:
         """Whether the application, or what it wraps, is instrumented by a contrib package, or by FastAPI itself."""
+        contrib, native = self._look(app)
+        return contrib or (native is not None and _will_trace(native(), scope))
+
+    def measures_http(self, app: Any, scope: Scope, span: trace.Span) -> bool:
+        """
+        Whether ``http.server.request.duration`` comes from within the application, or from around it.
+
+        Args:
+            span: The one that is current when the request comes in.
+        """
+        if getattr(getattr(span, "instrumentation_scope", None), "name", "").startswith(_CONTRIB):
+            return _contrib_uses_new_names()
+        if "fastapi.telemetry" in scope and scope["fastapi.telemetry"] is None:
+            return True  # FastAPI was told to leave this one out: its owner wants none
+        for place in (app, scope.get("app")):
+            contrib, native = self._look(place)
+            if contrib:
+                return _contrib_uses_new_names()
+            if native is not None and _will_measure(native()):
+                return True
+        return False
+
+    def _look(self, app: Any) -> tuple[bool, ref[Any] | None]:
         try:
             known = self._known.get(app)
         except TypeError:  # no weak references to it, or no hash
-            known = _look_into(app)
+            return _look_into(app)
         if known is None:
             known = self._known[app] = _look_into(app)
-        contrib, native = known
-        return contrib or (native is not None and _will_trace(native(), scope))
+        return known
 
 
 def _look_into(app: Any) -> tuple[bool, ref[Any] | None]:
@@ -68,3 +92,16 @@ def _will_trace(fastapi: Any, scope: Scope) -> bool:
     if exclude is not None and exclude(scope):
         return True  # its owner wants none
     return telemetry.get("tracer_provider") is not None or is_configured(trace.get_tracer_provider())
+
+
+def _will_measure(fastapi: Any) -> bool:
+    telemetry = getattr(fastapi, "_telemetry", None) or {}
+    if not telemetry.get("metrics"):
+        return False
+    return telemetry.get("meter_provider") is not None or is_configured(metrics.get_meter_provider())
+
+
+def _contrib_uses_new_names() -> bool:
+    """Without this the contrib packages call it ``http.server.duration``, in milliseconds."""
+    wanted = os.environ.get("OTEL_SEMCONV_STABILITY_OPT_IN", "")
+    return not {"http", "http/dup"}.isdisjoint(word.strip() for word in wanted.split(","))

@@ -6,7 +6,9 @@ import sys
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
-from opentelemetry import _logs, trace
+from opentelemetry import _logs, metrics, trace
+
+from sqltrace.sinks.opentelemetry.metrics import RequestMetrics
 
 SCHEMA_URL = "https://opentelemetry.io/schemas/1.44.0"
 _T = TypeVar("_T")
@@ -55,4 +57,13 @@ class Loggers(_Cached[_logs.Logger]):
             provider,
             _logs.get_logger_provider,
             lambda p, name, version: p.get_logger(name, version, schema_url=SCHEMA_URL),
+        )
+
+
+class Meters(_Cached[RequestMetrics]):
+    def __init__(self, provider: metrics.MeterProvider | None) -> None:
+        super().__init__(
+            provider,
+            metrics.get_meter_provider,
+            lambda p, name, version: RequestMetrics(p.get_meter(name, version, schema_url=SCHEMA_URL)),
         )

@@ -46,7 +46,7 @@ def begin_server_span(tracer: Tracer, record: RequestRecord, scope: Scope, start
     headers: Headers = scope.get("headers") or ()
     parent = propagate.extract(headers, getter=_GETTER)
     span = tracer.start_span(
-        _method(record),
+        http_method(record),
         context=parent,
         kind=SpanKind.SERVER,
         attributes=_attributes_at_start(record, scope, headers),
@@ -60,7 +60,7 @@ def conclude_server_span(span: Span, record: RequestRecord, end_time: int) -> No
     try:
         if record.route is not None:
             span.set_attribute("http.route", record.route)
-            span.update_name(f"{_method(record)} {record.route}")
+            span.update_name(f"{http_method(record)} {record.route}")
         if record.status is not None:
             span.set_attribute("http.response.status_code", record.status)
         if record.outcome == "error":
@@ -82,7 +82,7 @@ def _redact_pair(pair: str) -> str:
     return f"{name}=REDACTED" if equals and unquote_plus(name) in _SECRETS else pair
 
 
-def _method(record: RequestRecord) -> str:
+def http_method(record: RequestRecord) -> str:
     if record.protocol == "websocket":
         return "WS"
     return record.method if record.method in _known_methods else "HTTP"

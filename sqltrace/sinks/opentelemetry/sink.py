@@ -8,6 +8,7 @@ from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry._logs import LoggerProvider
 from opentelemetry.context import Context
+from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, TracerProvider
 
 from sqltrace.faults import report_fault
@@ -18,7 +19,7 @@ from sqltrace.sinks.opentelemetry.comments import Commenter
 from sqltrace.sinks.opentelemetry.finding_events import log_findings, mark_findings
 from sqltrace.sinks.opentelemetry.logs import log_request
 from sqltrace.sinks.opentelemetry.others import Insides
-from sqltrace.sinks.opentelemetry.providers import Loggers, Tracers
+from sqltrace.sinks.opentelemetry.providers import Loggers, Meters, Tracers
 from sqltrace.sinks.opentelemetry.server_span import begin_server_span, conclude_server_span
 from sqltrace.sinks.opentelemetry.statement_spans import StatementSpans, epoch_time
 from sqltrace.sinks.opentelemetry.telling import TOLD_ELSEWHERE, choose
@@ -67,7 +68,8 @@ class OpenTelemetrySink:
     The server span that FastAPI, an instrumentation or the application itself
     has begun gets the time account and the counts. Where nobody begins one it
     is made here. Statements become spans below it, when the request is over
-    and only if it is sampled. Nothing happens where no provider is configured.
+    and only if it is sampled. Where a meter provider is configured, requests and
+    statements are measured, each of them. Nothing happens where no provider is configured.
 
     Args:
         keep:
@@ -83,7 +85,7 @@ class OpenTelemetrySink:
             own log. A text that is new in every request is never a prepared statement that
             psycopg would reuse; asyncpg, Oracle and SQL Server, whose caches it would fill, get
             no ``traceparent``.
-        tracer_provider, logger_provider: By default the global ones.
+        tracer_provider, logger_provider, meter_provider: By default the global ones.
 
     Raises:
         TypeError: an option is of the wrong type.
@@ -104,6 +106,7 @@ class OpenTelemetrySink:
         sql_comments: bool = False,
         tracer_provider: TracerProvider | None = None,
         logger_provider: LoggerProvider | None = None,
+        meter_provider: MeterProvider | None = None,
     ) -> None:
         self._keep = _number("keep", keep, 0, 1)
         self._slow = _number("slow", slow, 0)
@@ -114,6 +117,7 @@ class OpenTelemetrySink:
         self._comments = sql_comments
         self._tracers = Tracers(tracer_provider)
         self._loggers = Loggers(logger_provider)
+        self._meters = Meters(meter_provider)
         self._insides = Insides()
 
     # The moments
@@ -122,7 +126,9 @@ class OpenTelemetrySink:
         """Called in the context of the request, before the application."""
         if self._comments:
             record.recording.collector.comment = Commenter(record, scope)
-        span = trace.get_current_span()
+        span, metrics = trace.get_current_span(), self._meters.get()
+        if metrics is not None:
+            metrics.begin(record, scope, measured_elsewhere=self._insides.measures_http(app, scope, span))
         context = span.get_span_context()
         if context.is_valid and not context.is_remote:
             if span.is_recording():
@@ -154,6 +160,9 @@ class OpenTelemetrySink:
                 self._finish(request, record)
             if request is not None or self._log_line:
                 self._log(record, request)
+            metrics = self._meters.get()
+            if metrics is not None:
+                metrics.finish(record, _context_of(request))
         finally:
             if request is not None:
                 request.leave()

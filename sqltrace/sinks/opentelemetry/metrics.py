@@ -1,0 +1,167 @@
+"""The metrics of requests and their statements, told when the request is over."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from opentelemetry.context import Context
+from opentelemetry.metrics import Histogram, Meter
+
+from sqltrace.database import Database
+from sqltrace.request import RequestRecord
+from sqltrace.route import Scope
+from sqltrace.sinks.opentelemetry.attributes import known, of_database
+from sqltrace.sinks.opentelemetry.server_span import http_method
+from sqltrace.sinks.opentelemetry.unkept import Unkept
+from sqltrace.statement import Failure, Statement
+
+# Of the semantic conventions, which the SDK's default boundaries (milliseconds) do not fit.
+OPERATION_BUCKETS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10)
+ROW_BUCKETS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
+HTTP_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
+# Of our own. The case takes 12 s: what is beyond 10 has to show.
+TIME_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+COUNT_BUCKETS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 5000)
+
+PARTS = ("connection", "database", "objects", "loop_wait", "python")
+_MAX_SUMMARIES = 1_000  # told apart in one process, each a time series for every bucket
+_NOTE = "opentelemetry.metrics"
+
+Attributes = Mapping[str, Any]
+
+
+class RequestMetrics:
+    """
+    The instruments of one meter.
+
+    Every statement is measured, also those of which the recording keeps no
+    more than their group. `None` in a time account is not measured.
+    """
+
+    def __init__(self, meter: Meter) -> None:
+        def histogram(name: str, unit: str, description: str, buckets: tuple[float, ...]) -> Histogram:
+            return meter.create_histogram(name, unit, description, explicit_bucket_boundaries_advisory=buckets)
+
+        self._operation = histogram(
+            "db.client.operation.duration", "s", "Duration of database client operations.", OPERATION_BUCKETS
+        )
+        self._returned_rows = histogram(
+            "db.client.response.returned_rows",
+            "{row}",
+            "The actual number of records returned by the database operation.",
+            ROW_BUCKETS,
+        )
+        self._http = histogram("http.server.request.duration", "s", "Duration of HTTP server requests.", HTTP_BUCKETS)
+        self._statements = histogram(
+            "sqltrace.request.statements", "{statement}", "SQL statements of a request.", COUNT_BUCKETS
+        )
+        self._rows = histogram("sqltrace.request.rows", "{row}", "Rows that a request fetched.", ROW_BUCKETS)
+        self._parts = {
+            part: histogram(f"sqltrace.request.{part}", "s", f"Time of a request spent on: {part}.", TIME_BUCKETS)
+            for part in PARTS
+        }
+        self._findings = meter.create_counter("sqltrace.findings", "{finding}", "Findings in requests.")
+        self._summaries: set[str] = set()
+
+    def begin(self, record: RequestRecord, scope: Scope, *, measured_elsewhere: bool) -> None:
+        """
+        Args:
+            measured_elsewhere: Whether somebody else measures ``http.server.request.duration``.
+        """
+        unkept = Unkept(OPERATION_BUCKETS, ROW_BUCKETS)
+        record.recording.collector.unkept = unkept
+        http = None
+        if record.protocol == "http" and not measured_elsewhere:
+            http = {"url.scheme": scope.get("scheme") or "http", "network.protocol.version": scope.get("http_version")}
+        record.notes[_NOTE] = unkept, http
+
+    def finish(self, record: RequestRecord, context: Context | None) -> None:
+        """
+        Args:
+            context: Of the server span, for exemplars.
+        """
+        unkept, http = record.notes.pop(_NOTE, (None, None))
+        if http is not None:
+            self._http.record(record.duration, _of_http(record, http), context)
+        self._measure_request(record, context)
+        for statement in record.recording.statements:
+            self._measure_statement(statement, context)
+        if unkept is not None:
+            self._measure_unkept(unkept, context)
+
+    def _measure_request(self, record: RequestRecord, context: Context | None) -> None:
+        route = _of_route(record)
+        recording = record.recording
+        self._statements.record(recording.statement_count - recording.after_response_count, route, context)
+        self._rows.record(recording.row_count, route, context)
+        account = recording.time_account
+        for part, histogram in self._parts.items():
+            seconds = getattr(account, part)
+            if seconds is not None:
+                histogram.record(seconds, route, context)
+        for finding in record.findings:
+            self._findings.add(1, {**route, "sqltrace.finding.kind": finding.kind}, context)
+
+    def _measure_statement(self, statement: Statement, context: Context | None) -> None:
+        batch = statement.executemany and statement.batch_size != 1
+        summary = f"BATCH {statement.summary}" if batch else statement.summary
+        attributes = self._of_operation(statement.system, summary, statement.database, statement.failure)
+        self._operation.record(statement.duration, attributes, context)
+        if statement.rows is not None:
+            self._returned_rows.record(statement.rows, attributes, context)
+
+    def _measure_unkept(self, unkept: Unkept, context: Context | None) -> None:
+        for (system, summary, database, failure), measured in unkept.settle().items():
+            attributes = self._of_operation(system, summary, database, failure)
+            for histogram, buckets in ((self._operation, measured.durations), (self._returned_rows, measured.rows)):
+                for bucket in buckets.values():
+                    for _ in range(bucket.count):
+                        histogram.record(bucket.total / bucket.count, attributes, context)
+
+    def _of_operation(
+        self, system: str, summary: str, database: Database | None, failure: Failure | None
+    ) -> dict[str, Any]:
+        if summary not in self._summaries:
+            if len(self._summaries) >= _MAX_SUMMARIES:
+                return known({"db.system.name": system, **of_database(database, system), **_of_failure(failure)})
+            self._summaries.add(summary)
+        return known(
+            {
+                "db.system.name": system,
+                "db.query.summary": summary,
+                **of_database(database, system),
+                **_of_failure(failure),
+            }
+        )
+
+
+def _of_failure(failure: Failure | None) -> dict[str, Any]:
+    if failure is None:
+        return {}
+    return {"error.type": failure.type.removeprefix("builtins."), "db.response.status_code": failure.code}
+
+
+def _of_route(record: RequestRecord) -> dict[str, Any]:
+    return known({"http.route": record.route, "http.request.method": _method(record)})
+
+
+def _of_http(record: RequestRecord, http: Attributes) -> dict[str, Any]:
+    failed = record.outcome == "error"
+    # An exception passes through here on its way to who answers it: Starlette or the server, and always so.
+    status = 500 if record.status is None and failed else record.status
+    return known(
+        {
+            **_of_route(record),
+            **http,
+            "http.response.status_code": status,
+            "error.type": (record.error_type or "_OTHER") if failed else None,
+        }
+    )
+
+
+def _method(record: RequestRecord) -> str | None:
+    if record.protocol != "http":
+        return None
+    method = http_method(record)
+    return "_OTHER" if method == "HTTP" else method

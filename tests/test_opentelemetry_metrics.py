@@ -1,0 +1,283 @@
+"""What metrics say: all statements, the time account of each route, and what nobody else has measured."""
+
+import importlib
+import pkgutil
+
+import pytest
+from fastapi import FastAPI
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from sqlalchemy import text
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+from starlette.testclient import TestClient
+
+from sqltrace import SQLTraceMiddleware
+from sqltrace.finding import Finding
+from sqltrace.sinks import OpenTelemetrySink
+from sqltrace.sinks.opentelemetry import metrics as ours
+from tests.telemetry import STACKS, Routes, native
+
+pytestmark = pytest.mark.usefixtures("no_faults")
+
+
+class Meters:
+    """A provider whose points can be asked for by the name of their metric."""
+
+    def __init__(self):
+        self.reader = InMemoryMetricReader()
+        self.provider = MeterProvider(metric_readers=[self.reader])
+
+    def metrics(self):
+        data = self.reader.get_metrics_data()
+        scopes = data.resource_metrics[0].scope_metrics if data else []
+        return {metric.name: metric for scope in scopes for metric in scope.metrics}
+
+    def points(self, name):
+        metric = self.metrics().get(name)
+        return list(metric.data.data_points) if metric is not None else []
+
+
+@pytest.fixture
+def meters():
+    meters = Meters()
+    yield meters
+    meters.provider.shutdown()
+
+
+class Kept:
+    """A sink that keeps the records."""
+
+    def __init__(self):
+        self.records = []
+
+    def response_ready(self, record):
+        pass
+
+    def request_finished(self, record):
+        self.records.append(record)
+
+
+def client_of(engine, meters, *, sinks=(), **options):
+    app = Starlette(routes=Routes(engine).list)
+    app.add_middleware(SQLTraceMiddleware, sinks=[OpenTelemetrySink(meter_provider=meters.provider), *sinks], **options)
+    return TestClient(app, raise_server_exceptions=False)
+
+
+def conventions():
+    """Names of metrics by the conventions."""
+    package = pytest.importorskip("opentelemetry.semconv._incubating.metrics")
+    stable = pytest.importorskip("opentelemetry.semconv.metrics")
+    names = set()
+    for place in (package, stable):
+        modules = [
+            place,
+            *(importlib.import_module(f"{place.__name__}.{i.name}") for i in pkgutil.iter_modules(place.__path__)),
+        ]
+        for module in modules:
+            names |= {value for key, value in vars(module).items() if key.isupper() and isinstance(value, str)}
+    return names
+
+
+def test_every_statement_is_measured(memory_engine, meters):
+    client = client_of(memory_engine, meters)
+    for _ in range(3):
+        client.get("/sync/1")
+
+    points = {point.attributes["db.query.summary"]: point for point in meters.points("db.client.operation.duration")}
+    assert {summary: point.count for summary, point in points.items()} == {"SELECT": 6}
+    [point] = points.values()
+    assert dict(point.attributes) == {
+        "db.system.name": "sqlite",
+        "db.namespace": ":memory:",
+        "db.query.summary": "SELECT",
+    }
+    assert [(point.count, point.sum) for point in meters.points("db.client.response.returned_rows")] == [(6, 6)]
+
+
+def test_sum_of_durations_is_that_of_the_recordings(memory_engine, meters):
+    kept = Kept()
+    client_of(memory_engine, meters, sinks=[kept]).get("/many/30")
+
+    [record] = kept.records
+    [point] = meters.points("db.client.operation.duration")
+    assert point.count == 30
+    assert point.sum == pytest.approx(sum(group.total for group in record.recording.groups))
+
+
+def test_statements_beyond_those_that_are_kept_are_measured_too(memory_engine, meters):
+    kept = Kept()
+    client_of(memory_engine, meters, sinks=[kept], max_statements=10).get("/many/2000")
+
+    [record] = kept.records
+    [point] = meters.points("db.client.operation.duration")
+    assert len(record.recording.statements) == 10
+    assert point.count == 2000
+    assert point.sum == pytest.approx(sum(group.total for group in record.recording.groups), rel=0.02)
+    assert sum(point.bucket_counts) == 2000
+    [rows] = meters.points("db.client.response.returned_rows")
+    assert (rows.count, rows.sum) == (2000, 2000)
+
+
+def test_time_account_is_measured_for_each_route(memory_engine, meters):
+    kept = Kept()
+    client = client_of(memory_engine, meters, sinks=[kept])
+    for item in (1, 2):
+        client.get(f"/sync/{item}")
+
+    for part in ours.PARTS:
+        [point] = meters.points(f"sqltrace.request.{part}")
+        assert dict(point.attributes) == {"http.route": "/sync/{item}", "http.request.method": "GET"}
+        assert point.count == 2
+        assert point.sum == pytest.approx(sum(getattr(r.recording.time_account, part) for r in kept.records))
+    assert [(p.count, p.sum) for p in meters.points("sqltrace.request.statements")] == [(2, 4)]
+    assert [(p.count, p.sum) for p in meters.points("sqltrace.request.rows")] == [(2, 4)]
+
+
+def test_findings_are_counted_by_kind(memory_engine, meters):
+    def many(recording):
+        return [Finding("many", "too many", 0.1)] if recording.statement_count > 10 else []
+
+    client = client_of(memory_engine, meters, rules=[many])
+    for path in ("/many/40", "/many/20", "/sync/1"):
+        client.get(path)
+
+    [point] = meters.points("sqltrace.findings")
+    assert point.value == 2
+    assert dict(point.attributes) == {
+        "sqltrace.finding.kind": "many",
+        "http.route": "/many/{count}",
+        "http.request.method": "GET",
+    }
+
+
+def test_statement_that_failed_has_an_error_type(memory_engine, meters):
+    def fail(request):
+        with memory_engine.connect() as connection:
+            connection.execute(text("SELECT * FROM nowhere"))
+
+    app = Starlette(routes=[Route("/", fail)])
+    app.add_middleware(SQLTraceMiddleware, sinks=[OpenTelemetrySink(meter_provider=meters.provider)])
+    TestClient(app, raise_server_exceptions=False).get("/")
+
+    [point] = meters.points("db.client.operation.duration")
+    assert point.attributes["error.type"] == "sqlite3.OperationalError"
+    [point] = meters.points("http.server.request.duration")
+    assert point.attributes["http.response.status_code"] == 500
+    assert point.attributes["error.type"] == "sqlalchemy.exc.OperationalError"
+
+
+def test_duration_of_requests_is_measured_where_nobody_else_does(memory_engine, meters):
+    client = client_of(memory_engine, meters)
+    client.get("/sync/1")
+    client.get("/nowhere")
+    client.request("BREW", "/sync/1")
+
+    found = {
+        (p.attributes.get("http.route"), p.attributes["http.request.method"], p.attributes["http.response.status_code"])
+        for p in meters.points("http.server.request.duration")
+    }
+    assert found == {("/sync/{item}", "GET", 200), (None, "GET", 404), ("/sync/{item}", "_OTHER", 405)}
+
+
+def test_websocket_is_no_http_request(memory_engine, meters):
+    with client_of(memory_engine, meters).websocket_connect("/socket") as websocket:
+        websocket.send_text("hello")
+        websocket.receive_text()
+
+    assert meters.points("http.server.request.duration") == []
+    assert [point.sum for point in meters.points("sqltrace.request.statements")] == [2]
+
+
+@native
+@pytest.mark.parametrize("inside", [True, False])
+def test_fastapi_that_measures_requests_is_not_repeated(memory_engine, meters, inside):
+    sink = OpenTelemetrySink(meter_provider=meters.provider)
+    telemetry = {"meter_provider": meters.provider, "tracing": False, "logs": False}
+    app = FastAPI(routes=Routes(memory_engine).list, telemetry=telemetry)
+    if inside:
+        app.add_middleware(SQLTraceMiddleware, sinks=[sink])
+    TestClient(app if inside else SQLTraceMiddleware(app, sinks=[sink])).get("/sync/1")
+
+    assert sum(point.count for point in meters.points("http.server.request.duration")) == 1
+    assert [point.count for point in meters.points("sqltrace.request.statements")] == [1]
+
+
+@native
+def test_request_that_fastapi_was_told_to_leave_out_is_left_out(memory_engine, meters):
+    sink = OpenTelemetrySink(meter_provider=meters.provider)
+    telemetry = {"meter_provider": meters.provider, "logs": False, "exclude": lambda scope: True}
+    app = FastAPI(routes=Routes(memory_engine).list, telemetry=telemetry)
+    app.add_middleware(SQLTraceMiddleware, sinks=[sink])
+    TestClient(app).get("/sync/1")
+
+    assert meters.points("http.server.request.duration") == []
+
+
+@pytest.mark.usefixtures("unpatched")
+@pytest.mark.parametrize("wanted", ["", "http", "database, http/dup"])
+@pytest.mark.parametrize("stack", STACKS)
+def test_contrib_measures_requests_only_by_its_new_names(memory_engine, meters, tracing, stack, wanted, monkeypatch):
+    monkeypatch.setenv("OTEL_SEMCONV_STABILITY_OPT_IN", wanted)
+    sink = OpenTelemetrySink(meter_provider=meters.provider, tracer_provider=tracing.provider)
+    client = TestClient(stack(Routes(memory_engine).list, sink, tracing.provider))
+    client.get("/sync/1")
+
+    expected = 0 if "contrib" in stack.__name__ and wanted else 1
+    assert len(meters.points("http.server.request.duration")) == expected
+
+
+def test_exemplars_lead_to_the_trace(memory_engine, meters, tracing):
+    sink = OpenTelemetrySink(meter_provider=meters.provider, tracer_provider=tracing.provider)
+    app = Starlette(routes=Routes(memory_engine).list)
+    app.add_middleware(SQLTraceMiddleware, sinks=[sink])
+    TestClient(app).get("/sync/1")
+
+    trace_ids = {span.context.trace_id for span in tracing.spans()}
+    metrics = meters.metrics()
+    for name in ("sqltrace.request.statements", "db.client.operation.duration", "http.server.request.duration"):
+        [point] = metrics[name].data.data_points
+        assert {exemplar.trace_id for exemplar in point.exemplars} == trace_ids
+
+
+def test_names_units_and_buckets_are_those_of_the_conventions(memory_engine, meters):
+    client_of(memory_engine, meters).get("/many/40")
+    units = {
+        "db.client.operation.duration": ("s", [0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10]),
+        "db.client.response.returned_rows": (
+            "{row}",
+            [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000],
+        ),
+        "http.server.request.duration": (
+            "s",
+            [0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10],
+        ),
+    }
+
+    found, known = meters.metrics(), conventions()
+    assert len(known) > 100
+    theirs = {name for name in found if not name.startswith("sqltrace.")}
+    assert {"db.client.operation.duration", "http.server.request.duration"} <= theirs <= known
+    for name, (unit, buckets) in units.items():
+        assert found[name].unit == unit
+        assert list(found[name].data.data_points[0].explicit_bounds) == buckets
+
+
+def test_summaries_beyond_the_limit_are_left_out(memory_engine, meters, monkeypatch):
+    monkeypatch.setattr(ours, "_MAX_SUMMARIES", 1)
+
+    def different(request):
+        with memory_engine.connect() as connection:
+            for name in ("a", "b", "c"):
+                connection.execute(text(f"SELECT 1 FROM (SELECT 1) AS {name}, sqlite_master AS m{name}"))
+                connection.execute(text(f"CREATE TEMP TABLE t{name} (x INTEGER)"))
+        return PlainTextResponse("fine")
+
+    app = Starlette(routes=[Route("/", different)])
+    app.add_middleware(SQLTraceMiddleware, sinks=[OpenTelemetrySink(meter_provider=meters.provider)])
+    TestClient(app).get("/")
+
+    points = meters.points("db.client.operation.duration")
+    assert sum(point.count for point in points) == 6
+    assert len({point.attributes.get("db.query.summary") for point in points}) == 2
