@@ -1,0 +1,140 @@
+"""The dashboard, the alerts, the Collector and the compose file agree with each other and with what the package emits."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+yaml = pytest.importorskip("yaml")
+
+HERE = Path(__file__).parent.parent / "example_app" / "observability"
+DASHBOARD = json.loads((HERE / "grafana_dashboard.json").read_text(encoding="utf-8"))
+ALERTS, COLLECTOR, COMPOSE = (
+    yaml.safe_load((HERE / name).read_text(encoding="utf-8"))
+    for name in ("prometheus_alerts.yaml", "collector.yaml", "compose.yaml")
+)
+PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
+RULES = [rule for group in ALERTS["groups"] for rule in group["rules"]]
+SECONDS = {
+    "db.client.operation.duration",
+    "db.client.connection.create_time",
+    "db.client.connection.wait_time",
+    "db.client.connection.use_time",
+    "http.server.request.duration",
+    "sqltrace.request.connection",
+    "sqltrace.request.database",
+    "sqltrace.request.objects",
+    "sqltrace.request.loop_wait",
+    "sqltrace.request.python",
+}
+COUNTS = {"db.client.response.returned_rows", "sqltrace.request.statements", "sqltrace.request.rows"}
+COUNTERS = {"db.client.connection.timeouts", "sqltrace.findings"}
+LEVELS = {f"db.client.connection.{name}" for name in ("count", "max", "idle.max", "idle.min", "pending_requests")}
+ATTRIBUTES = {
+    *("db.system.name", "db.namespace", "db.query.summary", "server.address", "server.port", "error.type"),
+    *("db.client.connection.state", "db.client.connection.pool.name"),
+    *("http.route", "http.request.method", "http.response.status_code", "url.scheme", "sqltrace.finding.kind"),
+}
+
+
+def in_prometheus(name):
+    return name.replace(".", "_")
+
+
+def series():
+    """Every series that Prometheus makes of what the package emits."""
+    histograms = [f"{in_prometheus(name)}_seconds" for name in SECONDS] + [in_prometheus(name) for name in COUNTS]
+    yield from (name + part for name in histograms for part in ("_bucket", "_sum", "_count"))
+    yield from (f"{in_prometheus(name)}_total" for name in COUNTERS)
+    yield from map(in_prometheus, LEVELS)
+
+
+def queries():
+    """Every PromQL expression, with the place it is from."""
+    for panel in PANELS:
+        for target in panel["targets"]:
+            if target["datasource"]["type"] == "prometheus":
+                yield pytest.param(target["expr"], id=f"{panel['title']} {target['refId']}")
+    for variable in DASHBOARD["templating"]["list"]:
+        if variable["type"] == "query":
+            [selector] = re.findall(r"label_values\((.*), \w+\)", variable["query"]["query"])
+            yield pytest.param(selector if "{" in selector else selector + "{}", id=f"variable {variable['name']}")
+    for rule in RULES:
+        yield pytest.param(rule["expr"], id=rule["alert"])
+
+
+@pytest.mark.parametrize("expression", list(queries()))
+def test_query_names_what_the_package_emits(expression):
+    words = set(re.findall(r"([a-z_]+)(?=\{)", expression))
+    labels = set(re.findall(r"(\w+)(?:=~|!=|=)\"", expression))
+    labels |= {name for names in re.findall(r"\bby \((.*?)\)", expression) for name in names.split(", ")}
+
+    assert words
+    assert words - set(series()) == set()
+    assert labels - {in_prometheus(name) for name in ATTRIBUTES} - {"job", "le"} == set()
+
+
+def test_dashboard_shows_every_metric():
+    text = json.dumps(DASHBOARD)
+
+    assert [name for name in SECONDS | COUNTS | COUNTERS | LEVELS if f"{in_prometheus(name)}" not in text] == []
+
+
+def test_every_panel_has_a_unit_a_description_and_a_place():
+    assert [panel["title"] for panel in PANELS if not panel["fieldConfig"]["defaults"].get("unit")] == []
+    assert [panel["title"] for panel in PANELS if not panel["description"].endswith(".")] == []
+    ids = [panel["id"] for panel in DASHBOARD["panels"]]
+    assert len(ids) == len(set(ids))
+    cells = [
+        (x, y)
+        for place in (panel["gridPos"] for panel in DASHBOARD["panels"])
+        for x in range(place["x"], place["x"] + place["w"])
+        for y in range(place["y"], place["y"] + place["h"])
+    ]
+    assert len(cells) == len(set(cells))
+    assert {x for x, _ in cells} == set(range(24))
+
+
+def test_data_sources_and_filters_are_variables():
+    variables = {variable["name"]: variable for variable in DASHBOARD["templating"]["list"]}
+    sources = {name: each["query"] for name, each in variables.items() if each["type"] == "datasource"}
+
+    assert sources == {"prometheus": "prometheus", "tempo": "tempo", "loki": "loki"}
+    used = [panel["datasource"] for panel in PANELS] + [
+        target["datasource"] for panel in PANELS for target in panel["targets"]
+    ]
+    assert {(source["type"], source["uid"]) for source in used} == {(kind, f"${{{kind}}}") for kind in sources}
+    named = set(re.findall(r"\$(\w+)", " ".join(json.dumps(panel["targets"]) for panel in PANELS)))
+    assert named - {"__rate_interval", "__range"} <= set(variables)
+
+
+def test_every_alert_says_how_bad_it_is_and_what_to_do():
+    for rule in RULES:
+        assert rule["labels"]["severity"] in {"warning", "critical"}
+        labels = set(re.findall(r"\$labels\.(\w+)", json.dumps(rule["annotations"])))
+        assert rule["annotations"]["summary"]
+        assert all(label in rule["expr"] for label in labels)
+    assert len({rule["alert"] for rule in RULES}) == len(RULES) == 10
+
+
+def test_collector_has_a_pipeline_for_each_signal_to_services_of_the_compose_file():
+    pipelines = COLLECTOR["service"]["pipelines"]
+
+    assert set(pipelines) == {"traces", "metrics", "logs"}
+    for pipeline in pipelines.values():
+        for part in ("receivers", "processors", "exporters"):
+            assert set(pipeline[part]) <= set(COLLECTOR[part])
+    targets = [exporter["endpoint"] for exporter in COLLECTOR["exporters"].values()]
+    assert {re.search(r":-http://(\w+):", target)[1] for target in targets} <= set(COMPOSE["services"])
+
+
+def test_compose_file_mounts_files_and_configurations_that_exist():
+    for service in COMPOSE["services"].values():
+        assert re.search(r":v?\d+\.\d+\.\d+$", service["image"])
+        assert set(service.get("depends_on", ())) <= set(COMPOSE["services"])
+        assert {config["source"] for config in service.get("configs", ())} <= set(COMPOSE["configs"])
+        assert all((HERE / mount.split(":")[0]).is_file() for mount in service.get("volumes", ()))
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", ()))
+    contents = {name: yaml.safe_load(config["content"]) for name, config in COMPOSE["configs"].items()}
+    assert {source["uid"] for source in contents["datasources"]["datasources"]} == {"prometheus", "tempo", "loki"}
