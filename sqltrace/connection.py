@@ -160,6 +160,28 @@ class ConnectionTotals:
         return ConnectionUse(totals.checkouts, totals.failed, totals.timeouts, waits=list(totals.waits), **seconds)
 
 
+class Occupants(set["Checkout"]):
+    """
+    The checkouts that occupy a place of one pool now.
+
+    Attributes:
+        pool_name: Its ``pool_logging_name``, or where its engine connects to.
+        waiting: Those that wait for a place.
+    """
+
+    pool_name = ""
+    waiting: set[Checkout]
+
+    def __init__(self, pool_name: str = "") -> None:
+        super().__init__()
+        self.pool_name = pool_name
+        self.waiting = set()
+
+
+# Are told of each checkout that has ended, in its thread. Must be cheap, and must not raise.
+watchers: list[Callable[[Checkout], object]] = []
+
+
 class Checkout:
     """
     One use of a connection, from asking the pool for it to giving it back.
@@ -188,7 +210,7 @@ class Checkout:
     _first: int | None = None
     _executions: list[TimedExecution]  # from the first statement of a transaction on
 
-    def __init__(self, clock: Callable[[], int], labels: tuple[Label, ...], neighbours: set[Checkout]) -> None:
+    def __init__(self, clock: Callable[[], int], labels: tuple[Label, ...], neighbours: Occupants) -> None:
         self.clock = clock
         self.labels = labels
         self.neighbours = neighbours
@@ -240,6 +262,8 @@ class Checkout:
                 self.end_transaction(now)
             self.ended = now
             self.neighbours.discard(self)
+            for watch in watchers:
+                watch(self)
 
 
 def _elapsed(execution: TimedExecution) -> int:

@@ -22,6 +22,11 @@ class Database:
     port: int | None = None
     namespace: str | None = None
 
+    def __str__(self) -> str:
+        """As pools without a name of their own are called: ``db.example.com:5432/shop``."""
+        place = f"{self.address or ''}:{self.port}" if self.port else self.address or ""
+        return "/".join(part for part in (place, self.namespace) if part)
+
 
 _known: WeakKeyDictionary[Any, Database] = WeakKeyDictionary()
 

@@ -73,6 +73,16 @@ def tracing():
 
 
 @pytest.fixture
+def meters():
+    """Metrics of the test's own provider."""
+    from tests.telemetry import Meters
+
+    meters = Meters()
+    yield meters
+    meters.provider.shutdown()
+
+
+@pytest.fixture
 def memory_engine():
     engine = asgi.memory_engine()
     yield engine

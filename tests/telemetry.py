@@ -1,8 +1,13 @@
 """Applications that are traced, each in another way, and what is asked of their spans."""
 
+import importlib
+import pkgutil
+
 import fastapi
 import pytest
 from fastapi import FastAPI
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -45,6 +50,38 @@ class Tracing(SpanProcessor):
 
     def spans(self):
         return self.exporter.get_finished_spans()
+
+
+class Meters:
+    """A provider whose points can be asked for by the name of their metric."""
+
+    def __init__(self):
+        self.reader = InMemoryMetricReader()
+        self.provider = MeterProvider(metric_readers=[self.reader])
+
+    def metrics(self):
+        data = self.reader.get_metrics_data()
+        scopes = data.resource_metrics[0].scope_metrics if data else []
+        return {metric.name: metric for scope in scopes for metric in scope.metrics}
+
+    def points(self, name):
+        metric = self.metrics().get(name)
+        return list(metric.data.data_points) if metric is not None else []
+
+
+def metric_names():
+    """Names of metrics by the conventions."""
+    package = pytest.importorskip("opentelemetry.semconv._incubating.metrics")
+    stable = pytest.importorskip("opentelemetry.semconv.metrics")
+    names = set()
+    for place in (package, stable):
+        modules = [
+            place,
+            *(importlib.import_module(f"{place.__name__}.{i.name}") for i in pkgutil.iter_modules(place.__path__)),
+        ]
+        for module in modules:
+            names |= {value for key, value in vars(module).items() if key.isupper() and isinstance(value, str)}
+    return names
 
 
 class Routes:

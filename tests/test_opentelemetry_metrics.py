@@ -1,12 +1,7 @@
 """What metrics say: all statements, the time account of each route, and what nobody else has measured."""
 
-import importlib
-import pkgutil
-
 import pytest
 from fastapi import FastAPI
-from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from sqlalchemy import text
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
@@ -17,33 +12,9 @@ from sqltrace import SQLTraceMiddleware
 from sqltrace.finding import Finding
 from sqltrace.sinks import OpenTelemetrySink
 from sqltrace.sinks.opentelemetry import metrics as ours
-from tests.telemetry import STACKS, Routes, native
+from tests.telemetry import STACKS, Routes, metric_names, native
 
 pytestmark = pytest.mark.usefixtures("no_faults")
-
-
-class Meters:
-    """A provider whose points can be asked for by the name of their metric."""
-
-    def __init__(self):
-        self.reader = InMemoryMetricReader()
-        self.provider = MeterProvider(metric_readers=[self.reader])
-
-    def metrics(self):
-        data = self.reader.get_metrics_data()
-        scopes = data.resource_metrics[0].scope_metrics if data else []
-        return {metric.name: metric for scope in scopes for metric in scope.metrics}
-
-    def points(self, name):
-        metric = self.metrics().get(name)
-        return list(metric.data.data_points) if metric is not None else []
-
-
-@pytest.fixture
-def meters():
-    meters = Meters()
-    yield meters
-    meters.provider.shutdown()
 
 
 class Kept:
@@ -63,21 +34,6 @@ def client_of(engine, meters, *, sinks=(), **options):
     app = Starlette(routes=Routes(engine).list)
     app.add_middleware(SQLTraceMiddleware, sinks=[OpenTelemetrySink(meter_provider=meters.provider), *sinks], **options)
     return TestClient(app, raise_server_exceptions=False)
-
-
-def conventions():
-    """Names of metrics by the conventions."""
-    package = pytest.importorskip("opentelemetry.semconv._incubating.metrics")
-    stable = pytest.importorskip("opentelemetry.semconv.metrics")
-    names = set()
-    for place in (package, stable):
-        modules = [
-            place,
-            *(importlib.import_module(f"{place.__name__}.{i.name}") for i in pkgutil.iter_modules(place.__path__)),
-        ]
-        for module in modules:
-            names |= {value for key, value in vars(module).items() if key.isupper() and isinstance(value, str)}
-    return names
 
 
 def test_every_statement_is_measured(memory_engine, meters):
@@ -255,7 +211,7 @@ def test_names_units_and_buckets_are_those_of_the_conventions(memory_engine, met
         ),
     }
 
-    found, known = meters.metrics(), conventions()
+    found, known = meters.metrics(), metric_names()
     assert len(known) > 100
     theirs = {name for name in found if not name.startswith("sqltrace.")}
     assert {"db.client.operation.duration", "http.server.request.duration"} <= theirs <= known

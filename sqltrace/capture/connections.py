@@ -27,7 +27,8 @@ from sqlalchemy.pool import ConnectionPoolEntry, Pool, PoolProxiedConnection
 from sqltrace import connection as measures
 from sqltrace.capture import internals, pool_wait, transactions
 from sqltrace.collector import FOLD_AT, Collector, current, mark, unmeasurable
-from sqltrace.connection import NEGLIGIBLE, Checkout
+from sqltrace.connection import NEGLIGIBLE, Checkout, Occupants
+from sqltrace.database import database_of, note_database
 from sqltrace.faults import logger, report_fault
 
 Wrapper = Callable[[Any], Any]
@@ -36,7 +37,7 @@ KEY: Final = transactions.KEY
 _collector: Final = current.get
 _asking: Final = transactions.asking
 _lock: Final = threading.Lock()
-_held: dict[int, tuple[ref[Pool], set[Checkout]]] = {}
+_held: dict[int, tuple[ref[Pool], Occupants]] = {}
 _installed: list[tuple[type, str, Any, Any]] = []
 _is_wanted: Callable[[Dialect], bool] = lambda _: False  # noqa: E731 - until it is installed
 
@@ -99,6 +100,13 @@ def works() -> dict[str, bool]:
     return found
 
 
+def watched_pools() -> list[tuple[Pool, Occupants]]:
+    """Those that a recording has asked for a connection, and that still exist."""
+    with _lock:
+        known = list(_held.values())
+    return [(pool, occupants) for pool, occupants in ((held(), occupants) for held, occupants in known) if pool]
+
+
 def _wrap(owner: type, name: str, wrapper: Callable[[Wrapper], Wrapper]) -> None:
     original = vars(owner)[name]
     ours = wrapper(original)
@@ -147,7 +155,7 @@ def _ask(collector: Collector, engine: Engine) -> Checkout | None:
         return None
 
 
-def _ask_for_several(innermost: Collector, engine: Engine, neighbours: set[Checkout]) -> Checkout | None:
+def _ask_for_several(innermost: Collector, engine: Engine, neighbours: Occupants) -> Checkout | None:
     wanting: list[Collector] = []
     collector: Collector | None = innermost
     while collector is not None:
@@ -164,7 +172,7 @@ def _ask_for_several(innermost: Collector, engine: Engine, neighbours: set[Check
     return checkout
 
 
-def _neighbours(engine: Engine) -> set[Checkout] | None:
+def _neighbours(engine: Engine) -> Occupants | None:
     """Of a pool that comes up for the first time."""
     if not _is_wanted(engine.dialect):
         return None
@@ -172,8 +180,10 @@ def _neighbours(engine: Engine) -> set[Checkout] | None:
     pool = engine.pool
     # By identity, for a WeakKeyDictionary is five times slower: the entry goes before the identity is used again.
     forget = partial(_held.pop, id(pool), None)
+    note_database(engine.dialect, engine.url)
+    occupants = Occupants(pool.logging_name or str(database_of(engine.dialect)))
     with _lock:
-        return _held.setdefault(id(pool), (ref(pool, lambda _: forget()), set()))[1]
+        return _held.setdefault(id(pool), (ref(pool, lambda _: forget()), occupants))[1]
 
 
 def _take(collector: Collector, checkout: Checkout, dialect: Dialect, connection: Any) -> None:

@@ -171,6 +171,12 @@ def pooled_connection(context: Any) -> Any:
     return context._dbapi_connection
 
 
+def max_overflow(pool: Any) -> int | None:
+    """Connections that a `QueuePool` opens beyond its size, -1 without limit; `None` where that cannot be known."""
+    overflow = getattr(pool, "_max_overflow", None)
+    return overflow if isinstance(overflow, int) else None
+
+
 def knows_pooled_connection() -> bool:
     """Self-test: whether an execution makes its cursor from the proxy that `pooled_connection` answers."""
     context: Any = DefaultExecutionContext.__new__(DefaultExecutionContext)

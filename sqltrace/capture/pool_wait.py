@@ -26,6 +26,8 @@ def measure_wait(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
             return original(pool)  # type: ignore[no-any-return]  # what SQLAlchemy itself returns
         # Who holds connections now: those who free the pool are gone when the wait is over. One C call: threads.
         before = checkout.neighbours.copy() if checkout.neighbours else None
+        waiting = checkout.neighbours.waiting
+        waiting.add(checkout)
         checkout.wait_started = checkout.clock()
         entry, timed_out = None, False
         try:
@@ -34,6 +36,7 @@ def measure_wait(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
             timed_out = True
             raise
         finally:
+            waiting.discard(checkout)
             ended = checkout.wait_ended
             if ended is None:
                 ended = checkout.wait_ended = checkout.clock()

@@ -12,6 +12,7 @@ from sqltrace.database import Database
 from sqltrace.request import RequestRecord
 from sqltrace.route import Scope
 from sqltrace.sinks.opentelemetry.attributes import known, of_database
+from sqltrace.sinks.opentelemetry.pool_metrics import PoolMetrics
 from sqltrace.sinks.opentelemetry.server_span import http_method
 from sqltrace.sinks.opentelemetry.unkept import Unkept
 from sqltrace.statement import Failure, Statement
@@ -62,6 +63,7 @@ class RequestMetrics:
             for part in PARTS
         }
         self._findings = meter.create_counter("sqltrace.findings", "{finding}", "Findings in requests.")
+        self._pools = PoolMetrics(meter)
         self._summaries: set[str] = set()
 
     def begin(self, record: RequestRecord, scope: Scope, *, measured_elsewhere: bool) -> None:
@@ -89,6 +91,7 @@ class RequestMetrics:
             self._measure_statement(statement, context)
         if unkept is not None:
             self._measure_unkept(unkept, context)
+        self._pools.measure_ended()
 
     def _measure_request(self, record: RequestRecord, context: Context | None) -> None:
         route = _of_route(record)

@@ -1,0 +1,54 @@
+"""What the pools of the process look like at this moment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy.pool import Pool, QueuePool
+
+from sqltrace.capture import internals
+from sqltrace.capture.connections import watched_pools
+from sqltrace.connection import Occupants
+
+
+@dataclass(frozen=True, slots=True)
+class PoolState:
+    """
+    Connections of a pool. `None` for what this kind of pool does not have, or does not limit.
+
+    Attributes:
+        name: Its ``pool_logging_name``, or where its engine connects to. Not always unique.
+        used: Checked out.
+        idle: Open, and not checked out.
+        most: That it opens at once.
+        most_idle: That it keeps.
+        waiting: Checkouts that wait for one; of those inside a recording.
+    """
+
+    name: str
+    used: int
+    idle: int | None
+    most: int | None
+    most_idle: int | None
+    waiting: int
+
+
+def pool_states() -> list[PoolState]:
+    """Of the pools that a recording has asked for a connection. For any thread."""
+    return [_state_of(pool, occupants) for pool, occupants in watched_pools()]
+
+
+def _state_of(pool: Pool, occupants: Occupants) -> PoolState:
+    waiting = len(occupants.waiting)
+    if not isinstance(pool, QueuePool):
+        return PoolState(occupants.pool_name, len(occupants), None, None, None, waiting)
+    size, overflow = pool.size(), internals.max_overflow(pool)
+    limited = size > 0 and overflow is not None and overflow >= 0
+    return PoolState(
+        occupants.pool_name,
+        pool.checkedout(),
+        pool.checkedin(),
+        size + (overflow or 0) if limited else None,
+        size if size > 0 else None,
+        waiting,
+    )

@@ -1,0 +1,181 @@
+"""What metrics say of connection pools."""
+
+import threading
+import time
+from contextlib import ExitStack
+
+import pytest
+from sqlalchemy import create_engine, text
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.pool import NullPool, QueuePool
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+from starlette.testclient import TestClient
+
+import sqltrace
+from sqltrace import SQLTraceMiddleware
+from sqltrace.database import Database
+from sqltrace.sinks import OpenTelemetrySink
+from tests.telemetry import metric_names
+
+pytestmark = pytest.mark.usefixtures("no_faults")
+
+NAME = "db.client.connection.pool.name"
+STATE = "db.client.connection.state"
+
+
+@pytest.fixture
+def engines(tmp_path):
+    with ExitStack() as stack:
+
+        def make(name="shop", **options):
+            options = {"poolclass": QueuePool, **options}
+            engine = create_engine(f"sqlite:///{tmp_path}/{name}.db", **options)
+            stack.callback(engine.dispose)
+            return engine
+
+        yield make
+
+
+def client_of(engine, meters, meanwhile=lambda: None):
+    def use(request):
+        with engine.connect() as connection:
+            connection.execute(text("SELECT 1")).all()
+            meanwhile()
+        return PlainTextResponse("fine")
+
+    app = Starlette(routes=[Route("/", use)])
+    app.add_middleware(SQLTraceMiddleware, sinks=[OpenTelemetrySink(meter_provider=meters.provider)])
+    return TestClient(app, raise_server_exceptions=False)
+
+
+def values(meters, name):
+    return {
+        (point.attributes[NAME], point.attributes.get(STATE)): point.value
+        for point in meters.points(f"db.client.connection.{name}")
+    }
+
+
+def test_pool_is_told_as_it_is_at_that_moment(engines, meters):
+    seen = {}
+    engine = engines(pool_size=3, max_overflow=2, pool_logging_name="shop")
+    client = client_of(engine, meters, lambda: seen.update(values(meters, "count")))
+    client.get("/")
+
+    assert seen == {("shop", "used"): 1, ("shop", "idle"): 0}
+    assert values(meters, "count") == {("shop", "used"): 0, ("shop", "idle"): 1}
+    assert values(meters, "max") == {("shop", None): 5}
+    assert values(meters, "idle.max") == {("shop", None): 3}
+    assert values(meters, "idle.min") == {("shop", None): 0}
+    assert values(meters, "pending_requests") == {("shop", None): 0}
+
+
+def test_pool_without_limit_has_no_maximum(engines, meters):
+    client_of(engines(pool_size=2, max_overflow=-1, pool_logging_name="shop"), meters).get("/")
+
+    assert values(meters, "max") == {}
+    assert values(meters, "idle.max") == {("shop", None): 2}
+
+
+def test_pool_that_keeps_nothing_tells_what_is_used(engines, meters):
+    seen = {}
+    client = client_of(
+        engines(poolclass=NullPool, pool_logging_name="none"), meters, lambda: seen.update(values(meters, "count"))
+    )
+    client.get("/")
+
+    assert seen == {("none", "used"): 1}
+    assert values(meters, "max") == values(meters, "idle.max") == {}
+
+
+def test_pools_of_one_name_count_as_one(engines, meters):
+    held = [engines("b", pool_size=2, max_overflow=0, pool_logging_name="both") for _ in range(2)]
+    for engine in held:
+        client_of(engine, meters).get("/")
+
+    assert values(meters, "max") == {("both", None): 4}
+
+
+def test_pool_without_a_name_is_called_by_its_database(engines, meters, tmp_path):
+    client_of(engines(), meters).get("/")
+
+    assert {name for name, _ in values(meters, "max")} == {f"{tmp_path}/shop.db"}
+    assert str(Database("db.example.com", 5432, "shop")) == "db.example.com:5432/shop"
+    assert str(Database("db.example.com", None, "shop")) == "db.example.com/shop"
+    assert str(Database()) == ""
+
+
+def test_those_who_wait_for_the_pool_are_pending(engines, meters):
+    engine = engines(pool_size=1, max_overflow=0, pool_logging_name="shop")
+    client = client_of(engine, meters)
+    client.get("/")
+    with engine.connect():
+        waiting = threading.Thread(target=client.get, args=("/",))
+        waiting.start()
+        deadline = time.monotonic() + 20
+        while values(meters, "pending_requests") != {("shop", None): 1}:
+            assert time.monotonic() < deadline
+    waiting.join()
+
+    assert values(meters, "pending_requests") == {("shop", None): 0}
+
+
+def test_pool_timeouts_are_counted(engines, meters):
+    engine = engines(pool_size=1, max_overflow=0, pool_timeout=0.01, pool_logging_name="shop")
+    client = client_of(engine, meters)
+    client.get("/")
+    with engine.connect():
+        client.get("/")
+    client.get("/")
+
+    assert values(meters, "timeouts") == {("shop", None): 1}
+    [point] = meters.points("db.client.connection.wait_time")
+    assert point.count == 2
+
+
+def test_times_of_uses_are_measured(engines, meters):
+    client = client_of(engines(pool_logging_name="shop"), meters)
+    for _ in range(3):
+        client.get("/")
+
+    points = {name: meters.points(f"db.client.connection.{name}") for name in ("create_time", "wait_time", "use_time")}
+    counts = {name: [(dict(point.attributes), point.count) for point in found] for name, found in points.items()}
+    assert counts == {
+        "create_time": [({NAME: "shop"}, 1)],
+        "wait_time": [({NAME: "shop"}, 3)],
+        "use_time": [({NAME: "shop"}, 3)],
+    }
+    assert all(point.sum > 0 for found in points.values() for point in found)
+
+
+def test_checkout_of_a_job_is_measured_with_the_next_request(engines, meters):
+    engine = engines(pool_size=1, max_overflow=0, pool_timeout=0.01, pool_logging_name="shop")
+    client = client_of(engine, meters)
+    client.get("/")
+    with sqltrace.record("job"), engine.connect(), pytest.raises(PoolTimeoutError):
+        engine.connect()
+    client.get("/")
+
+    assert values(meters, "timeouts") == {("shop", None): 1}
+    [point] = meters.points("db.client.connection.use_time")
+    assert point.count == 3
+
+
+def test_names_and_units_are_those_of_the_conventions(engines, meters):
+    engine = engines(pool_size=1, max_overflow=0, pool_timeout=0.01)
+    client = client_of(engine, meters)
+    client.get("/")
+    with engine.connect():
+        client.get("/")
+    client.get("/")
+
+    units = {
+        name.removeprefix("db.client.connection."): metric.unit
+        for name, metric in meters.metrics().items()
+        if name.startswith("db.client.connection.")
+    }
+    times = dict.fromkeys(("create_time", "wait_time", "use_time"), "s")
+    connections = dict.fromkeys(("count", "max", "idle.max", "idle.min"), "{connection}")
+    assert units == {**times, **connections, "pending_requests": "{request}", "timeouts": "{timeout}"}
+    assert {f"db.client.connection.{name}" for name in units} <= metric_names()
