@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -132,3 +133,18 @@ def test_missing_library_is_told(library):
     assert process.returncode == 2
     assert process.stderr.startswith(f"Error: --otlp: {library}")
     assert process.stderr.endswith(" is missing; the extra `otlp` has it.\n")
+
+
+@pytest.mark.skipif(shutil.which("prometheus") is None, reason="prometheus is not installed")
+def test_prometheus_answers_every_query_of_the_dashboard_and_the_alerts():
+    process = subprocess.run(
+        [sys.executable, "-m", "example_app.observability.check_prometheus"],
+        cwd=ROOT,
+        encoding="utf-8",
+        capture_output=True,
+        check=False,
+        timeout=200,
+    )
+
+    assert (process.returncode, process.stderr) == (0, "")
+    assert " 0 series" not in process.stdout

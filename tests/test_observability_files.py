@@ -5,6 +5,9 @@ import re
 from pathlib import Path
 
 import pytest
+from opentelemetry.metrics import NoOpMeter
+
+from sqltrace.sinks.opentelemetry.metrics import RequestMetrics
 
 yaml = pytest.importorskip("yaml")
 
@@ -16,21 +19,6 @@ ALERTS, COLLECTOR, COMPOSE = (
 )
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 RULES = [rule for group in ALERTS["groups"] for rule in group["rules"]]
-SECONDS = {
-    "db.client.operation.duration",
-    "db.client.connection.create_time",
-    "db.client.connection.wait_time",
-    "db.client.connection.use_time",
-    "http.server.request.duration",
-    "sqltrace.request.connection",
-    "sqltrace.request.database",
-    "sqltrace.request.objects",
-    "sqltrace.request.loop_wait",
-    "sqltrace.request.python",
-}
-COUNTS = {"db.client.response.returned_rows", "sqltrace.request.statements", "sqltrace.request.rows"}
-COUNTERS = {"db.client.connection.timeouts", "sqltrace.findings"}
-LEVELS = {f"db.client.connection.{name}" for name in ("count", "max", "idle.max", "idle.min", "pending_requests")}
 ATTRIBUTES = {
     *("db.system.name", "db.namespace", "db.query.summary", "server.address", "server.port", "error.type"),
     *("db.client.connection.state", "db.client.connection.pool.name"),
@@ -42,12 +30,37 @@ def in_prometheus(name):
     return name.replace(".", "_")
 
 
+class Instruments(NoOpMeter):
+    """A meter that keeps what it was asked for: kind and unit by name."""
+
+    def __init__(self):
+        super().__init__("instruments")
+        self.known = {}
+
+    def create_histogram(self, name, unit="", *arguments, **options):
+        self.known[name] = "histogram", unit
+
+    def create_counter(self, name, unit="", *arguments):
+        self.known[name] = "counter", unit
+
+    def create_observable_up_down_counter(self, name, callbacks=None, unit="", *arguments):
+        self.known[name] = "level", unit
+
+
+def emitted():
+    meter = Instruments()
+    RequestMetrics(meter)
+    return meter.known
+
+
+METRICS = emitted()
+
+
 def series():
     """Every series that Prometheus makes of what the package emits."""
-    histograms = [f"{in_prometheus(name)}_seconds" for name in SECONDS] + [in_prometheus(name) for name in COUNTS]
-    yield from (name + part for name in histograms for part in ("_bucket", "_sum", "_count"))
-    yield from (f"{in_prometheus(name)}_total" for name in COUNTERS)
-    yield from map(in_prometheus, LEVELS)
+    endings = {"histogram": ("_bucket", "_sum", "_count"), "counter": ("_total",), "level": ("",)}
+    for name, (kind, unit) in METRICS.items():
+        yield from (in_prometheus(name) + {"s": "_seconds"}.get(unit, "") + ending for ending in endings[kind])
 
 
 def queries():
@@ -78,7 +91,8 @@ def test_query_names_what_the_package_emits(expression):
 def test_dashboard_shows_every_metric():
     text = json.dumps(DASHBOARD)
 
-    assert [name for name in SECONDS | COUNTS | COUNTERS | LEVELS if f"{in_prometheus(name)}" not in text] == []
+    assert len(METRICS) == 20
+    assert [name for name in METRICS if in_prometheus(name) not in text] == []
 
 
 def test_every_panel_has_a_unit_a_description_and_a_place():
