@@ -10,7 +10,7 @@ from sqltrace import sinks
 from sqltrace.callsite import CallSite
 from sqltrace.capture.instrument import capabilities, instrument, uninstrument
 from sqltrace.capture.record import record
-from sqltrace.collector import MissedStatements
+from sqltrace.collector import MissedStatements, missed_statements
 from sqltrace.connection import ConnectionUse, Holder, PoolWait
 from sqltrace.database import Database
 from sqltrace.failed_load import FailedLoad
@@ -18,7 +18,7 @@ from sqltrace.finding import Finding
 from sqltrace.findings import diagnose
 from sqltrace.middleware import SQLTraceMiddleware
 from sqltrace.origin import Origin, Parents
-from sqltrace.recording import Recording, current_recording, missed_statements
+from sqltrace.recording import Recording, current_recording
 from sqltrace.request import RequestRecord
 from sqltrace.statement import Failure, Group, Statement
 from sqltrace.time_account import TimeAccount

@@ -267,4 +267,10 @@ class MissedStatements:
 # Counted without a lock: exact where the GIL makes one `+=` atomic, close elsewhere.
 missed = MissedStatements()
 
+
+def missed_statements() -> MissedStatements:
+    """A copy of the counts of statements that are in no recording, since the process began."""
+    return MissedStatements(missed.unattributed, missed.late)
+
+
 current: ContextVar[Collector | None] = ContextVar("sqltrace", default=None)

@@ -239,7 +239,8 @@ class _Exchange:
             if record.status is not None and record.status < 500:
                 record.recording.failed_loads.clear()  # the application has coped with them
             self._describe(record)
-            self._tell("response_ready", record)
+            with record.recording.at_one_moment():
+                self._tell("response_ready", record)
 
     def finish(self, error: BaseException | None) -> None:
         record, self._record = self._record, None

@@ -18,16 +18,17 @@ Statements come from any thread and any task at any moment. They are appended
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from threading import RLock
 from typing import Any
 
-from sqltrace.collector import Clock, Collector, MissedStatements, Part, current, missed, unmeasurable
+from sqltrace.collector import Clock, Collector, Execution, Part, current, unmeasurable
 from sqltrace.connection import ConnectionUse, Label
 from sqltrace.event_loop import LoopShare
 from sqltrace.statement import Group, Statement
-from sqltrace.tally import Tally, statement_of
+from sqltrace.tally import Place, Tally, statement_of
 from sqltrace.time_account import MEASURED, TimeAccount, settle
 
 _SECOND = 1_000_000_000
@@ -40,11 +41,6 @@ def current_recording() -> Recording | None:
         collector = collector.parent
     recording = collector.recording if collector is not None else None
     return recording if isinstance(recording, Recording) else None
-
-
-def missed_statements() -> MissedStatements:
-    """A copy of the counts of statements that are in no recording, since the process began."""
-    return MissedStatements(missed.unattributed, missed.late)
 
 
 class Recording:
@@ -78,6 +74,7 @@ class Recording:
         self._loop: LoopShare | None = None
         self._response_ended: int | None = None
         self._ended: int | None = None
+        self._moment: int | None = None
         self._answers: dict[str, Any] = {}
         self._collector = Collector(
             self,
@@ -126,6 +123,17 @@ class Recording:
             self.fold()
             self._collector.close()
             self._tally.close()
+
+    @contextmanager
+    def at_one_moment(self) -> Iterator[None]:
+        """Answer as of now what is asked within, and each thing once: for who asks much while it is open."""
+        self._moment = self._clock()
+        try:
+            yield
+        finally:
+            self._moment = None
+            if self._ended is None:
+                self._answers = {}
 
     def observe_loop(self, name_route: Callable[[], None] | None = None) -> LoopShare:
         """
@@ -180,13 +188,13 @@ class Recording:
         return settle(self._tally.covered, end, end - self._started, MEASURED - unseen)
 
     def _answer(self, name: str, make: Callable[[], Any]) -> Any:
-        """What `make` answers; once the recording has ended, the same for every rule and sink that asks."""
+        """What `make` answers; at one moment, or once the recording has ended, the same for every rule and sink."""
         answer = self._answers.get(name)
         if answer is None:
             with self._lock:
                 self.fold()
                 answer = make()
-                if self._ended is not None:
+                if self._ended is not None or self._moment is not None:
                     self._answers[name] = answer
         return answer
 
@@ -225,12 +233,10 @@ class Recording:
     @property
     def connections(self) -> ConnectionUse:
         """What it did with connections until now, or until it ended."""
-        use: ConnectionUse = self._answer("connections", self._use_of_connections)
-        return use
-
-    def _use_of_connections(self) -> ConnectionUse:
         now = self._clock() if self._ended is None else self._ended
-        return self._tally.connections.use(self._collector.checkouts, now)
+        totals, still_open = self._tally.connections, self._collector.checkouts
+        use: ConnectionUse = self._answer("connections", lambda: totals.use(still_open, now))
+        return use
 
     @property
     def row_count(self) -> int:
@@ -242,10 +248,18 @@ class Recording:
     @property
     def statements(self) -> list[Statement]:
         """The first `max_statements` statements, in the order in which they ended."""
+        statements: list[Statement] = self._answer("statements", lambda: [*map(self.statement, self._tally.kept)])
+        return statements.copy()
+
+    def statement(self, execution: Execution) -> Statement:
+        """One of `statements`."""
+        return statement_of(execution, self._started, self._response_ended)
+
+    def executions(self) -> dict[Place, list[Execution]]:
+        """What `statements` are made of, by group: for who needs few of them."""
         with self._lock:
             self.fold()
-            began, boundary = self._started, self._response_ended
-            return [statement_of(execution, began, boundary) for execution in self._tally.kept]
+            return self._tally.kept_by_place(self._response_ended)
 
     @property
     def groups(self) -> list[Group]:
@@ -306,7 +320,8 @@ class Recording:
         return (reading - self._started) / _SECOND
 
     def _response_end(self) -> int:
-        return self._clock() if self._response_ended is None else self._response_ended
+        known = self._moment if self._response_ended is None else self._response_ended
+        return self._clock() if known is None else known
 
     def fold(self) -> None:
         """Turn what the collector has taken into groups and counts."""

@@ -27,6 +27,10 @@ _SECOND = 1_000_000_000
 OTHER_STATEMENTS = "(other statements)"
 
 
+# Of a group: fingerprint, system, phase, and its origin as text.
+Place = tuple[str, str, Phase, str]
+
+
 class Tally:
     """
     Takes what a collector holds, and counts it. Memory is bounded by `max_statements`.
@@ -41,7 +45,7 @@ class Tally:
     def __init__(self, max_statements: int) -> None:
         self._max_statements = max_statements
         self.kept: list[Execution] = []
-        self.groups: dict[tuple[str, str, Phase, str], Group] = {}
+        self.groups: dict[Place, Group] = {}
         self.counts: dict[Phase, int] = {"response": 0, "after_response": 0}
         self.failed = 0
         self.rows = 0
@@ -84,6 +88,29 @@ class Tally:
         self._catch_up()
         if unkept and collector.unkept is not None:
             collector.unkept(unkept)
+
+    def kept_by_place(self, boundary: int | None) -> dict[Place, list[Execution]]:
+        """
+        What was kept, by group.
+
+        Args:
+            boundary: End of the response, if it has ended.
+        """
+        alike: dict[tuple[str, Any, Origin, bool], list[Execution]] = {}
+        for execution in self.kept:
+            after = boundary is not None and execution.started > boundary
+            key = execution.key, execution.dialect, execution.origin, after
+            found = alike.get(key)
+            if found is None:
+                alike[key] = [execution]
+            else:
+                found.append(execution)
+        places: dict[Place, list[Execution]] = {}
+        for (text, dialect, origin, after), executions in alike.items():
+            system = system_name(dialect)
+            phase: Phase = "after_response" if after else "response"
+            places.setdefault((fingerprint(text, system), system, phase, str(origin)), []).extend(executions)
+        return places
 
     def _note_end(self, execution: Execution) -> None:
         for known in self._known.values():
@@ -157,7 +184,7 @@ class Tally:
         key, dialect, origin = execution.key, execution.dialect, execution.origin
         system = system_name(dialect)
         mark = fingerprint(key, system)
-        place = (mark, system, phase, str(origin))
+        place = mark, system, phase, str(origin)
         group = self.groups.get(place)
         if group is None and len(self.groups) < self._max_statements:
             group = self.groups[place] = Group(

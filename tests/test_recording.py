@@ -292,3 +292,27 @@ def test_only_the_dialects_asked_for_are_recorded_and_the_recording_around_has_a
     other.dispose()
 
     assert (everything.statement_count, some.statement_count) == (2, 1)
+
+
+def test_answers_at_one_moment_agree_and_time_goes_on_after_it():
+    readings = iter(range(0, 10_000_000_000, 1_000_000))
+    recording = Recording(clock=lambda: next(readings))
+    with recording.at_one_moment():
+        first, account = recording.duration, recording.time_account
+        assert recording.duration == first
+        assert recording.time_account is account
+        assert account.python == first
+
+    assert recording.duration > first
+    assert recording.time_account is not account
+
+
+def test_recording_that_ends_within_a_moment_keeps_its_answers():
+    readings = iter(range(0, 10_000_000_000, 1_000_000))
+    recording = Recording(clock=lambda: next(readings))
+    with recording.at_one_moment():
+        recording.end()
+        account = recording.time_account
+
+    assert recording.time_account is account
+    assert account.python == recording.duration

@@ -151,13 +151,11 @@ def _of_route(record: RequestRecord) -> dict[str, Any]:
 
 def _of_http(record: RequestRecord, http: Attributes) -> dict[str, Any]:
     failed = record.outcome == "error"
-    # An exception passes through here on its way to who answers it: Starlette or the server, and always so.
-    status = 500 if record.status is None and failed else record.status
     return known(
         {
             **_of_route(record),
             **http,
-            "http.response.status_code": status,
+            "http.response.status_code": record.status,
             "error.type": (record.error_type or "_OTHER") if failed else None,
         }
     )

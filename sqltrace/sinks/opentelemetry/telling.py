@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sqltrace.collector import Execution
 from sqltrace.recording import Recording
 from sqltrace.statement import Group, Phase, Statement
 from sqltrace.tally import OTHER_STATEMENTS
@@ -67,65 +68,70 @@ def choose(recording: Recording, *, repeats: int, most: int) -> list[Told]:
         repeats: Statements of one group that get a span each. Failed ones always do.
         most: Spans in all: the failed and the costliest, and one of each phase with the totals of the others.
     """
-    by_group: dict[tuple[str, str, Phase, str], list[Statement]] = {}
-    for statement in recording.statements:
-        key = statement.fingerprint, statement.system, statement.phase, str(statement.origin)
-        by_group.setdefault(key, []).append(statement)
+    kept = recording.executions()
     told: list[Told] = []
     for group in recording.groups:
-        kept = by_group.get((group.fingerprint, group.system, group.phase, str(group.origin)), [])
-        if all(statement.span is not TOLD_ELSEWHERE for statement in kept):
-            ended = recording.duration if group.ended is None else recording.since_start(group.ended)
-            told += _of_group(group, kept, repeats, ended)
+        place = group.fingerprint, group.system, group.phase, str(group.origin)
+        told += _of_group(recording, group, kept.get(place, []), repeats)
     told = _capped(told, most)
     told.sort(key=lambda span: span.start)
     return told
 
 
-def end_of(statement: Statement) -> float:
-    """When its rows had been fetched, without the pauses that the application made in between."""
-    return statement.start + (statement.loop_wait or 0.0) + statement.duration
-
-
-def _of_group(group: Group, kept: list[Statement], repeats: int, ended: float) -> list[Told]:
-    singles: list[Statement] = []
-    rest: list[Statement] = []
+def _of_group(recording: Recording, group: Group, kept: list[Execution], repeats: int) -> list[Told]:
+    singles: list[Execution] = []
+    rest: list[Execution] = []
     ordinary = 0
-    for statement in kept:
-        ordinary += not statement.failed
-        (singles if statement.failed or ordinary <= repeats else rest).append(statement)
+    for execution in kept:
+        if getattr(execution, "span", None) is TOLD_ELSEWHERE:
+            return []
+        ordinary += execution.failure is None
+        (singles if execution.failure is not None or ordinary <= repeats else rest).append(execution)
     if len(rest) == 1 and group.count == len(kept):
         singles, rest = kept, []
-    told = [Told(group, statement, statement.start, end_of(statement)) for statement in singles]
+    told: list[Told] = []
+    for execution in singles:
+        statement = recording.statement(execution)
+        told.append(Told(group, statement, statement.start, recording.since_start(_end_of(execution))))
     if group.count > len(singles):
-        told.append(_rest_of(group, singles, rest, ended))
+        told.append(_rest_of(recording, group, singles, rest))
     return told
 
 
-def _rest_of(group: Group, singles: list[Statement], kept: list[Statement], ended: float) -> Told:
+def _rest_of(recording: Recording, group: Group, singles: list[Execution], kept: list[Execution]) -> Told:
     """
     Args:
         singles: Those that are told one by one.
         kept: Of the others, those that are known one by one.
-        ended: When the last of all did, if some were not kept.
     """
     count = group.count - len(singles)
-    told = [statement.duration for statement in singles]
-    known = [statement.duration for statement in kept]
-    end = max(map(end_of, kept), default=0.0)
-    if count > len(kept):
-        end = max(end, ended)
+    told = [_elapsed(execution) for execution in singles]
+    known = [_elapsed(execution) for execution in kept]
+    end = recording.since_start(max(map(_end_of, kept))) if kept else 0.0
+    if count > len(kept):  # some were not kept
+        end = max(end, recording.duration if group.ended is None else recording.since_start(group.ended))
         if group.max > max(told, default=0.0):
             known.append(group.max)
     total = max(0.0, group.total - sum(told))
-    rows = None if group.rows is None else group.rows - sum(statement.rows or 0 for statement in singles)
-    failed = group.failed - sum(statement.failed for statement in singles)
+    rows = None if group.rows is None else group.rows - sum(execution.rows or 0 for execution in singles)
+    failed = group.failed - sum(execution.failure is not None for execution in singles)
     least = min(known) if len(known) >= count else None
     rest = Rest(count, total, least, max(known, default=None), rows, failed)
     if kept:
-        return Told(group, kept[0], kept[0].start, end, rest)
-    start = end_of(singles[-1]) if singles else max(0.0, end - total)
-    return Told(group, singles[0] if singles else None, start, end, rest)
+        return Told(group, recording.statement(kept[0]), recording.since_start(kept[0].started), end, rest)
+    last = singles[-1] if singles else None
+    start = max(0.0, end - total) if last is None else recording.since_start(_end_of(last))
+    return Told(group, None if last is None else recording.statement(singles[0]), start, end, rest)
+
+
+def _end_of(execution: Execution) -> int:
+    """When its rows had been fetched, without the pauses that the application made in between."""
+    return execution.ended + execution.fetch
+
+
+def _elapsed(execution: Execution) -> float:
+    """Seconds, as `Statement.duration`."""
+    return (execution.ended - execution.started + execution.fetch - (execution.loop_wait or 0)) / 1_000_000_000
 
 
 def _capped(told: list[Told], most: int) -> list[Told]:
