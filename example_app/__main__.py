@@ -217,7 +217,7 @@ def _open_otlp(console: Console, url: str | None) -> Iterator[None]:
     with telemetry.export_to(url) as warning:
         yield
     if not warning.told:
-        console.print(f"Traces, metrics and logs: sent to {url}", soft_wrap=True, highlight=False)
+        console.print(f"OTLP: {', '.join(warning.signals)} sent to {url}", soft_wrap=True, highlight=False)
 
 
 def _telling_sinks() -> list[Sink]:

@@ -1,6 +1,7 @@
 """The application's OpenTelemetry: all three providers, sent over OTLP/HTTP to whatever understands it."""
 
 import logging
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -28,9 +29,10 @@ TIMEOUT = 5.0
 class FirstWarning(logging.Handler):
     """Tells the first failed export, and is silent about those that follow from the same cause."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, signals: list[str]) -> None:
         super().__init__(logging.WARNING)
         self._url = url
+        self.signals = signals
         self.told = False
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -66,32 +68,45 @@ def export_to(url: str) -> Iterator[FirstWarning]:
     """
     Configure OpenTelemetry for the process, and send what the block makes; all has left when it ends.
 
+    A signal whose `OTEL_TRACES_EXPORTER`, `OTEL_METRICS_EXPORTER` or `OTEL_LOGS_EXPORTER` is `none` stays as it is.
+
     Yields:
-        What knows whether an export has failed.
+        What knows the signals, and whether an export has failed.
     """
-    warning = FirstWarning(url)
+    begins = {"traces": _begin_traces, "metrics": _begin_metrics, "logs": _begin_logs}
+    signals = [name for name in begins if os.environ.get(f"OTEL_{name.upper()}_EXPORTER", "").lower() != "none"]
+    warning = FirstWarning(url, signals)
     logger = logging.getLogger("opentelemetry")
     logger.addHandler(warning)
     logger.propagate = False
-    reader = PeriodicExportingMetricReader(
-        OTLPMetricExporter(f"{url}/v1/metrics", timeout=TIMEOUT), export_interval_millis=METRICS_INTERVAL * 1000
-    )
-    tracers, meters, loggers = providers = (
-        TracerProvider(resource=resource(), shutdown_on_exit=False),
-        meter_provider(reader),
-        LoggerProvider(resource=resource(), shutdown_on_exit=False),
-    )
-    tracers.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(f"{url}/v1/traces", timeout=TIMEOUT)))
-    loggers.add_log_record_processor(BatchLogRecordProcessor(OTLPLogExporter(f"{url}/v1/logs", timeout=TIMEOUT)))
-    trace.set_tracer_provider(tracers)
-    metrics.set_meter_provider(meters)
-    _logs.set_logger_provider(loggers)
+    providers = [begins[name](f"{url}/v1/{name}") for name in signals]
     try:
         yield warning
     finally:
         # Side by side: where nobody answers, each waits for its time.
-        with ThreadPoolExecutor(len(providers)) as pool:
+        with ThreadPoolExecutor(len(begins)) as pool:
             list(pool.map(lambda provider: provider.shutdown(), providers))
+
+
+def _begin_traces(url: str) -> TracerProvider:
+    provider = TracerProvider(resource=resource(), shutdown_on_exit=False)
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(url, timeout=TIMEOUT)))
+    trace.set_tracer_provider(provider)
+    return provider
+
+
+def _begin_metrics(url: str) -> MeterProvider:
+    exporter = OTLPMetricExporter(url, timeout=TIMEOUT)
+    provider = meter_provider(PeriodicExportingMetricReader(exporter, export_interval_millis=METRICS_INTERVAL * 1000))
+    metrics.set_meter_provider(provider)
+    return provider
+
+
+def _begin_logs(url: str) -> LoggerProvider:
+    provider = LoggerProvider(resource=resource(), shutdown_on_exit=False)
+    provider.add_log_record_processor(BatchLogRecordProcessor(OTLPLogExporter(url, timeout=TIMEOUT)))
+    _logs.set_logger_provider(provider)
+    return provider
 
 
 def meter_provider(reader: MetricReader) -> MeterProvider:

@@ -6,6 +6,8 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -24,13 +26,13 @@ REQUESTS = len(replay.FLAVOURS) * len(replay.page_load(refresh_token(USER_ID, se
 SERVER = 2
 
 
-def run(*arguments):
+def run(*arguments, **environment):
     """A run of its own process: providers are set once for each."""
     command = [sys.executable, "-m", "example_app", "--size", "small", *arguments]
     return subprocess.run(
         command,
         cwd=ROOT,
-        env={**os.environ, "COLUMNS": "100"},
+        env={**os.environ, "COLUMNS": "100", **environment},
         encoding="utf-8",
         capture_output=True,
         check=False,
@@ -71,7 +73,7 @@ def test_run_arrives_at_a_receiver_with_traces_logs_and_metrics_of_each_request(
     process, spans, logs, metrics = asyncio.run(received_from_run("--log-file", str(path)))
 
     assert (process.returncode, process.stderr) == (0, "")
-    assert "Traces, metrics and logs: sent to http://127.0.0.1:" in process.stdout
+    assert "OTLP: traces, metrics, logs sent to http://127.0.0.1:" in process.stdout
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     told = sorted((line["trace_id"], line["span_id"]) for line in lines)
     assert len(told) == REQUESTS
@@ -79,6 +81,29 @@ def test_run_arrives_at_a_receiver_with_traces_logs_and_metrics_of_each_request(
     requests = [log for log in logs if log.event_name == "sqltrace.request"]
     assert sorted((log.trace_id.hex(), log.span_id.hex()) for log in requests) == told
     assert metrics[-1].unit == "s"
+
+
+def test_signals_that_a_receiver_does_not_take_can_be_left_out():
+    paths = set()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            paths.add(self.path)
+            self.rfile.read(int(self.headers["content-length"]))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *arguments):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        process = run("--otlp", url, OTEL_METRICS_EXPORTER="none", OTEL_LOGS_EXPORTER="none")
+        server.shutdown()
+
+    assert (process.returncode, process.stderr, paths) == (0, "", {"/v1/traces"})
+    assert f"OTLP: traces sent to {url}\n" in process.stdout
 
 
 def test_endpoint_that_nobody_listens_at_is_one_warning():
