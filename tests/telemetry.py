@@ -192,6 +192,24 @@ def contrib_fastapi(routes, sink, provider):
     return app
 
 
+def logfire_fastapi(routes, sink, provider):
+    logfire = pytest.importorskip("logfire")
+    # An instance of its own: the global one would be everybody's.
+    configured = logfire.configure(
+        local=True,
+        send_to_logfire=False,
+        console=False,
+        inspect_arguments=False,
+        distributed_tracing=True,
+        additional_span_processors=[provider._active_span_processor],
+        metrics=False,
+    )
+    app = FastAPI(routes=routes)
+    app.add_middleware(SQLTraceMiddleware, sinks=[sink])
+    configured.instrument_fastapi(app)
+    return app
+
+
 def around_contrib_starlette(routes, sink, provider):
     instrumentation = pytest.importorskip("opentelemetry.instrumentation.starlette")
     app = Starlette(routes=routes)
@@ -223,6 +241,7 @@ STACKS = [
     around_contrib_asgi,
     outside_added_contrib_asgi,
     contrib_fastapi,
+    logfire_fastapi,
     around_contrib_starlette,
     manual,
 ]

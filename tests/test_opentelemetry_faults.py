@@ -3,6 +3,8 @@
 import threading
 
 import pytest
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor, SpanExporter, SpanExportResult
 from starlette.testclient import TestClient
@@ -97,3 +99,21 @@ def test_headers_that_make_no_sense_are_passed_over(memory_engine, tracing, head
     encoded = {name: value.encode("latin-1") for name, value in headers.items()}
     assert TestClient(app).get("/sync/1", headers=encoded).text == "fine"
     assert len(statement_spans(tracing.spans())) == 2
+
+
+def test_metrics_that_are_shut_down_while_serving_do_not_reach_the_response(memory_engine, meters):
+    client = TestClient(traced(plain, memory_engine, None, meter_provider=meters.provider))
+    answers = [client.get("/sync/1").text]
+    meters.provider.shutdown()
+    answers.append(client.get("/sync/1").text)
+
+    assert answers == ["fine"] * 2
+
+
+def test_disabled_sdk_measures_nothing_and_harms_nobody(memory_engine, monkeypatch):
+    monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
+    reader = InMemoryMetricReader()
+    provider = MeterProvider(metric_readers=[reader])
+
+    assert TestClient(traced(plain, memory_engine, None, meter_provider=provider)).get("/sync/1").text == "fine"
+    assert reader.get_metrics_data() is None
