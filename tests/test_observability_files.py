@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -152,3 +154,35 @@ def test_compose_file_mounts_files_and_configurations_that_exist():
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", ()))
     contents = {name: yaml.safe_load(config["content"]) for name, config in COMPOSE["configs"].items()}
     assert {source["uid"] for source in contents["datasources"]["datasources"]} == {"prometheus", "tempo", "loki"}
+
+
+def test_grafanas_own_library_reads_the_whole_dashboard():
+    models = pytest.importorskip("grafana_foundation_sdk.models.dashboard")
+    from grafana_foundation_sdk.cog import encoder, plugins
+
+    plugins.register_default_plugins()
+    read = models.Dashboard.from_json(DASHBOARD)
+
+    lost = set(leaves(DASHBOARD)) - set(leaves(json.loads(json.dumps(read, cls=encoder.JSONEncoder))))
+    # Grafana writes `definition` itself for its own list of variables, and `tableType` for Tempo.
+    assert {path for path, _ in lost if path[-1] not in {"definition", "tableType"}} == set()
+
+
+def leaves(value, path=()):
+    """Every plain value with the way to it."""
+    if isinstance(value, dict | list):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from leaves(inner, (*path, key))
+    else:
+        yield path, value
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+def test_each_alert_is_told_with_a_reason_and_none_without():
+    command = ["promtool", "test", "rules", "prometheus_alerts_test.yaml"]
+    process = subprocess.run(command, cwd=HERE, capture_output=True, encoding="utf-8", check=False, timeout=60)
+
+    assert (process.returncode, process.stderr) == (0, "")
+    tested = yaml.safe_load((HERE / "prometheus_alerts_test.yaml").read_text(encoding="utf-8"))["tests"][0]
+    told = [sample["labels"] for sample in tested["promql_expr_test"][0]["exp_samples"]]
+    assert told == sorted(f'{{alertname="{rule["alert"]}"}}' for rule in RULES)
