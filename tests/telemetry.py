@@ -1,7 +1,9 @@
 """Applications that are traced, each in another way, and what is asked of their spans."""
 
 import importlib
+import inspect
 import pkgutil
+import re
 
 import fastapi
 import pytest
@@ -82,6 +84,29 @@ def metric_names():
         for module in modules:
             names |= {value for key, value in vars(module).items() if key.isupper() and isinstance(value, str)}
     return names
+
+
+def attribute_names():
+    """Names of attributes by the conventions, and those that are deprecated."""
+    known, deprecated = set(), set()
+    for package in ("opentelemetry.semconv._incubating.attributes", "opentelemetry.semconv.attributes"):
+        for info in pkgutil.iter_modules(pytest.importorskip(package).__path__):
+            module = importlib.import_module(f"{package}.{info.name}")
+            source = inspect.getsource(module)
+            for constant, name in vars(module).items():
+                if constant.isupper() and isinstance(name, str):
+                    known.add(name)
+                    text = re.search(rf'^{constant}: Final = .*\n(?:"""\n(.*\n)*?""")?', source, re.MULTILINE)
+                    if text is not None and "Deprecated: " in text[0]:
+                        deprecated.add(name)
+    return known, deprecated
+
+
+REQUIRED = {
+    SpanKind.SERVER: {"http.request.method", "url.path", "url.scheme"},
+    SpanKind.CLIENT: {"db.system.name", "db.query.summary"},
+    SpanKind.INTERNAL: set(),
+}
 
 
 class Routes:
