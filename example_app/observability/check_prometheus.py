@@ -168,7 +168,7 @@ def _serve_the_case(database: Database, directory: Path, prometheus: Prometheus)
             for flavour in FLAVOURS:
                 for failure in asyncio.run(replay(server.url, flavour, calls, lambda: None)):
                     raise click.ClickException(failure)
-            for path in ("/fails/statement", "/fails/pool"):
+            for path in ("/fails/statement",) * 5 + ("/fails/pool",):
                 httpx2.get(server.url + path, timeout=30, trust_env=False)
             if not wait_until(lambda: _is_seen(prometheus, totals), 30):
                 raise click.ClickException("Prometheus has not seen all requests after 30 s")
