@@ -49,6 +49,7 @@ class Execution:
         started, ended: Readings of the collector's clock around the driver's call.
         key: The compiled text before IN lists are expanded: equal for equals, and SQLAlchemy's own string.
         rows, fetch: Rows that reached Python, and the time spent on fetching them after `ended`.
+        tail: The part of `fetch` that counts as if it followed `ended` at once; `None` when that was added up.
         objects: Time spent on making ORM objects of the rows, without fetch and nested statements.
         entities: ORM objects made of the rows, by class name; those that the session had before are not in it.
         roots: Distinct root objects of a statement whose eager joins can repeat them in many rows.
@@ -65,7 +66,7 @@ class Execution:
     __slots__ = (
         "batch_size", "call_site", "dialect", "digest", "ended", "entities", "executemany", "failure", "fetch", "key",
         "loop_wait", "objects", "on_loop", "open", "origin", "parameters", "parents", "roots", "rows", "span", "sql",
-        "started", "widening",
+        "started", "tail", "widening",
     )  # fmt: skip
 
     span: Any
@@ -99,6 +100,7 @@ class Execution:
         self.digest: int | None = None
         self.rows: int | None = None
         self.fetch = 0
+        self.tail: int | None = 0
         self.objects = 0
         self.entities: dict[str, int] | None = None
         self.roots: int | None = None

@@ -136,7 +136,9 @@ class Tally:
         del marks[:count]
         stretches: dict[Part, list[tuple[int, int]]] = {part: [] for part in PRIORITY}
         # Together, and so in their order: one that comes before others is added at a higher price.
-        stretches["database"] = [(execution.started, execution.ended) for execution in executions]
+        stretches["database"] = [
+            (execution.started, execution.ended + (execution.tail or 0)) for execution in executions
+        ]
         for part, start, end in taken:
             stretches[part].append((start, end))
         for part in PRIORITY:
@@ -159,6 +161,7 @@ class Tally:
             if execution.on_loop:
                 group.on_loop += 1
             if execution.open:
+                execution.tail = None
                 self._unsettled.append(Unsettled(execution, group))
             else:
                 rows = add(group, execution)

@@ -10,7 +10,7 @@ from collections import deque
 from typing import Any, Final, NoReturn
 
 from sqltrace.capture import internals
-from sqltrace.capture.building import Block, building
+from sqltrace.capture.building import building
 from sqltrace.capture.failure import describe_failure
 from sqltrace.capture.internals import BufferedRowCursorFetchStrategy, CursorFetchStrategy
 from sqltrace.collector import Collector, Execution, mark
@@ -40,25 +40,39 @@ def add_fetch(collector: Collector, execution: Execution, started: int, rows: in
         report_fault("counting rows", fault)
 
 
-def _flush(strategy: CountedFetch, block: Block | None) -> None:
-    """Mark the time of single rows as one stretch that ends now: it is exact in length, not in place."""
-    spent, strategy.unmarked = strategy.unmarked, 0
-    now = strategy.collector.clock()
-    mark(strategy.collector, strategy.execution.dialect, "database", now - spent, now)
-    if block is not None:
-        block.leave_out(now - spent, now)
+def _flush(strategy: CountedFetch) -> None:
+    """
+    Note the time of single rows as one stretch: it is exact in length, not in place. Never raises.
+
+    As the tail of its statement, if it is short, that was not counted yet, and nothing is being built of the rows.
+    """
+    try:
+        spent, strategy.unmarked = strategy.unmarked, 0
+        execution, block = strategy.execution, building.get()
+        if block is None and spent <= _LEAST_MARK and execution.tail is not None:
+            execution.tail += spent
+            return
+        now = strategy.collector.clock()
+        mark(strategy.collector, execution.dialect, "database", now - spent, now)
+        if block is not None:
+            block.leave_out(now - spent, now)
+    except Exception as fault:
+        report_fault("timing rows", fault)
 
 
-def _close(strategy: Any) -> None:
+def _close(execution: Execution) -> None:
     """No more rows come. Never raises."""
     try:
         block = building.get()
-        if strategy.unmarked:
-            _flush(strategy, block)
-        if block is None or block.execution is not strategy.execution:
-            strategy.execution.open = False  # otherwise the objects of these rows are still to come
+        if block is None or block.execution is not execution:
+            execution.open = False  # otherwise the objects of these rows are still to come
     except Exception as fault:
         report_fault("counting rows", fault)
+
+
+# Looked up once, for `super()` would be for every statement. Where SQLAlchemy lacks them, `rows.work` finds out.
+_soft_close: Final[Any] = getattr(CursorFetchStrategy, "soft_close", None)
+_hard_close: Final[Any] = getattr(CursorFetchStrategy, "hard_close", None)
 
 
 class _Counted(CursorFetchStrategy):
@@ -71,11 +85,11 @@ class _Counted(CursorFetchStrategy):
 
     def soft_close(self, result: Any, dbapi_cursor: Any) -> None:
         super().soft_close(result, dbapi_cursor)
-        _close(self)
+        _close(self.execution)
 
     def hard_close(self, result: Any, dbapi_cursor: Any) -> None:
         super().hard_close(result, dbapi_cursor)
-        _close(self)
+        _close(self.execution)
 
     def handle_exception(self, result: Any, dbapi_cursor: Any, err: BaseException) -> NoReturn:
         self.fail(err)
@@ -100,22 +114,39 @@ class CountedFetch(_Counted):
         self.unmarked = 0
         self.untimed = 0
 
+    def soft_close(self, result: Any, dbapi_cursor: Any) -> None:
+        _soft_close(self, result, dbapi_cursor)
+        if self.unmarked:
+            _flush(self)
+        _close(self.execution)
+
+    def hard_close(self, result: Any, dbapi_cursor: Any) -> None:
+        _hard_close(self, result, dbapi_cursor)
+        if self.unmarked:
+            _flush(self)
+        _close(self.execution)
+
     def fetchone(self, result: Any, dbapi_cursor: Any, hard_close: bool = False) -> Any:
         # SQLAlchemy's own, written out: a call more for each row would double its cost.
         execution = self.execution
         rows: Any = execution.rows
         timed = not rows & self.untimed
-        started = self.collector.clock() if timed else 0
+        clock = self.collector.clock
+        started = clock() if timed else 0
         try:
             row = dbapi_cursor.fetchone()
         except BaseException as error:
             if timed:
-                self.spend(started, rows, dbapi_cursor)
+                self.spend(clock() - started)
             self.handle_exception(result, dbapi_cursor, error)
         if timed:
-            self.spend(started, rows, dbapi_cursor)
+            spent = (clock() - started) * (self.untimed + 1)  # as `spend`, which most statements need not call
+            execution.fetch += spent
+            self.unmarked += spent
         if row is not None:
             execution.rows = rows + 1
+            if timed and (rows or self.unmarked > _LEAST_MARK):
+                self.look(rows, dbapi_cursor)
             return row
         try:
             internals.soft_close(result, hard_close)
@@ -123,16 +154,19 @@ class CountedFetch(_Counted):
             self.handle_exception(result, dbapi_cursor, error)
         return None
 
-    def spend(self, started: int, rows: int, dbapi_cursor: Any) -> None:
-        """Note the time of a row, and of those after it that are not timed. Never raises."""
+    def spend(self, nanoseconds: int) -> None:
+        """Note the time of a row, and of those after it that are not timed."""
+        spent = nanoseconds * (self.untimed + 1)
+        self.execution.fetch += spent
+        self.unmarked += spent
+
+    def look(self, rows: int, dbapi_cursor: Any) -> None:
+        """Is there much to mark, and does every row have to be timed? Never raises."""
         try:
-            spent = (self.collector.clock() - started) * (self.untimed + 1)
-            self.execution.fetch += spent
-            self.unmarked += spent
-            if self.unmarked > _LEAST_MARK:
-                _flush(self, building.get())
-            elif rows == 1 and (self.execution.dialect.is_async or dbapi_cursor.rowcount >= 0):
+            if rows == 1 and (self.execution.dialect.is_async or dbapi_cursor.rowcount >= 0):
                 self.untimed = _UNTIMED  # the rows are here: each takes as long as the next
+            if self.unmarked > _LEAST_MARK:
+                _flush(self)
         except Exception as fault:
             report_fault("timing rows", fault)
 
