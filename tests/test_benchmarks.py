@@ -49,3 +49,12 @@ def test_cost_of_findings_is_printed_for_few_and_many_groups():
 
     assert len(printed.splitlines()) == 4
     assert "10,000 statements,     1 distinct" in printed
+
+
+def test_cost_of_objects_and_rows_is_printed():
+    command = [sys.executable, BENCHMARKS / "mapped.py", "--turns", "2"]
+
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    for words in ("64 orm", "5000 rows", "5000 joined", "nanoseconds a row"):
+        assert words in printed

@@ -215,8 +215,8 @@ def test_loads_inside_are_not_in_the_time_of_the_parent(engine):
     parent, child = recording.statements
     account = recording.time_account
     assert (parent.entities, child.entities) == ({"Author": 10}, {"Book": 200})
-    assert parent.objects < sleep / 2
-    assert sleep < child.objects < 2 * sleep
+    assert parent.objects < sleep
+    assert child.objects > sleep
     assert child.execute > sleep
     assert account.objects == pytest.approx(parent.objects + child.objects, rel=0.01)
     assert account.database > 0.9 * (parent.duration + child.duration)

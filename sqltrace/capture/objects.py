@@ -64,20 +64,26 @@ def instances(cursor: Any, context: Any) -> Any:
     if noted is None:
         return original(cursor, context)
     build = _Build(noted[0], noted[1], context)
-    build.begin()
+    build.begin(makes=build.at_once)
     result = None
     try:
         result = original(cursor, context)
     finally:
-        build.end(last=result is None)
+        build.end(last=result is None, makes=build.at_once)
+        build.remember()
     build.follow(result)
     return result
 
 
 class _Build:
-    """The making of objects of one statement's rows. None of its methods raises what is a fault of ours."""
+    """
+    The making of objects of one statement's rows. None of its methods raises what is a fault of ours.
 
-    __slots__ = ("block", "collector", "context", "execution", "newest")
+    Attributes:
+        at_once: All objects are made before SQLAlchemy's function answers; else it makes what will make them.
+    """
+
+    __slots__ = ("at_once", "block", "collector", "context", "execution", "newest")
 
     def __init__(self, collector: Collector, execution: Execution, context: Any) -> None:
         self.collector = collector
@@ -85,22 +91,28 @@ class _Build:
         self.context = context  # no longer than SQLAlchemy's own generator of the chunks keeps it
         self.block: Block | None = None
         self.newest: Any = None
+        self.at_once = orm_internals.is_prebuffered(context)
 
-    def begin(self) -> None:
+    def begin(self, *, makes: bool = True) -> None:
+        """
+        Args:
+            makes: Whether objects will have been made when it ends.
+        """
         try:
             self.execution.open = True
-            self.newest = orm_internals.newest_object(self.context)
+            if makes:
+                self.newest = orm_internals.newest_object(self.context)
             self.block = Block(self.collector, self.execution, self.context)
         except Exception as fault:
             report_fault("timing objects", fault)
 
-    def end(self, last: bool) -> None:
+    def end(self, *, last: bool, makes: bool = True) -> None:
         try:
             block, self.block = self.block, None
             if block is not None:
                 block.end()
-            self.count_entities()
-            self.remember()
+            if makes:
+                self.count_entities()
             if last:
                 self.execution.open = False
         except Exception as fault:
@@ -110,7 +122,7 @@ class _Build:
         """Time the chunks that the application is going to read."""
         try:
             chunks = result.chunks
-            if orm_internals.is_prebuffered(self.context):
+            if self.at_once:
                 self.count_roots(next(chunks(None), []))
                 self.execution.open = False
                 return
@@ -130,15 +142,17 @@ class _Build:
 
     def remember(self) -> None:
         """For loads that these objects will lead to: the state of each has the number of the query that filled it."""
-        loads = self.collector.loads
-        number = orm_internals.load_number(self.context)
-        if number is not None:
-            if len(loads) >= _MAX_LOADS:
-                del loads[next(iter(loads))]
-            execution = self.execution
-            # An object that is refreshed still comes from the query that found it.
-            again = execution.origin.kind in ("refresh", "deferred") and execution.parents
-            loads[number] = again or execution.as_parents()
+        try:
+            loads, execution = self.collector.loads, self.execution
+            number = orm_internals.load_number(self.context)
+            if number is not None:
+                if len(loads) >= _MAX_LOADS:
+                    del loads[next(iter(loads))]
+                # An object that is refreshed still comes from the query that found it.
+                again = execution.origin.kind in ("refresh", "deferred") and execution.parents
+                loads[number] = again or execution.as_parents()
+        except Exception as fault:
+            report_fault("noting which objects a statement made", fault)
 
     def count_entities(self) -> None:
         newest, self.newest = self.newest, None
@@ -164,7 +178,7 @@ def _timed(build: _Build, chunks: Callable[[int | None], Iterator[list[Any]]], s
         except StopIteration:
             return
         finally:
-            build.end(last)
+            build.end(last=last)
         build.count_roots(rows)
         yield rows
 

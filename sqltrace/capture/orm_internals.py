@@ -17,7 +17,8 @@ _warned: set[str] = set()
 
 def is_prebuffered(context: Any) -> bool:
     """Whether all objects of this `QueryContext` are made at once, as for an `AsyncSession`."""
-    return bool(context.execution_options.get("prebuffer_rows", False))
+    options = getattr(context, "execution_options", None)
+    return bool(options and options.get("prebuffer_rows", False))
 
 
 def yield_per(result: Any) -> int | None:

@@ -21,6 +21,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import mapped
 from sqlalchemy import Column, Engine, Integer, MetaData, Select, Table, bindparam, create_engine, event, select
 from sqlalchemy.pool import StaticPool
 from starlette.applications import Starlette
@@ -42,7 +43,12 @@ _WARM_UP = {0: 40, 1: 20, 10: 3, 100: 2}  # requests, by statements: more than t
 
 
 class Workload(NamedTuple):
-    """What a request does: how many statements, all of one text (repeated) or in turn of ten (distinct)."""
+    """
+    What a request does: how many statements, all of one text (repeated) or in turn of ten (distinct).
+
+    Of `mapped.py`: so many ORM queries (orm), or one statement of so many rows, read at once (rows) or made
+    into a hundred objects and their collections (joined).
+    """
 
     statements: int
     variant: str
@@ -172,6 +178,7 @@ def _application() -> tuple[Starlette, Engine]:
     routes = [
         Route("/repeated/{count}", endpoint(distinct[:1])),
         Route("/distinct/{count}", endpoint(distinct)),
+        *mapped.routes(engine),
     ]
     return Starlette(routes=routes), engine
 

@@ -1,0 +1,125 @@
+"""
+What sqltrace adds to requests that make ORM objects or read many rows: CPU time.
+
+    python tests/benchmarks/mapped.py [--turns N]
+
+As `overhead.py`. The ORM is imported with the first of these requests, so that the others are without it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import defaultdict
+from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
+from functools import cache
+from typing import Any
+
+from sqlalchemy import Column, Engine, ForeignKey, Integer, String, insert, select
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+OBJECTS, EACH = 100, 50
+
+
+@cache
+def _mapping(engine: Engine) -> Any:
+    """A hundred shelves with fifty books each."""
+    from sqlalchemy.orm import DeclarativeBase, Session, relationship
+
+    class Base(DeclarativeBase):
+        pass
+
+    class Shelf(Base):
+        __tablename__ = "shelves"
+        id = Column(Integer, primary_key=True)
+        name = Column(String(40))
+        books = relationship("Book")
+
+    class Book(Base):
+        __tablename__ = "books"
+        id = Column(Integer, primary_key=True)
+        shelf_id = Column(ForeignKey("shelves.id"))
+        title = Column(String(40))
+
+    Base.registry.configure()
+    Base.metadata.create_all(engine)
+    with Session(engine) as session:
+        session.execute(insert(Shelf), [{"id": n, "name": f"shelf {n}"} for n in range(OBJECTS)])
+        books = [{"id": n, "shelf_id": n % OBJECTS, "title": f"book {n}"} for n in range(OBJECTS * EACH)]
+        session.execute(insert(Book), books)
+        session.commit()
+    return Shelf, Book
+
+
+def routes(engine: Engine) -> list[Route]:
+    def endpoint(work: Callable[[Any, int], None]) -> Callable[[Request], Awaitable[Response]]:
+        async def run(request: Request) -> Response:
+            from sqlalchemy.orm import Session
+
+            _mapping(engine)
+            with Session(engine) as session:
+                work(session, int(request.path_params["count"]))
+            return Response(b"done")
+
+        return run
+
+    def orm(session: Any, count: int) -> None:
+        shelf, _ = _mapping(engine)
+        for number in range(count):
+            session.scalars(select(shelf).where(shelf.id == number)).one()
+
+    def rows(session: Any, count: int) -> None:
+        _, book = _mapping(engine)
+        session.connection().execute(select(book.__table__).limit(count)).all()
+
+    def joined(session: Any, count: int) -> None:
+        from sqlalchemy.orm import joinedload
+
+        shelf, _ = _mapping(engine)
+        session.scalars(select(shelf).options(joinedload(shelf.books)).limit(count // EACH)).unique().all()
+
+    return [Route(f"/{work.__name__}/{{count}}", endpoint(work)) for work in (orm, rows, joined)]
+
+
+def main() -> None:
+    from contenders import EMPTY, Workload, layout, prepare
+    from overhead import contender, microseconds, spread
+
+    parser = argparse.ArgumentParser(description="Measure what sqltrace adds to ORM objects and rows.")
+    parser.add_argument("--turns", type=int, default=40, help="of each contender (default: %(default)s)")
+    turns = parser.parse_args().turns
+    workloads = Workload(64, "orm"), Workload(5_000, "rows"), Workload(5_000, "joined")
+    prepare()
+    samples: dict[tuple[Workload, str], list[float]] = defaultdict(list)
+    with ExitStack() as stack:
+        orders = {name: stack.enter_context(contender(name)) for name in ("bare", "recording")}
+        for turn in range(turns):
+            for workload in (EMPTY, *workloads):
+                for name in orders if turn % 2 else reversed(orders):
+                    samples[workload, name].append(microseconds(orders[name], workload))
+
+    def added(workload: Workload) -> list[float]:
+        return [own - bare for own, bare in zip(samples[workload, "recording"], samples[workload, "bare"], strict=True)]
+
+    head = ["a request", "bare: microseconds", "recording: added", "in percent", "nanoseconds a row"]
+    table = [head]
+    for workload in workloads:
+        bare, extra = samples[workload, "bare"], added(workload)
+        percent = [100 * more / whole for more, whole in zip(extra, bare, strict=True)]
+        rows = [1000 * (more - once) / workload.statements for more, once in zip(extra, added(EMPTY), strict=True)]
+        table.append(
+            [
+                str(workload),
+                spread(bare, 0),
+                spread(extra),
+                spread(percent),
+                "" if workload.variant == "orm" else spread(rows),
+            ]
+        )
+    print(layout(table))
+
+
+if __name__ == "__main__":
+    main()
