@@ -25,6 +25,7 @@ from sqltrace.sinks.opentelemetry.statement_spans import StatementSpans, epoch_t
 from sqltrace.sinks.opentelemetry.telling import TOLD_ELSEWHERE, choose
 
 _KEY = "opentelemetry"
+_METRICS = "opentelemetry.meter"
 _TRACE_ID_LIMIT = 1 << 64
 
 
@@ -128,6 +129,7 @@ class OpenTelemetrySink:
             record.recording.collector.comment = Commenter(record, scope)
         span, metrics = trace.get_current_span(), self._meters.get()
         if metrics is not None:
+            record.notes[_METRICS] = metrics
             metrics.begin(record, scope, measured_elsewhere=self._insides.measures_http(app, scope, span))
         context = span.get_span_context()
         if context.is_valid and not context.is_remote:
@@ -160,7 +162,7 @@ class OpenTelemetrySink:
                 self._finish(request, record)
             if request is not None or self._log_line:
                 self._log(record, request)
-            metrics = self._meters.get()
+            metrics = record.notes.pop(_METRICS, None)
             if metrics is not None:
                 metrics.finish(record, _context_of(request))
         finally:
