@@ -1,6 +1,9 @@
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 BENCHMARKS = Path(__file__).parent / "benchmarks"
 
@@ -58,3 +61,12 @@ def test_cost_of_objects_and_rows_is_printed():
 
     for words in ("64 orm", "5000 rows", "5000 joined", "nanoseconds a row"):
         assert words in printed
+
+
+@pytest.mark.skipif(shutil.which("valgrind") is None, reason="valgrind, which counts instructions, is not installed")
+def test_instructions_of_a_statement_stay_within_their_limits():
+    command = [sys.executable, BENCHMARKS / "instructions.py", "--assert"]
+
+    counted = subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert (counted.returncode, counted.stdout.splitlines()[-1:]) == (0, ["All ratios are within their limits."])

@@ -84,19 +84,20 @@ def routes(engine: Engine) -> list[Route]:
 
 
 def main() -> None:
-    from contenders import EMPTY, Workload, layout, prepare
+    from contenders import Workload, layout, prepare
     from overhead import contender, microseconds, spread
 
     parser = argparse.ArgumentParser(description="Measure what sqltrace adds to ORM objects and rows.")
     parser.add_argument("--turns", type=int, default=40, help="of each contender (default: %(default)s)")
     turns = parser.parse_args().turns
     workloads = Workload(64, "orm"), Workload(5_000, "rows"), Workload(5_000, "joined")
+    few = {variant: Workload(EACH, variant) for variant in ("rows", "joined")}  # what does not depend on rows
     prepare()
     samples: dict[tuple[Workload, str], list[float]] = defaultdict(list)
     with ExitStack() as stack:
         orders = {name: stack.enter_context(contender(name)) for name in ("bare", "recording")}
         for turn in range(turns):
-            for workload in (EMPTY, *workloads):
+            for workload in (*few.values(), *workloads):
                 for name in orders if turn % 2 else reversed(orders):
                     samples[workload, name].append(microseconds(orders[name], workload))
 
@@ -108,16 +109,12 @@ def main() -> None:
     for workload in workloads:
         bare, extra = samples[workload, "bare"], added(workload)
         percent = [100 * more / whole for more, whole in zip(extra, bare, strict=True)]
-        rows = [1000 * (more - once) / workload.statements for more, once in zip(extra, added(EMPTY), strict=True)]
-        table.append(
-            [
-                str(workload),
-                spread(bare, 0),
-                spread(extra),
-                spread(percent),
-                "" if workload.variant == "orm" else spread(rows),
-            ]
-        )
+        cells = [spread(bare, 0), spread(extra), spread(percent)]
+        if workload.variant in few:
+            more = workload.statements - EACH
+            each = [1000 * (many - once) / more for many, once in zip(extra, added(few[workload.variant]), strict=True)]
+            cells.append(spread(each))
+        table.append([str(workload), *cells, *[""] * (4 - len(cells))])
     print(layout(table))
 
 

@@ -48,7 +48,7 @@ from contenders import (
 )
 
 TURNS = 12  # of every contender with every workload, in a round; each there and back
-REQUESTS = {0: 200, 1: 60, 10: 15, 64: 2, 100: 2, 5_000: 2}  # a turn, by statements: some milliseconds
+REQUESTS = {0: 200, 1: 60, 10: 15, 50: 4, 64: 2, 100: 2, 5_000: 2}  # a turn, by statements: some milliseconds
 BARE, *OTHERS = CONTENDERS
 
 Samples = dict[tuple[Workload, str], list[float]]  # microseconds of one request, turn by turn
