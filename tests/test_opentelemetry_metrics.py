@@ -238,3 +238,35 @@ def test_summaries_beyond_the_limit_are_left_out(memory_engine, meters, monkeypa
     points = meters.points("db.client.operation.duration")
     assert sum(point.count for point in points) == 6
     assert len({point.attributes.get("db.query.summary") for point in points}) == 2
+
+
+def test_statements_beyond_those_that_are_told_apart_are_measured_together(memory_engine, meters):
+    def different(request):
+        with memory_engine.connect() as connection:
+            for number in range(250):
+                connection.execute(text(f"CREATE TEMP TABLE t{number} (x INTEGER)"))
+        return PlainTextResponse("fine")
+
+    app = Starlette(routes=[Route("/", different)])
+    app.add_middleware(SQLTraceMiddleware, sinks=[OpenTelemetrySink(meter_provider=meters.provider)], max_statements=10)
+    TestClient(app).get("/")
+
+    points = {point.attributes["db.query.summary"]: point for point in meters.points("db.client.operation.duration")}
+    assert sum(point.count for point in points.values()) == 250
+    assert points["(other statements)"].count == 250 - 10 - 200
+
+
+def test_result_that_is_never_read_to_its_end_is_measured_once(memory_engine, meters):
+    def abandon(request):
+        with memory_engine.connect() as connection:
+            results = [connection.execute(text("SELECT 1 UNION SELECT 2")) for _ in range(1500)]
+            for result in results:
+                result.fetchone()
+        return PlainTextResponse("fine")
+
+    app = Starlette(routes=[Route("/", abandon)])
+    app.add_middleware(SQLTraceMiddleware, sinks=[OpenTelemetrySink(meter_provider=meters.provider)], max_statements=10)
+    TestClient(app).get("/")
+
+    [point] = meters.points("db.client.operation.duration")
+    assert point.count == 1500
