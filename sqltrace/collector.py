@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol
 from sqltrace.callsite import CallSite
 from sqltrace.connection import Checkout, Label
 from sqltrace.failed_load import FailedLoad
+from sqltrace.loop_log import HOLD
 from sqltrace.origin import QUERY, Origin
 from sqltrace.statement import Failure
 from sqltrace.widening import Widening
@@ -34,6 +35,8 @@ class Folder(Protocol):
 class LoopObserver(Protocol):
     """The share that a request has of its event loop, seen from its collector."""
 
+    thread: int
+
     def note_hold(self, start: int, end: int) -> None:
         """Something measured kept a thread busy."""
 
@@ -49,7 +52,8 @@ class Execution:
         started, ended: Readings of the collector's clock around the driver's call.
         key: The compiled text before IN lists are expanded: equal for equals, and SQLAlchemy's own string.
         rows, fetch: Rows that reached Python, and the time spent on fetching them after `ended`.
-        tail: The part of `fetch` that counts as if it followed `ended` at once; `None` when that was added up.
+        tail: The part of `fetch` that counts as if it followed `ended` at once.
+        folded: Whether a recording has added that up: then the tail must not grow.
         objects: Time spent on making ORM objects of the rows, without fetch and nested statements.
         entities: ORM objects made of the rows, by class name; those that the session had before are not in it.
         roots: Distinct root objects of a statement whose eager joins can repeat them in many rows.
@@ -63,51 +67,29 @@ class Execution:
         span: What `Collector.probe` has said; not set where there is none.
     """
 
-    __slots__ = (
-        "batch_size", "call_site", "dialect", "digest", "ended", "entities", "executemany", "failure", "fetch", "key",
-        "loop_wait", "objects", "on_loop", "open", "origin", "parameters", "parents", "roots", "rows", "span", "sql",
-        "started", "tail", "widening",
-    )  # fmt: skip
+    # Defaults on the class and no slots: most of it is never set, and an execution is made in half the time.
+    failure: Failure | None = None
+    executemany = folded = on_loop = open = False
+    batch_size: int | None = None
+    call_site: CallSite | None = None
+    parameters: str | None = None
+    digest: int | None = None
+    rows: int | None = None
+    fetch = objects = tail = 0
+    entities: dict[str, int] | None = None
+    roots: int | None = None
+    loop_wait: int | None = None
+    origin = QUERY
+    parents: ParentKey | None = None
+    widening: Widening | None = None
+    span: Any = None
 
-    span: Any
-
-    def __init__(
-        self,
-        started: int,
-        ended: int,
-        sql: str,
-        key: str,
-        dialect: Any,
-        failure: Failure | None,
-        executemany: bool,
-        batch_size: int | None,
-        call_site: CallSite | None,
-        parameters: str | None,
-        on_loop: bool,
-    ) -> None:
+    def __init__(self, started: int, ended: int, sql: str, key: str, dialect: Any) -> None:
         self.started = started
         self.ended = ended
         self.sql = sql
         self.key = key
         self.dialect = dialect
-        self.failure = failure
-        self.executemany = executemany
-        self.batch_size = batch_size
-        self.call_site = call_site
-        self.parameters = parameters
-        self.on_loop = on_loop
-        self.open = False
-        self.digest: int | None = None
-        self.rows: int | None = None
-        self.fetch = 0
-        self.tail: int | None = 0
-        self.objects = 0
-        self.entities: dict[str, int] | None = None
-        self.roots: int | None = None
-        self.loop_wait: int | None = None
-        self.origin = QUERY
-        self.parents: ParentKey | None = None
-        self.widening: Widening | None = None
 
     def as_parents(self) -> ParentKey:
         return self.key, self.dialect, self.call_site, self.origin
@@ -118,7 +100,8 @@ ParentKey = tuple[str, Any, CallSite | None, Origin]
 
 # The parts of a time account that are marked as stretches of time; `database` also by the executions themselves.
 Part = Literal["objects", "loop_wait", "database", "connection"]
-Mark = tuple[Part, int, int]
+PARTS: tuple[Part, ...] = ("objects", "loop_wait", "database", "connection")
+Marks = dict[Part, list[int]]  # start and end by turns
 unmeasurable: set[Part] = set()  # with the installed SQLAlchemy
 
 
@@ -172,10 +155,10 @@ class Collector:
         self.comment: Callable[[str, Any], str] | None = None  # says what a dialect is sent; must not raise
         self.unkept: Callable[[list[Execution]], None] | None = None  # is told of those that are let go; must not raise
         self.pending: list[Execution] | None = []
-        self.marks: list[Mark] = []
+        self.marks: Marks = {part: [] for part in PARTS}
         self.label = label or Label("")
         self.checkouts: list[Checkout] = []
-        self.loads: dict[int, ParentKey] = {}
+        self.loads: dict[int, Execution] = {}
         self.failed_loads: list[FailedLoad] = []
         self.sites_taken: dict[str, int] = {}
         self.late = 0
@@ -212,7 +195,7 @@ class Collector:
         self.recording = None
         self.probe = self.comment = self.unkept = None
         self.pending = None
-        self.marks = []
+        self.marks = {part: [] for part in PARTS}
         self.checkouts = []
         self.loads = {}
         self.failed_loads = []
@@ -230,10 +213,11 @@ def mark(collector: Collector | None, dialect: Any, part: Part, start: int, end:
         if collector.pending is not None and (
             dialect is None or collector.dialects is None or dialect in collector.dialects
         ):
-            collector.marks.append((part, start, end))
-            if part == "objects" and collector.loop is not None:
+            marks = collector.marks[part]
+            marks += start, end
+            if part == "objects" and end - start >= HOLD and collector.loop is not None:
                 collector.loop.note_hold(start, end)
-            if len(collector.marks) >= FOLD_AT:
+            if len(marks) >= FOLD_AT:
                 collector.fold()
         collector = collector.parent
 

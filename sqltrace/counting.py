@@ -22,22 +22,25 @@ class Seen:
         self.rows = 0
 
 
-def add(group: Group, execution: Execution) -> int | None:
-    """Add all that an execution has measured to its group. Returns the rows."""
-    fetch, rows = execution.fetch, execution.rows
-    elapsed = execution.ended - execution.started + fetch - (execution.loop_wait or 0)
+def add_measured(group: Group, execution: Execution) -> int | None:
+    """Add all that an execution has measured to its group, but for its `loop_wait`. Returns the rows."""
+    elapsed, rows = execution.ended - execution.started + execution.fetch, execution.rows
+    group.total += elapsed / _SECOND
+    elapsed -= execution.loop_wait or 0
     if elapsed > group._longest:  # noqa: PLR1730 - max() takes four times as long, for every statement
         group._longest = elapsed
-    if fetch:
-        group.total += fetch / _SECOND
     if rows is not None:
         group.rows = (group.rows or 0) + rows
     if execution.objects:
         group.objects += execution.objects / _SECOND
     if execution.roots is not None:
         group.roots = (group.roots or 0) + execution.roots
-    if execution.entities:
-        _add_entities(group, execution.entities, {})
+    entities = execution.entities
+    if entities:
+        if group.entities is None:
+            group.entities = {}
+        for name, count in entities.items():
+            group.entities[name] = group.entities.get(name, 0) + count
     if execution.failure is not None:
         group.failed += 1
     return rows
@@ -45,7 +48,7 @@ def add(group: Group, execution: Execution) -> int | None:
 
 def add_more(group: Group, execution: Execution, seen: Seen) -> tuple[int, bool]:
     """
-    As `add`, beyond what was seen before. All is seen then. Returns the rows, and whether it has failed since.
+    As `add_measured`, beyond what was seen before. All is seen then. Returns the rows, and whether it has failed since.
 
     Each number is read once: another thread may be reading rows.
     """

@@ -23,6 +23,7 @@ from __future__ import annotations
 from asyncio import _get_running_loop
 from collections import deque
 from collections.abc import Awaitable, Callable, Generator
+from threading import get_ident
 from types import coroutine
 from typing import Any, Final
 
@@ -49,12 +50,13 @@ class LoopShare:
         began: Of the step that is running; 0 while the task is suspended.
         left: End of the step before that.
         late: Stretches for which the task may have waited before the running step. Not marked yet.
+        thread: Identity of the loop's thread; 0 before and after.
         responded: Whether the response has ended: from then on nobody is named any more.
     """
 
     __slots__ = (
         "_estimates", "_waited_for", "began", "collector", "held", "label", "late", "left", "log", "longest",
-        "name_route", "observed", "responded",
+        "name_route", "observed", "responded", "thread",
     )  # fmt: skip
 
     def __init__(self, collector: Collector, name_route: Callable[[], None] | None = None) -> None:
@@ -63,7 +65,7 @@ class LoopShare:
         self.name_route = name_route
         self.log: LoopLog | None = None
         self.observed = self.responded = False
-        self.held = self.longest = self.began = self.left = 0
+        self.held = self.longest = self.began = self.left = self.thread = 0
         self.late: list[tuple[int, int]] = []
         self._waited_for: dict[Label, int] = {}
         self._estimates: deque[tuple[int, int]] = deque(maxlen=8)
@@ -90,12 +92,14 @@ class LoopShare:
         loop = _get_running_loop()
         if loop is not None:
             self.observed = True
+            self.thread = get_ident()
             self.log = log_of(loop, self.collector.clock)
             self.log.enter(loop)
         return self.log
 
     def leave(self) -> None:
         log, self.log, self.name_route, self.collector.loop = self.log, None, None, None
+        self.thread = 0
         if log is not None:
             log.leave()
 
@@ -190,7 +194,8 @@ class LoopShare:
         """When something of this request that was measured ended last: so long it was not ready."""
         collector = current.get() or self.collector
         pending, marks = collector.pending, collector.marks
-        return max(pending[-1].ended if pending else 0, marks[-1][2] if marks else 0)
+        latest = max(ends[-1] for ends in marks.values() if ends) if any(marks.values()) else 0
+        return max(pending[-1].ended if pending else 0, latest)
 
 
 @coroutine

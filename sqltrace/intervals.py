@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from operator import itemgetter
-from typing import Any
+from operator import itemgetter, lt
 
 _START = itemgetter(0)
 
@@ -45,19 +44,10 @@ class Coverage:
         if len(starts) > self._limit:
             self._close_older_half()
 
-    def add_all(self, intervals: list[tuple[Any, ...]]) -> None:
-        """Add the intervals that stand in the first two places of each tuple. Faster than one by one."""
-        starts: list[int] = []
-        ends: list[int] = []
-        reach = -1
-        for interval in sorted(intervals, key=_START):
-            start, end = interval[0], interval[1]
-            if start > reach:
-                starts.append(start)
-                ends.append(end)
-                reach = end
-            elif end > reach:
-                ends[-1] = reach = end
+    def add_all(self, starts: list[int], ends: list[int]) -> None:
+        """Add intervals by their starts and ends. Faster than one by one, most of all where none overlap."""
+        if not all(map(lt, ends, starts[1:])):
+            starts, ends = _united(starts, ends)
         if starts and starts[0] > self._reach():
             self._starts += starts
             self._ends += ends
@@ -75,7 +65,7 @@ class Coverage:
             return
         self._closed = max(self._closed, other._closed)
         self._closed_until = max(self._closed_until, other._closed_until)
-        self.add_all(other.stretches())
+        self.add_all(other._starts, other._ends)
 
     def stretches(self) -> list[tuple[int, int]]:
         """Starts and ends of what is not closed yet."""
@@ -95,3 +85,18 @@ class Coverage:
         self._closed += sum(self._ends[:half]) - sum(self._starts[:half])
         self._closed_until = self._ends[half - 1]
         del self._starts[:half], self._ends[:half]
+
+
+def _united(starts: list[int], ends: list[int]) -> tuple[list[int], list[int]]:
+    """In their order, and those that touch as one."""
+    united_starts: list[int] = []
+    united_ends: list[int] = []
+    reach = -1
+    for start, end in sorted(zip(starts, ends, strict=True), key=_START):
+        if start > reach:
+            united_starts.append(start)
+            united_ends.append(end)
+            reach = end
+        elif end > reach:
+            united_ends[-1] = reach = end
+    return united_starts, united_ends

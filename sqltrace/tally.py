@@ -6,12 +6,12 @@ Not thread-safe by itself: its recording holds a lock around each use.
 
 from __future__ import annotations
 
-from operator import attrgetter
+from operator import add, attrgetter
 from typing import Any
 
-from sqltrace.collector import Collector, Execution, Mark, ParentKey, Part, unmeasurable
+from sqltrace.collector import Collector, Execution, Marks, ParentKey, Part, unmeasurable
 from sqltrace.connection import Checkout, ConnectionTotals
-from sqltrace.counting import Unsettled, add
+from sqltrace.counting import Unsettled, add_measured
 from sqltrace.database import database_of
 from sqltrace.intervals import Coverage
 from sqltrace.origin import Origin, Parents
@@ -21,7 +21,9 @@ from sqltrace.statement import Group, Phase, Statement, system_name
 from sqltrace.time_account import PRIORITY
 
 _MAX_KNOWN = 2_048
-_STARTED = attrgetter("started")
+_STARTED, _ENDED, _TAIL = map(attrgetter, ("started", "ended", "tail"))
+_PLACE = attrgetter("key", "dialect", "origin")
+_REST = attrgetter("loop_wait", "open", "objects", "roots", "entities", "failure", "call_site", "digest")
 _MAX_UNSETTLED = 256  # results that may be read on after they were counted
 _SECOND = 1_000_000_000
 OTHER_STATEMENTS = "(other statements)"
@@ -68,7 +70,7 @@ class Tally:
             ended: End of the recording, if it has ended.
         """
         pending = collector.pending or []
-        if not (pending or collector.marks or collector.checkouts or self._unsettled):
+        if not (pending or any(collector.marks.values()) or collector.checkouts or self._unsettled):
             return
         count = len(pending)  # what is appended meanwhile stays for the next time
         executions = pending[:count]
@@ -130,48 +132,58 @@ class Tally:
                 self.connections.add(checkout, ended or 0)
         checkouts += still_open
 
-    def _fold_marks(self, marks: list[Mark], executions: list[Execution]) -> None:
-        count = len(marks)
-        taken = marks[:count]
-        del marks[:count]
-        stretches: dict[Part, list[tuple[int, int]]] = {part: [] for part in PRIORITY}
-        # Together, and so in their order: one that comes before others is added at a higher price.
-        stretches["database"] = [
-            (execution.started, execution.ended + (execution.tail or 0)) for execution in executions
-        ]
-        for part, start, end in taken:
-            stretches[part].append((start, end))
-        for part in PRIORITY:
-            if stretches[part]:
-                self.covered[part].add_all(stretches[part])
+    def _fold_marks(self, marks: Marks, executions: list[Execution]) -> None:
+        if executions:
+            ends = [*map(add, map(_ENDED, executions), map(_TAIL, executions))]
+            self.covered["database"].add_all([*map(_STARTED, executions)], ends)
+        for part, marked in marks.items():
+            if marked:
+                count = len(marked)
+                taken = marked[:count]
+                del marked[:count]
+                self.covered[part].add_all(taken[::2], taken[1::2])
 
     def _count(self, executions: list[Execution], phase: Phase) -> None:
         self.counts[phase] += len(executions)
         known = self._known[phase]
-        for execution in executions:
-            group = known.get((execution.key, execution.dialect, execution.origin))
+        rows = 0
+        for place, execution in zip(map(_PLACE, executions), executions, strict=True):
+            group = known.get(place)
             if group is None:
                 group = self._group(execution, phase)
             group.count += 1
             group.samples.last = execution.started
+            group.on_loop += execution.on_loop
+            if any(_REST(execution)):
+                rows += self._count_more(execution, group)
+                continue
+            elapsed = execution.ended - execution.started + execution.fetch
+            group.total += elapsed / _SECOND
+            if elapsed > group._longest:  # noqa: PLR1730 - max() takes four times as long, for every statement
+                group._longest = elapsed
+            if execution.rows is not None:
+                rows += execution.rows
+                group.rows = (group.rows or 0) + execution.rows
+        self.rows += rows
+
+    def _count_more(self, execution: Execution, group: Group) -> int:
+        """Of an execution that has more to count than its time and rows. Returns the rows."""
+        rows: int | None = 0
+        if execution.open:
+            execution.folded = True
             group.total += (execution.ended - execution.started) / _SECOND
-            if execution.loop_wait:
-                group.total -= execution.loop_wait / _SECOND
-                group.loop_wait += execution.loop_wait / _SECOND
-            if execution.on_loop:
-                group.on_loop += 1
-            if execution.open:
-                execution.tail = None
-                self._unsettled.append(Unsettled(execution, group))
-            else:
-                rows = add(group, execution)
-                if rows:
-                    self.rows += rows
-                if execution.failure is not None:
-                    self.failed += 1
-            if (execution.call_site is not None or execution.digest is not None) and group.fingerprint:
-                group.samples.add(group.count, execution.call_site, execution.digest)
-                group.call_site = group.call_site or execution.call_site
+            self._unsettled.append(Unsettled(execution, group))
+        else:
+            rows = add_measured(group, execution)
+            if execution.failure is not None:
+                self.failed += 1
+        if execution.loop_wait:
+            group.total -= execution.loop_wait / _SECOND
+            group.loop_wait += execution.loop_wait / _SECOND
+        if (execution.call_site is not None or execution.digest is not None) and group.fingerprint:
+            group.samples.add(group.count, execution.call_site, execution.digest)
+            group.call_site = group.call_site or execution.call_site
+        return rows or 0
 
     def _catch_up(self) -> None:
         """Count what executions have measured since they were counted."""
@@ -259,5 +271,5 @@ def statement_of(execution: Execution, began: int, boundary: int | None) -> Stat
         parents=parents_of(execution),
         widening=execution.widening,
         database=database_of(execution.dialect),
-        span=getattr(execution, "span", None),
+        span=execution.span,
     )

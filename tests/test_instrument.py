@@ -328,7 +328,7 @@ class TestFallback:
             raise RuntimeError("ours")
 
         sqltrace.instrument()
-        monkeypatch.setattr("sqltrace.capture.statements._call_site", broken)
+        monkeypatch.setattr("sqltrace.capture.statements.find_call_site", broken)
 
         with sqltrace.record(), engine.begin() as connection:
             connection.exec_driver_sql("CREATE TABLE t (x INTEGER)")

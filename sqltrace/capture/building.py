@@ -19,18 +19,24 @@ class Block:
     Attributes:
         context: SQLAlchemy's of the query, while it lasts.
         loads: Statements that load relationships meanwhile, by their path.
+        prepared: When the building was prepared, if that is to be counted with it.
     """
 
-    __slots__ = ("collector", "context", "ended", "execution", "loads", "outer", "since", "started", "stretches")
+    __slots__ = (
+        "breaks", "collector", "context", "ended", "execution", "loads", "outer", "prepared", "since", "started",
+    )  # fmt: skip
 
-    def __init__(self, collector: Collector, execution: Execution, context: Any = None) -> None:
+    def __init__(
+        self, collector: Collector, execution: Execution, context: Any, prepared: tuple[int, int] | None = None
+    ) -> None:
         self.collector = collector
         self.context = context
         self.execution = execution
+        self.prepared = prepared
         self.outer = building.get()
         self.ended = False
+        self.breaks = 0
         self.loads: dict[tuple[Any, ...], Execution] | None = None
-        self.stretches: list[tuple[int, int]] = []
         building.set(self)
         self.started = self.since = collector.clock()
 
@@ -39,22 +45,35 @@ class Block:
         if self.ended:
             return  # a task that was begun inside carries this block in its context
         if start > self.since:
-            self.stretches.append((self.since, start))
+            self.add(self.since, start)
         self.since = max(self.since, end)
+        self.breaks += 1
 
     def end(self) -> None:
         now = self.collector.clock()
         building.set(self.outer)
-        self.leave_out(now, now)
         self.ended = True
         self.context = self.loads = None
-        execution = self.execution
-        for start, end in self.stretches:
-            execution.objects += end - start
-            if end - start > _LEAST_MARK:
-                mark(self.collector, execution.dialect, "objects", start, end)
+        since = self.since
+        if self.prepared is not None:
+            started, ended = self.prepared
+            execution = self.execution
+            if self.breaks == 1 and execution.fetch == execution.tail:
+                # The fetch between them counts as if it had come before: so both are one stretch, and one mark.
+                since -= ended - started
+            else:
+                self.add(started, ended)
+        if now > since:
+            self.add(since, now)
         if self.outer is not None:
             self.outer.leave_out(self.started, now)
+
+    def add(self, start: int, end: int) -> None:
+        """Building took place from `start` to `end`."""
+        execution = self.execution
+        execution.objects += end - start
+        if end - start > _LEAST_MARK:
+            mark(self.collector, execution.dialect, "objects", start, end)
 
 
 # A context variable, since other tasks run on this thread while an async driver loads a relationship.

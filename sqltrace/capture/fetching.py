@@ -26,38 +26,21 @@ def begin(execution: Execution) -> None:
     execution.open = True
 
 
-def add_fetch(collector: Collector, execution: Execution, started: int, rows: int) -> None:
-    """Note a fetch that ends now. Never raises."""
+def add_fetch(collector: Collector, execution: Execution, started: int, rows: int) -> int:
+    """Note a fetch that ends now, and its time in the time account. Returns that time. Never raises."""
+    spent = 0
     try:
         ended = collector.clock()
         execution.rows = (execution.rows or 0) + rows
-        execution.fetch += ended - started
+        spent = ended - started
+        execution.fetch += spent
         mark(collector, execution.dialect, "database", started, ended)
         block = building.get()
         if block is not None:
             block.leave_out(started, ended)
     except Exception as fault:
         report_fault("counting rows", fault)
-
-
-def _flush(strategy: CountedFetch) -> None:
-    """
-    Note the time of single rows as one stretch: it is exact in length, not in place. Never raises.
-
-    As the tail of its statement, if it is short, that was not counted yet, and nothing is being built of the rows.
-    """
-    try:
-        spent, strategy.unmarked = strategy.unmarked, 0
-        execution, block = strategy.execution, building.get()
-        if block is None and spent <= _LEAST_MARK and execution.tail is not None:
-            execution.tail += spent
-            return
-        now = strategy.collector.clock()
-        mark(strategy.collector, execution.dialect, "database", now - spent, now)
-        if block is not None:
-            block.leave_out(now - spent, now)
-    except Exception as fault:
-        report_fault("timing rows", fault)
+    return spent
 
 
 def _close(execution: Execution) -> None:
@@ -104,71 +87,118 @@ class _Counted(CursorFetchStrategy):
 
 
 class CountedFetch(_Counted):
-    """Reads a cursor directly."""
+    """
+    Reads a cursor directly.
 
-    __slots__ = ("collector", "execution", "unmarked", "untimed")
+    Attributes:
+        marked: What of ``execution.fetch`` is in the time account.
+    """
+
+    __slots__ = ("collector", "execution", "marked", "untimed")
 
     def __init__(self, collector: Collector, execution: Execution) -> None:
         self.collector = collector
         self.execution = execution
-        self.unmarked = 0
+        self.marked = 0
         self.untimed = 0
 
     def soft_close(self, result: Any, dbapi_cursor: Any) -> None:
         _soft_close(self, result, dbapi_cursor)
-        if self.unmarked:
-            _flush(self)
-        _close(self.execution)
+        self.finish()
 
     def hard_close(self, result: Any, dbapi_cursor: Any) -> None:
         _hard_close(self, result, dbapi_cursor)
-        if self.unmarked:
-            _flush(self)
-        _close(self.execution)
+        self.finish()
+
+    # Both are SQLAlchemy's own, written out: a call more would double the cost of a row.
 
     def fetchone(self, result: Any, dbapi_cursor: Any, hard_close: bool = False) -> Any:
-        # SQLAlchemy's own, written out: a call more for each row would double its cost.
         execution = self.execution
         rows: Any = execution.rows
-        timed = not rows & self.untimed
-        clock = self.collector.clock
-        started = clock() if timed else 0
+        clock = None if rows & self.untimed else self.collector.clock
+        started = 0 if clock is None else clock()
         try:
             row = dbapi_cursor.fetchone()
         except BaseException as error:
-            if timed:
-                self.spend(clock() - started)
+            if clock is not None:
+                execution.fetch += clock() - started
             self.handle_exception(result, dbapi_cursor, error)
-        if timed:
-            spent = (clock() - started) * (self.untimed + 1)  # as `spend`, which most statements need not call
-            execution.fetch += spent
-            self.unmarked += spent
-        if row is not None:
-            execution.rows = rows + 1
-            if timed and (rows or self.unmarked > _LEAST_MARK):
-                self.look(rows, dbapi_cursor)
-            return row
-        try:
-            internals.soft_close(result, hard_close)
-        except BaseException as error:
-            self.handle_exception(result, dbapi_cursor, error)
-        return None
+        if clock is not None:
+            execution.fetch += clock() - started
+        if row is None:
+            try:
+                internals.soft_close(result, hard_close)
+            except BaseException as error:
+                self.handle_exception(result, dbapi_cursor, error)
+            return None
+        execution.rows = rows + 1
+        if rows and clock is not None:
+            self.look(rows, dbapi_cursor, clock() - started)
+        return row
 
-    def spend(self, nanoseconds: int) -> None:
-        """Note the time of a row, and of those after it that are not timed."""
-        spent = nanoseconds * (self.untimed + 1)
-        self.execution.fetch += spent
-        self.unmarked += spent
-
-    def look(self, rows: int, dbapi_cursor: Any) -> None:
-        """Is there much to mark, and does every row have to be timed? Never raises."""
+    def look(self, rows: int, dbapi_cursor: Any, spent: int) -> None:
+        """After a row that was timed: does each have to be, and is there much to mark? Never raises."""
         try:
             if rows == 1 and (self.execution.dialect.is_async or dbapi_cursor.rowcount >= 0):
                 self.untimed = _UNTIMED  # the rows are here: each takes as long as the next
-            if self.unmarked > _LEAST_MARK:
-                _flush(self)
+            elif self.untimed:
+                self.execution.fetch += spent * _UNTIMED
+            if self.execution.fetch - self.marked > _LEAST_MARK:
+                self.mark()
         except Exception as fault:
             report_fault("timing rows", fault)
+
+    def fetchall(self, result: Any, dbapi_cursor: Any) -> Any:
+        execution, clock = self.execution, self.collector.clock
+        started = clock()
+        try:
+            rows = dbapi_cursor.fetchall()
+        except BaseException as error:
+            execution.fetch += clock() - started
+            self.handle_exception(result, dbapi_cursor, error)
+        execution.fetch += clock() - started
+        try:
+            execution.rows = (execution.rows or 0) + len(rows)
+        except Exception as fault:
+            report_fault("counting rows", fault)
+        try:
+            internals.soft_close(result, hard=False)
+        except BaseException as error:
+            self.handle_exception(result, dbapi_cursor, error)
+        return rows
+
+    def mark(self) -> None:
+        """Note what is not marked yet as a stretch that ends now: for single rows exact in length, not in place."""
+        now, fetch = self.collector.clock(), self.execution.fetch
+        spent, self.marked = fetch - self.marked, fetch
+        mark(self.collector, self.execution.dialect, "database", now - spent, now)
+        block = building.get()
+        if block is not None:
+            block.leave_out(now - spent, now)
+
+    def finish(self) -> None:
+        """
+        No more rows come. Never raises.
+
+        What is short and was not counted yet is the tail of its statement, unless another's objects are being made.
+        """
+        try:
+            execution, block = self.execution, building.get()
+            fetch = execution.fetch
+            spent = fetch - self.marked
+            own = block is None or (block.execution is execution and block.outer is None)
+            if own and spent <= _LEAST_MARK and not execution.folded:
+                execution.tail += spent
+                self.marked = fetch
+                if block is not None:
+                    now = self.collector.clock()
+                    block.leave_out(now - spent, now)
+            elif spent:
+                self.mark()
+            if block is None or block.execution is not execution:
+                execution.open = False  # otherwise the objects of these rows are still to come
+        except Exception as fault:
+            report_fault("counting rows", fault)
 
     def fetchmany(self, result: Any, dbapi_cursor: Any, size: int | None = None) -> Any:
         started = self.collector.clock()
@@ -176,16 +206,7 @@ class CountedFetch(_Counted):
         try:
             rows = super().fetchmany(result, dbapi_cursor, size)
         finally:
-            add_fetch(self.collector, self.execution, started, len(rows))
-        return rows
-
-    def fetchall(self, result: Any, dbapi_cursor: Any) -> Any:
-        started = self.collector.clock()
-        rows: Any = ()
-        try:
-            rows = CursorFetchStrategy.fetchall(self, result, dbapi_cursor)
-        finally:
-            add_fetch(self.collector, self.execution, started, len(rows))
+            self.marked += add_fetch(self.collector, self.execution, started, len(rows))
         return rows
 
     def yield_per(self, result: Any, dbapi_cursor: Any, num: int) -> None:
@@ -209,8 +230,6 @@ class CountedStream(_Counted, BufferedRowCursorFetchStrategy):
     """Reads a server-side cursor, or any with `yield_per`, through a buffer that grows."""
 
     __slots__ = ("collector", "cursor", "execution", "options")
-
-    unmarked = 0
 
     def __init__(
         self, collector: Collector, execution: Execution, cursor: Any, options: Any, *, resumed: bool = False

@@ -66,6 +66,16 @@ def fetch_strategy(context: Any) -> Any:
     return context.cursor_fetch_strategy
 
 
+def is_read_directly(context: Any) -> bool:
+    """Whether it is a plain query, as most are: compiled, not streamed, and read as SQLAlchemy reads most cursors."""
+    return (
+        context.cursor_fetch_strategy is DEFAULT_FETCH
+        and context.compiled is not None
+        and not (context.is_crud or context.is_text or context.isddl or context._is_server_side)
+        and not context.execution_options.get("stream_results", False)
+    )
+
+
 def is_streamed(context: Any) -> bool:
     """Whether SQLAlchemy would read the cursor through a buffer, of a server-side cursor or because it was asked to."""
     if context._is_server_side:

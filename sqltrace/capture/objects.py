@@ -16,7 +16,7 @@ from itertools import chain
 from typing import Any
 
 from sqltrace.capture import orm_internals
-from sqltrace.capture.building import Block
+from sqltrace.capture.building import Block, building
 from sqltrace.collector import Collector, Execution, unmeasurable
 from sqltrace.faults import logger, report_fault
 
@@ -64,26 +64,23 @@ def instances(cursor: Any, context: Any) -> Any:
     if noted is None:
         return original(cursor, context)
     build = _Build(noted[0], noted[1], context)
-    build.begin(makes=build.at_once)
-    result = None
+    if orm_internals.is_prebuffered(context):
+        return build.make_at_once(original, cursor)
+    build.execution.open = True
+    started = build.collector.clock()
     try:
         result = original(cursor, context)
-    finally:
-        build.end(last=result is None, makes=build.at_once)
-        build.remember()
-    build.follow(result)
+    except BaseException:
+        build.execution.open = False
+        raise
+    build.follow(result, started)
     return result
 
 
 class _Build:
-    """
-    The making of objects of one statement's rows. None of its methods raises what is a fault of ours.
+    """The making of objects of one statement's rows. None of its methods raises what is a fault of ours."""
 
-    Attributes:
-        at_once: All objects are made before SQLAlchemy's function answers; else it makes what will make them.
-    """
-
-    __slots__ = ("at_once", "block", "collector", "context", "execution", "newest")
+    __slots__ = ("block", "collector", "context", "execution", "newest", "prepared")
 
     def __init__(self, collector: Collector, execution: Execution, context: Any) -> None:
         self.collector = collector
@@ -91,46 +88,68 @@ class _Build:
         self.context = context  # no longer than SQLAlchemy's own generator of the chunks keeps it
         self.block: Block | None = None
         self.newest: Any = None
-        self.at_once = orm_internals.is_prebuffered(context)
+        self.prepared: tuple[int, int] | None = None
 
-    def begin(self, *, makes: bool = True) -> None:
-        """
-        Args:
-            makes: Whether objects will have been made when it ends.
-        """
+    def make_at_once(self, original: Callable[[Any, Any], Any], cursor: Any) -> Any:
+        """As for an `AsyncSession`: the objects are there when SQLAlchemy's function answers."""
+        self.execution.open = True
+        self.begin()
+        result = None
         try:
-            self.execution.open = True
-            if makes:
-                self.newest = orm_internals.newest_object(self.context)
-            self.block = Block(self.collector, self.execution, self.context)
+            result = original(cursor, self.context)
+        finally:
+            self.end(last=result is None)
+            self.remember()
+        try:
+            self.count_roots(next(result.chunks(None), []))
+            self.execution.open = False
+        except Exception as fault:
+            report_fault("timing objects", fault)
+        return result
+
+    def follow(self, result: Any, started: int) -> None:
+        """SQLAlchemy has prepared to make objects since `started`: time the chunks that the application will read."""
+        try:
+            ended = self.collector.clock()
+            outer = building.get()
+            if outer is not None:
+                outer.leave_out(started, ended)
+            self.prepared = started, ended
+            self.remember()
+            timed = partial(_timed, self, result.chunks)
+            iterator = chain.from_iterable(timed(orm_internals.yield_per(result)))
+            result.chunks, result.iterator = timed, iterator
         except Exception as fault:
             report_fault("timing objects", fault)
 
-    def end(self, *, last: bool, makes: bool = True) -> None:
+    def begin(self) -> None:
+        try:
+            self.execution.open = True
+            self.newest = orm_internals.newest_object(self.context)
+            prepared, self.prepared = self.prepared, None
+            self.block = Block(self.collector, self.execution, self.context, prepared)
+        except Exception as fault:
+            report_fault("timing objects", fault)
+
+    def end(self, *, last: bool) -> None:
         try:
             block, self.block = self.block, None
             if block is not None:
                 block.end()
-            if makes:
-                self.count_entities()
+            made = orm_internals.objects_since(self.context, self.newest)
+            self.newest = None
+            if made is not None:
+                self.count_entities(made)
             if last:
                 self.execution.open = False
         except Exception as fault:
             report_fault("timing objects", fault)
 
-    def follow(self, result: Any) -> None:
-        """Time the chunks that the application is going to read."""
-        try:
-            chunks = result.chunks
-            if self.at_once:
-                self.count_roots(next(chunks(None), []))
-                self.execution.open = False
-                return
-            timed = partial(_timed, self, chunks)
-            iterator = chain.from_iterable(timed(orm_internals.yield_per(result)))
-            result.chunks, result.iterator = timed, iterator
-        except Exception as fault:
-            report_fault("timing objects", fault)
+    def count_entities(self, made: dict[str, int]) -> None:
+        before = self.execution.entities
+        if before:
+            made = {name: before.get(name, 0) + made.get(name, 0) for name in {**before, **made}}
+        self.execution.entities = made
 
     def count_roots(self, rows: list[Any]) -> None:
         try:
@@ -143,27 +162,13 @@ class _Build:
     def remember(self) -> None:
         """For loads that these objects will lead to: the state of each has the number of the query that filled it."""
         try:
-            loads, execution = self.collector.loads, self.execution
-            number = orm_internals.load_number(self.context)
+            loads, number = self.collector.loads, orm_internals.load_number(self.context)
             if number is not None:
                 if len(loads) >= _MAX_LOADS:
                     del loads[next(iter(loads))]
-                # An object that is refreshed still comes from the query that found it.
-                again = execution.origin.kind in ("refresh", "deferred") and execution.parents
-                loads[number] = again or execution.as_parents()
+                loads[number] = self.execution
         except Exception as fault:
             report_fault("noting which objects a statement made", fault)
-
-    def count_entities(self) -> None:
-        newest, self.newest = self.newest, None
-        made = orm_internals.objects_since(self.context, newest)
-        if made is None:
-            return
-        entities = self.execution.entities
-        if not entities:
-            self.execution.entities = made
-        else:
-            self.execution.entities = {name: entities.get(name, 0) + made.get(name, 0) for name in {**entities, **made}}
 
 
 def _timed(build: _Build, chunks: Callable[[int | None], Iterator[list[Any]]], size: int | None) -> Iterator[list[Any]]:

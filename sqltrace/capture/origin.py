@@ -15,8 +15,6 @@ from sqltrace.faults import logger, report_fault
 from sqltrace.origin import Origin, OriginKind
 from sqltrace.widening import Widening
 
-_ATTRIBUTE = "_sqltrace_purpose"
-_UNKNOWN = object()
 _FOR_MANY = (None, False, False, False)  # the `load` of a load that SQLAlchemy says nothing about but its path
 
 
@@ -69,10 +67,11 @@ class _Purpose:
 def explain(collector: Collector, execution: Execution, context: Any) -> None:
     """Tell the execution why its statement ran, and what eager joins made of it. Never raises."""
     try:
-        known: dict[str, Any] = context.compiled.__dict__
-        purpose = known.get(_ATTRIBUTE, _UNKNOWN)
-        if purpose is _UNKNOWN:
-            purpose = known[_ATTRIBUTE] = _study(context.compiled)
+        compiled = context.compiled
+        try:
+            purpose = compiled._sqltrace_purpose
+        except AttributeError:
+            purpose = compiled._sqltrace_purpose = _study(compiled)
         if purpose is None:
             return
         execution.widening = purpose.widening
@@ -147,9 +146,11 @@ def parents_of_one(collector: Collector, state: Any) -> ParentKey | None:
         return None
     around: Collector | None = collector
     while around is not None:
-        parents = around.loads.get(number)
-        if parents is not None:
-            return parents
+        execution = around.loads.get(number)
+        if execution is not None:
+            # An object that is refreshed still comes from the query that found it.
+            again = execution.origin.kind in ("refresh", "deferred") and execution.parents
+            return again or execution.as_parents()
         around = around.parent
     block = building.get()
     # The objects that are being made have their number, and are not yet known by it.

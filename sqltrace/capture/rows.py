@@ -27,6 +27,11 @@ _INSERTMANYVALUES: Final = ExecuteStyle.INSERTMANYVALUES
 def follow(collector: Collector, execution: Execution, context: Any) -> None:
     """Have the rows of an execution counted that the driver has run well. Never raises."""
     try:
+        if internals.is_read_directly(context):
+            execution.rows = 0
+            execution.open = True
+            context.cursor_fetch_strategy = CountedFetch(collector, execution)
+            return
         if context.execute_style is _INSERTMANYVALUES:
             if context.compiled.effective_returning:
                 _follow_batch(collector, execution, context)
@@ -98,7 +103,7 @@ def _counts(server_side: bool, read: Callable[[Any], Any]) -> bool:
         None, clock=count().__next__, dialects=None, capture_parameters=False, max_statements=0, max_sql_length=0
     )
     context = internals.stand_in_context([(1,), (2,), (3,)], server_side=server_side)
-    execution = Execution(0, 0, "", "", context.dialect, None, False, None, None, None, False)
+    execution = Execution(0, 0, "", "", context.dialect)
     internals.fetch_strategy(context)  # where it is missing, `follow` would report a fault
     follow(collector, execution, context)
     read(internals.result_of(context))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from asyncio import _get_running_loop  # the public one raises where none runs, at ten times the cost
 from reprlib import Repr
+from threading import get_ident
 from typing import Any, Final
 
 from sqlalchemy.engine.interfaces import ExecuteStyle
 
-from sqltrace.callsite import CallSite, find_call_site
+from sqltrace.callsite import find_call_site
 from sqltrace.capture import failed_loads, internals, objects, replies, rows, transactions
 from sqltrace.capture.building import building
 from sqltrace.capture.failure import describe_failure
@@ -50,16 +51,15 @@ def note(
 ) -> None:
     """Note one statement in the recording of this context and in those around it. Never raises."""
     try:
-        dialect = context.dialect
         block = building.get()
         if block is not None:
             block.leave_out(started, ended)
+        dialect = context.dialect
         while collector is not None and collector.dialects is not None and dialect not in collector.dialects:
             collector = collector.parent
         if collector is None:
             return
-        style = context.execute_style
-        compiled = context.compiled
+        style, compiled = context.execute_style, context.compiled
         key = statement
         if style is not _EXECUTE:
             key = _key_of_many(context, statement, style)
@@ -70,39 +70,32 @@ def note(
                     key = compiled.string
             except AttributeError:
                 pass
+        execution = Execution(started, ended, statement, key, dialect)
         taken = collector.sites_taken.get(key, 0)
-        slow = ended - started > SLOW_STATEMENT
-        call_site = None
-        if slow or not (taken + 1) & taken:
-            objects.install_when_imported()
-            failed_loads.install_when_imported()
-            call_site = _call_site(collector, key, taken, slow)
-            note_database(dialect, context.engine.url)
-        elif taken:
+        if not (taken + 1) & taken or ended - started > SLOW_STATEMENT:
+            _take_sample(collector, execution, context, taken)
+        else:
             collector.sites_taken[key] = taken + 1
-        if len(statement) > collector.max_sql_length:
-            statement, key = statement[: collector.max_sql_length], key[: collector.max_sql_length]
-        is_async = dialect.is_async
-        execution = Execution(
-            started,
-            ended,
-            statement,
-            key,
-            dialect,
-            failure,
-            style is _EXECUTEMANY,
-            None if style is _EXECUTE else internals.batch_size(context, parameters),
-            call_site,
-            _repr.repr(parameters) if collector.capture_parameters else None,
-            not is_async and _get_running_loop() is not None,
-        )
-        if taken < DIGESTS and style is _EXECUTE:
+        if style is not _EXECUTE:
+            execution.executemany = style is _EXECUTEMANY
+            execution.batch_size = internals.batch_size(context, parameters)
+        elif taken < DIGESTS:
             execution.digest = _digest(statement, parameters)
-        if is_async:
+        if len(statement) > collector.max_sql_length:
+            length = collector.max_sql_length
+            execution.sql, execution.key = statement[:length], key[:length]
+        if collector.capture_parameters:
+            execution.parameters = _repr.repr(parameters)
+        if failure is not None:
+            execution.failure = failure
+        if dialect.is_async:
             if ended - started >= replies.SLOW and failure is None:
                 execution.loop_wait = replies.loop_wait(collector, context, execution)
-        elif execution.on_loop and ended - started >= HOLD:
-            replies.note_hold(collector, started, ended)
+        # To be asked for the running loop is dear where one runs: asyncio asks for the process before Python 3.12.
+        elif ((loop := collector.loop) and loop.thread == get_ident()) or _get_running_loop() is not None:
+            execution.on_loop = True
+            if ended - started >= HOLD:
+                replies.note_hold(collector, started, ended)
         if compiled is not None:
             explain(collector, execution, context)
         context._sqltrace = collector, execution
@@ -110,20 +103,33 @@ def note(
             execution.span = collector.probe(context)
         if failure is None and rows.work():
             rows.follow(collector, execution, context)
-        while collector is not None:
-            if collector.dialects is None or dialect in collector.dialects:
-                pending = collector.pending
-                if pending is None:
-                    collector.late += 1
-                    missed.late += 1
-                else:
-                    pending.append(execution)
-                    if len(pending) >= FOLD_AT:
-                        collector.fold()
-            collector = collector.parent
-        transactions.attach(context, execution)
+        transactions.attach(collector, context, execution)
+        pending = collector.pending
+        if pending is None:
+            collector.late += 1
+            missed.late += 1
+        else:
+            pending.append(execution)
+            if len(pending) >= FOLD_AT:
+                collector.fold()
+        if collector.parent is not None:
+            _pass_on(collector.parent, execution)
     except Exception as fault:
         report_fault("recording a statement", fault)
+
+
+def _pass_on(collector: Collector | None, execution: Execution) -> None:
+    """To the recordings around the one that it was noted in."""
+    while collector is not None:
+        if collector.dialects is None or execution.dialect in collector.dialects:
+            if collector.pending is None:
+                collector.late += 1
+                missed.late += 1
+            else:
+                collector.pending.append(execution)
+                if len(collector.pending) >= FOLD_AT:
+                    collector.fold()
+        collector = collector.parent
 
 
 def _key_of_many(context: Any, statement: str, style: ExecuteStyle) -> str:
@@ -135,14 +141,18 @@ def _key_of_many(context: Any, statement: str, style: ExecuteStyle) -> str:
     return string if ours else statement
 
 
-def _call_site(collector: Collector, key: str, taken: int, slow: bool) -> CallSite | None:
-    """The call site, if it is worth its cost: for the 1st, 2nd, 4th, 8th … of a kind and for slow statements."""
+def _take_sample(collector: Collector, execution: Execution, context: Any, taken: int) -> None:
+    """What is dear to know: for the 1st, 2nd, 4th, 8th … of a kind, and for slow statements."""
+    if not taken:
+        objects.install_when_imported()
+        failed_loads.install_when_imported()
+        note_database(execution.dialect, context.engine.url)
     sites_taken = collector.sites_taken
     if taken or len(sites_taken) < collector.max_statements:
-        sites_taken[key] = taken + 1
-    elif not slow:
-        return None
-    return find_call_site()
+        sites_taken[execution.key] = taken + 1
+    elif execution.ended - execution.started <= SLOW_STATEMENT:
+        return
+    execution.call_site = find_call_site()
 
 
 def _digest(statement: str, parameters: Any) -> int | None:

@@ -83,7 +83,7 @@ def _of_group(recording: Recording, group: Group, kept: list[Execution], repeats
     rest: list[Execution] = []
     ordinary = 0
     for execution in kept:
-        if getattr(execution, "span", None) is TOLD_ELSEWHERE:
+        if execution.span is TOLD_ELSEWHERE:
             return []
         ordinary += execution.failure is None
         (singles if execution.failure is not None or ordinary <= repeats else rest).append(execution)
