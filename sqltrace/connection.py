@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -151,11 +151,15 @@ class ConnectionTotals:
             self.timeouts += checkout.pool_wait.timed_out
             self.waits = sorted([*self.waits, checkout.pool_wait], key=lambda wait: -wait.waited)[:_WORST]
 
-    def use(self, still_open: Iterable[Checkout], now: int) -> ConnectionUse:
+    def use(self, still_open: Sequence[Checkout], now: int) -> ConnectionUse:
         """All of it, with those that are still open, and `None` for what cannot be measured."""
-        totals = copy(self)
-        for checkout in still_open:
-            totals.add(checkout, now)
+        totals = self
+        if still_open:
+            totals = copy(self)
+            for checkout in still_open:
+                totals.add(checkout, now)
+        if not (totals.checkouts or totals.failed or unmeasurable):
+            return ConnectionUse()  # as of most requests without SQL
         seconds = {name: None if name in unmeasurable else getattr(totals, name) / _SECOND for name in TIMES}
         return ConnectionUse(totals.checkouts, totals.failed, totals.timeouts, waits=list(totals.waits), **seconds)
 

@@ -182,10 +182,10 @@ class Recording:
     def _settle_account(self) -> TimeAccount:
         self._collector.settle()
         self.fold()
-        end, unseen = self._response_end(), set(unmeasurable)
+        end, measured = self._response_end(), MEASURED - unmeasurable
         if self._loop is not None and not self._loop.observed:
-            unseen.add("loop_wait")
-        return settle(self._tally.covered, end, end - self._started, MEASURED - unseen)
+            measured -= {"loop_wait"}
+        return settle(self._tally.covered, end, end - self._started, measured)
 
     def _answer(self, name: str, make: Callable[[], Any]) -> Any:
         """What `make` answers; at one moment, or once the recording has ended, the same for every rule and sink."""

@@ -6,6 +6,7 @@ Not thread-safe by itself: its recording holds a lock around each use.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from operator import add, attrgetter
 from typing import Any
 
@@ -18,7 +19,6 @@ from sqltrace.origin import Origin, Parents
 from sqltrace.samples import Samples
 from sqltrace.sql_text import fingerprint, summarize
 from sqltrace.statement import Group, Phase, Statement, system_name
-from sqltrace.time_account import PRIORITY
 
 _MAX_KNOWN = 2_048
 _STARTED, _ENDED, _TAIL = map(attrgetter, ("started", "ended", "tail"))
@@ -51,7 +51,7 @@ class Tally:
         self.counts: dict[Phase, int] = {"response": 0, "after_response": 0}
         self.failed = 0
         self.rows = 0
-        self.covered: dict[Part, Coverage] = {part: Coverage() for part in PRIORITY}
+        self.covered: defaultdict[Part, Coverage] = defaultdict(Coverage)
         self.connections = ConnectionTotals()
         self._known: dict[Phase, dict[tuple[str, Any, Origin], Group]] = {"response": {}, "after_response": {}}
         self._unsettled: list[Unsettled] = []

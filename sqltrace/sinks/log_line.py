@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import compress, repeat
+from operator import is_not
 from typing import Any
 
 from sqltrace.connection import PoolWait
@@ -69,7 +71,7 @@ def log_line(record: RequestRecord, *, top: int = 5, literals: bool = False) -> 
         "findings": [_finding(finding) for finding in record.findings[:_MOST_FINDINGS]] or None,
         "sql.statements": [_statement(group, literals) for group in recording.groups[:top]],
     }
-    return {key: value for key, value in line.items() if value is not None}
+    return _known(line)
 
 
 def _finding(finding: Finding) -> dict[str, Any]:
@@ -82,7 +84,7 @@ def _finding(finding: Finding) -> dict[str, Any]:
         "loaded_for": finding.parents,
         "fix": finding.fix,
     }
-    return {key: value for key, value in line.items() if value is not None}
+    return _known(line)
 
 
 def _waited_for(recording: Recording) -> list[dict[str, Any]] | None:
@@ -113,7 +115,7 @@ def _statement(group: Group, literals: bool) -> dict[str, Any]:
         "call_site": str(group.call_site) if group.call_site else None,
         "parameters": group.parameters,
     }
-    return {key: value for key, value in line.items() if value is not None}
+    return _known(line)
 
 
 def _parents(parents: Parents | None) -> str | None:
@@ -147,8 +149,14 @@ def _wait(wait: PoolWait) -> dict[str, Any]:
             for holder in wait.holders
         ],
     }
-    return {key: value for key, value in line.items() if value is not None}
+    return _known(line)
+
+
+def _known(line: dict[str, Any]) -> dict[str, Any]:
+    """Without what is `None`."""
+    return dict(compress(line.items(), map(is_not, line.values(), repeat(None))))
 
 
 def _milliseconds(seconds: float | None) -> float | None:
-    return None if seconds is None else round(seconds * 1_000, 3)
+    # As `round(seconds * 1_000, 3)`, which takes four times as long: a line has many. No time is negative.
+    return None if seconds is None else int(seconds * 1_000_000 + 0.5) / 1_000
