@@ -27,19 +27,19 @@ class _Cached(Generic[_T]):
 
     def __init__(self, given: Any, current: Callable[[], Any], make: Callable[[Any, str, str | None], _T]) -> None:
         self._given, self._current, self._make = given, current, make
-        self._made: tuple[Any, _T] | None = None
+        self._known: tuple[Any, _T | None] = (None, None)
 
     def get(self) -> _T | None:
         """`None` while no provider is configured."""
         provider = self._given if self._given is not None else self._current()
-        made = self._made
-        if made is not None and made[0] is provider:
-            return made[1]
-        if not is_configured(provider):
-            return None
-        version = getattr(sys.modules.get("sqltrace"), "__version__", None)
-        self._made = made = (provider, self._make(provider, "sqltrace", version))
-        return made[1]
+        known = self._known
+        if known[0] is not provider:
+            made = None
+            if is_configured(provider):
+                version = getattr(sys.modules.get("sqltrace"), "__version__", None)
+                made = self._make(provider, "sqltrace", version)
+            self._known = known = (provider, made)
+        return known[1]
 
 
 class Tracers(_Cached[trace.Tracer]):
