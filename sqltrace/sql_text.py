@@ -92,6 +92,7 @@ _OPERATIONS = frozenset(
 _WITHIN = frozenset({"SELECT", "INSERT", "UPDATE", "DELETE", "MERGE"})
 _BEFORE_TARGET = frozenset({"FROM", "JOIN", "INTO", "UPDATE", "TABLE", "USING", "CALL", "PRAGMA"})
 _BETWEEN = frozenset({"ONLY", "IF", "NOT", "EXISTS", "LATERAL", "OR", "IGNORE", "LOW_PRIORITY"})
+_AFTER_TARGETS = frozenset({"WHERE", "GROUP", "ORDER", "ON", "LIMIT", "SET", "RETURNING", "HAVING", "UNION"})
 _NO_TARGET = frozenset({"SELECT", "VALUES", "SET", "UNNEST"})
 _BEFORE_ROWS = frozenset({"FROM", "JOIN", "LATERAL", "USING", ","})  # f(x) there is a function
 _BEFORE_SELECT = frozenset({"(", ")", "ALL", "UNION", "EXCEPT", "INTERSECT", ";"})
@@ -107,9 +108,8 @@ def summarize(sql: str, system: str = "other_sql") -> str:
     case is changed, names keep their quotes, at most 255 characters, cut
     between words. Names of common table expressions are not targets.
     """
-    words = _Words(redact(sql, system))
     summary = ""
-    for part in words.parts():
+    for part in _Words(redact(sql, system)).parts():
         if len(summary) + len(part) >= _SUMMARY_LENGTH:
             break
         summary = f"{summary} {part}" if summary else part
@@ -117,62 +117,85 @@ def summarize(sql: str, system: str = "other_sql") -> str:
 
 
 class _Words:
-    """One walk over the words of a statement, with what must be remembered on the way."""
+    """
+    One walk over the words of a statement, with what must be remembered on the way.
+
+    Attributes:
+        found: Operations and targets.
+        common: Names of common table expressions.
+        listing: By depth of parentheses, whether inside a list of targets, where a comma is followed by the next.
+        calls: By depth of parentheses, whether inside ``extract(.. FROM ..)`` or its like.
+        expects_target: Whether the next name is one.
+    """
 
     def __init__(self, sql: str) -> None:
         self._tokens = [match[0] for match in _WORD.finditer(sql)]
         self._upper = [token.upper() for token in self._tokens]
+        self.found: list[str] = []
+        self.common: set[str] = set()
+        self.listing: dict[int, bool] = {}
+        self.calls: dict[int, bool] = {}
+        self.depth = 0
+        self.expects_target = False
 
     def parts(self) -> list[str]:
-        found: list[str] = []
-        common: set[str] = set()
-        listing: dict[int, bool] = {}  # parenthesis depth -> inside a FROM list
-        calls: dict[int, bool] = {}  # parenthesis depth -> inside extract(.. FROM ..) and its like
-        depth = 0
-        expect = False
-        for index, (token, upper) in enumerate(zip(self._tokens, self._upper, strict=True)):
-            previous = self._upper[index - 1] if index else ""
+        for index, token in enumerate(self._tokens):
             if token == "(":
-                depth += 1
-                calls[depth] = previous in _NOT_A_FROM
-                if expect:
-                    # FROM (a JOIN b) has its targets inside, FROM (SELECT ...) its own FROM
-                    listing[depth], expect = True, self._next(index) not in _WITHIN
-                continue
-            if token == ")":
-                listing.pop(depth, None)
-                depth, expect = depth - 1, False
+                self._open(index)
+            elif token == ")":
+                self.listing.pop(self.depth, None)
+                self.depth, self.expects_target = self.depth - 1, False
             elif token == ",":
-                expect = listing.get(depth, False)
+                self.expects_target = self.listing.get(self.depth, False)
             elif token == ";":
-                listing.clear()
-            elif expect and upper not in _BETWEEN:
-                expect = False
-                if upper in _NO_TARGET:
-                    listing[depth] = False
-                elif token not in common and (self._next(index) != "(" or previous not in _BEFORE_ROWS):
-                    found.append(token)
-            elif self._is_operation(upper, previous, found):
-                found.append(token)
-                listing[depth] = False
-                expect = upper in _BEFORE_TARGET
-            elif upper in _BEFORE_TARGET and not (calls.get(depth) or previous == "DISTINCT"):
-                expect = bool(found) and upper != "UPDATE"
-                listing[depth] = upper == "FROM"
-            elif upper in ("WHERE", "GROUP", "ORDER", "ON", "LIMIT", "SET", "RETURNING", "HAVING", "UNION"):
-                listing[depth] = upper == "ON" and listing.get(depth, False)
-            elif previous in ("WITH", "RECURSIVE") or (self._next(index), self._next(index + 1)) == ("AS", "("):
-                common.add(token)
-        return found
+                self.listing.clear()
+            elif self.expects_target and self._upper[index] not in _BETWEEN:
+                self._take_target(index)
+            else:
+                self._take_keyword(index)
+        return self.found
+
+    def _open(self, index: int) -> None:
+        self.depth += 1
+        self.calls[self.depth] = self._previous(index) in _NOT_A_FROM
+        if self.expects_target:
+            # FROM (a JOIN b) has its targets inside, FROM (SELECT ...) its own FROM
+            self.listing[self.depth] = True
+            self.expects_target = self._next(index) not in _WITHIN
+
+    def _take_target(self, index: int) -> None:
+        self.expects_target = False
+        is_function = self._next(index) == "(" and self._previous(index) in _BEFORE_ROWS
+        if self._upper[index] in _NO_TARGET:
+            self.listing[self.depth] = False
+        elif self._tokens[index] not in self.common and not is_function:
+            self.found.append(self._tokens[index])
+
+    def _take_keyword(self, index: int) -> None:
+        upper, previous, depth = self._upper[index], self._previous(index), self.depth
+        if self._is_operation(upper, previous):
+            self.found.append(self._tokens[index])
+            self.listing[depth] = False
+            self.expects_target = upper in _BEFORE_TARGET
+        elif upper in _BEFORE_TARGET and not (self.calls.get(depth) or previous == "DISTINCT"):
+            self.expects_target = bool(self.found) and upper != "UPDATE"
+            self.listing[depth] = upper == "FROM"
+        elif upper in _AFTER_TARGETS:
+            self.listing[depth] = upper == "ON" and self.listing.get(depth, False)
+        elif previous in ("WITH", "RECURSIVE") or (self._next(index), self._next(index + 1)) == ("AS", "("):
+            self.common.add(self._tokens[index])
+
+    def _previous(self, index: int) -> str:
+        return self._upper[index - 1] if index else ""
 
     def _next(self, index: int) -> str:
         return self._upper[index + 1] if index + 1 < len(self._upper) else ""
 
-    def _is_operation(self, upper: str, previous: str, found: list[str]) -> bool:
+    def _is_operation(self, upper: str, previous: str) -> bool:
         if upper not in _OPERATIONS:
             return False
-        if not found:
+        if not self.found:
             return True
-        if upper == "SELECT" and found[0].upper() in ("INSERT", "CREATE", "EXPLAIN"):
+        if upper == "SELECT" and self.found[0].upper() in ("INSERT", "CREATE", "EXPLAIN"):
             return True
         return upper in _WITHIN and previous in _BEFORE_SELECT
