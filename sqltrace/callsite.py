@@ -57,16 +57,19 @@ def shorten(path: str) -> str:
     return path[len(max(inside, key=len)) :] if inside else path
 
 
-def find_call_site() -> CallSite | None:
+def find_call_site(skip: int = 0) -> CallSite | None:
     """
     The innermost application frame above the caller, or `None`.
 
     An installed library's frame is second best, for applications that are
     themselves installed. Crosses SQLAlchemy's greenlet: the coroutine that
     awaits stands in the parent of the greenlet which runs the statement.
+
+    Args:
+        skip: Frames above the caller that are known to be none of the application's.
     """
     second_best: FrameType | None = None
-    frame: FrameType | None = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1 + skip)
     greenlet: Any = None
     kinds = _kinds
     for _ in range(_MAX_FRAMES):
@@ -79,10 +82,10 @@ def find_call_site() -> CallSite | None:
         kind = kinds.get(filename)
         if kind is None:
             kind = _remember(filename)
-        if kind == _APPLICATION:
-            return _site(frame)
-        if kind == _LIBRARY and second_best is None:
-            second_best = frame
+        if kind != _SKIP:
+            if kind == _APPLICATION:
+                return _site(frame)
+            second_best = second_best or frame
         frame = frame.f_back
     return _site(second_best) if second_best is not None else None
 

@@ -27,6 +27,7 @@ _EXECUTE: Final = ExecuteStyle.EXECUTE
 _EXECUTEMANY: Final = ExecuteStyle.EXECUTEMANY
 _INSERTMANYVALUES: Final = ExecuteStyle.INSERTMANYVALUES
 _MAX_HASHED: Final = 8
+_OURS: Final = 2  # frames from `_take_sample` up to the listener
 _repr = Repr()
 _repr.maxother = _repr.maxstring = 120
 _repr.maxlist = _repr.maxtuple = _repr.maxdict = 12
@@ -152,7 +153,7 @@ def _take_sample(collector: Collector, execution: Execution, context: Any, taken
         sites_taken[execution.key] = taken + 1
     elif execution.ended - execution.started <= SLOW_STATEMENT:
         return
-    execution.call_site = find_call_site()
+    execution.call_site = find_call_site(skip=_OURS)
 
 
 def _digest(statement: str, parameters: Any) -> int | None:
