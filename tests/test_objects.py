@@ -222,6 +222,21 @@ def test_loads_inside_are_not_in_the_time_of_the_parent(engine):
     assert account.database > 0.9 * (parent.duration + child.duration)
 
 
+@pytest.mark.parametrize("options", [[], [selectinload(Author.books)]], ids=["alone", "with a load inside"])
+def test_what_counts_in_another_place_than_it_was_is_not_lost(engine, options):
+    query = select(Author).options(*options).order_by(Author.id)
+
+    with sqltrace.record() as recording, Session(engine) as session:
+        for number in range(64):
+            session.scalars(query.where(Author.id.in_([number, number + 1]))).all()
+
+    statements, account = recording.statements, recording.time_account
+    objects = sum(statement.objects for statement in statements)
+    too_short_to_mark = 3 * 2e-6 * len(statements)
+    assert objects - too_short_to_mark <= account.objects <= objects + 1e-9
+    assert account.database >= sum(statement.duration for statement in statements) - 1e-9
+
+
 def test_loads_inside_of_other_tasks_stay_apart(databases):
     """While an async driver loads a relationship, other tasks run on the thread."""
     databases.fill("aiosqlite")

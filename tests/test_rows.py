@@ -267,6 +267,23 @@ def test_error_while_fetching_is_that_of_the_driver_and_is_recorded(engine, read
     assert last(recording).failure.type.startswith("sqlite3.")
 
 
+@pytest.mark.parametrize("read", [list, lambda result: result.all(), lambda result: result.fetchmany(5)])
+def test_time_of_a_fetch_that_fails_reaches_the_account(engine, read):
+    def fail_late(number):
+        if number > 1:
+            time.sleep(0.05)
+            raise ValueError(number)
+        return number
+
+    with sqltrace.record() as recording, engine.connect() as connection:
+        connection.connection.driver_connection.create_function("fail_late", 1, fail_late)
+        with pytest.raises(DBAPIError):
+            read(connection.execute(text("SELECT fail_late(n) FROM (SELECT 1 AS n UNION ALL SELECT 2)")))
+
+    assert last(recording).fetch >= 0.05
+    assert recording.time_account.database >= last(recording).duration
+
+
 @pytest.mark.postgresql
 @pytest.mark.parametrize("driver", ["psycopg", "psycopg2", "asyncpg", "psycopg_async"])
 def test_error_in_a_stream_is_that_of_the_driver_and_is_recorded(databases, driver):

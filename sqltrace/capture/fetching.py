@@ -176,6 +176,10 @@ class CountedFetch(_Counted):
         if block is not None:
             block.leave_out(now - spent, now)
 
+    def fail(self, error: BaseException) -> None:
+        self.finish()
+        super().fail(error)
+
     def finish(self) -> None:
         """
         No more rows come. Never raises.
