@@ -279,7 +279,10 @@ class TestSteppedOnALoop:
             return before is asyncio.current_task(), await child
 
         async def main():
-            asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
+            def factory(loop, coroutine, *, eager_start=None, **options):  # uvloop hands on what Python 3.13 refuses
+                return asyncio.eager_task_factory(loop, coroutine, **options)
+
+            asyncio.get_running_loop().set_task_factory(factory)
             return await asyncio.create_task(stepped_coroutine())
 
         async def stepped_coroutine():

@@ -57,9 +57,11 @@ class Limit(NamedTuple):
 
 EMPTY_REQUEST = "a request without statements"
 EACH, WITH_SHARE = "a statement", "a statement, with its share of the request"
+# What is reached, and a little; the goal is 1.2 for both. Later Pythons need more for the same, and the yardstick does not.
+LEEWAY = 1.0 if sys.version_info < (3, 12) else 1.25
 LIMITS = (
-    Limit("recording", EACH, 1.6),  # what is reached, and a little; the goal is 1.2 for both
-    Limit("log line", WITH_SHARE, 2.6),
+    Limit("recording", EACH, 1.45 * LEEWAY),
+    Limit("log line", WITH_SHARE, 2.35 * LEEWAY),
 )
 
 
@@ -136,7 +138,7 @@ def table(costs: dict[str, Costs], ratios: dict[str, Costs]) -> str:
 
 def over_limits(ratios: dict[str, Costs]) -> list[str]:
     return [
-        f"{limit.contender}, {what}: {ratio:.3f} x {YARDSTICK}, over the limit of {limit.ratio}"
+        f"{limit.contender}, {what}: {ratio:.3f} x {YARDSTICK}, over the limit of {limit.ratio:.2f}"
         for limit in LIMITS
         for what, ratio in ratios[limit.contender].items()
         if what.endswith(f": {limit.what}") and ratio > limit.ratio
