@@ -94,19 +94,20 @@ def sink():
     return MemorySink()
 
 
-@pytest.fixture(scope="session")
-def postgres_url():
-    with databases.postgres_server() as server:
-        psycopg = server.set(drivername="postgresql+psycopg")
-        with databases.fresh_database(psycopg, drop="DROP DATABASE {} WITH (FORCE)") as url:
-            yield url
+@pytest.fixture(scope="session", autouse=True)
+def servers():
+    yield databases.SERVERS
+    databases.SERVERS.close()
 
 
 @pytest.fixture(scope="session")
-def mariadb_url():
-    server = databases.mariadb_server().set(drivername="mysql+pymysql")
-    with databases.fresh_database(server, drop="DROP DATABASE {}") as url:
-        yield url
+def postgres_url(servers):
+    return servers.url("postgresql")
+
+
+@pytest.fixture(scope="session")
+def mariadb_url(servers):
+    return servers.url("mysql")
 
 
 @pytest.fixture(params=databases.drivers())

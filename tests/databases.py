@@ -16,7 +16,7 @@ import subprocess
 import tempfile
 import uuid
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -155,6 +155,35 @@ def fresh_database(server, *, drop):
     yield server.set(database=name)
     with engine.connect() as connection:
         connection.exec_driver_sql(drop.format(name))
+
+
+class Servers:
+    """A database of the tests' own on PostgreSQL (``postgresql``) and on MariaDB (``mysql``), made when first asked for."""
+
+    def __init__(self):
+        self._stack = ExitStack()
+        self._urls = {}
+
+    def url(self, system):
+        if system not in self._urls:
+            make = self._postgres if system == "postgresql" else self._mariadb
+            self._urls[system] = make()
+        return self._urls[system]
+
+    def _postgres(self):
+        server = self._stack.enter_context(postgres_server()).set(drivername="postgresql+psycopg")
+        return self._stack.enter_context(fresh_database(server, drop="DROP DATABASE {} WITH (FORCE)"))
+
+    def _mariadb(self):
+        server = mariadb_server().set(drivername="mysql+pymysql")
+        return self._stack.enter_context(fresh_database(server, drop="DROP DATABASE {}"))
+
+    def close(self):
+        self._urls = {}
+        self._stack.close()
+
+
+SERVERS = Servers()
 
 
 def _answers(url):

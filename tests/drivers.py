@@ -1,34 +1,40 @@
 """The drivers that the tests of rows and objects run on, with 5,000 rows in a table of each database."""
 
 import asyncio
-import os
 from contextlib import contextmanager
 
 import pytest
-from sqlalchemy import ForeignKey, String, create_engine, insert
+from sqlalchemy import ForeignKey, String, create_engine, insert, make_url
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
 
+from tests.databases import SERVERS
+
 ROWS = 5_000
-POSTGRESQL = os.environ.get("SQLTRACE_TEST_POSTGRESQL", "postgres@127.0.0.1:5432/test")
-MARIADB = os.environ.get("SQLTRACE_TEST_MARIADB", "root@127.0.0.1:3306/test")
-URLS = {
-    "sqlite3": "sqlite:///{file}",
-    "aiosqlite": "sqlite+aiosqlite:///{file}",
-    "psycopg": f"postgresql+psycopg://{POSTGRESQL}",
-    "psycopg_async": f"postgresql+psycopg_async://{POSTGRESQL}",
-    "psycopg2": f"postgresql+psycopg2://{POSTGRESQL}",
-    "asyncpg": f"postgresql+asyncpg://{POSTGRESQL}",
-    "pymysql": f"mysql+pymysql://{MARIADB}",
-    "aiomysql": f"mysql+aiomysql://{MARIADB}",
-    "asyncmy": f"mysql+asyncmy://{MARIADB}",
+DIALECTS = {
+    "sqlite3": "sqlite",
+    "aiosqlite": "sqlite+aiosqlite",
+    "psycopg": "postgresql+psycopg",
+    "psycopg_async": "postgresql+psycopg_async",
+    "psycopg2": "postgresql+psycopg2",
+    "asyncpg": "postgresql+asyncpg",
+    "pymysql": "mysql+pymysql",
+    "aiomysql": "mysql+aiomysql",
+    "asyncmy": "mysql+asyncmy",
 }
 ASYNC = {"aiosqlite", "psycopg_async", "asyncpg", "aiomysql", "asyncmy"}
 MARKS = {"postgresql": pytest.mark.postgresql, "mysql": pytest.mark.mariadb}
 DRIVERS = [
-    pytest.param(name, id=name, marks=MARKS[system] if (system := url.split("+")[0]) in MARKS else ())
-    for name, url in URLS.items()
+    pytest.param(name, id=name, marks=MARKS[system] if (system := dialect.split("+")[0]) in MARKS else ())
+    for name, dialect in DIALECTS.items()
 ]
+
+
+def url_of(driver, file=":memory:"):
+    """Of the tests' own database on the driver's server, or of the file for SQLite."""
+    dialect = DIALECTS[driver]
+    system = dialect.split("+")[0]
+    return make_url(f"{dialect}:///{file}") if system == "sqlite" else SERVERS.url(system).set(drivername=dialect)
 
 
 class Base(DeclarativeBase):
@@ -36,14 +42,14 @@ class Base(DeclarativeBase):
 
 
 class Author(Base):
-    __tablename__ = f"sqltrace_authors_{os.getpid()}"
+    __tablename__ = "sqltrace_authors"
     id: Mapped[int] = mapped_column(primary_key=True)
     name: Mapped[str] = mapped_column(String(50))
     books: Mapped[list["Book"]] = relationship(back_populates="author")
 
 
 class Book(Base):
-    __tablename__ = f"sqltrace_books_{os.getpid()}"
+    __tablename__ = "sqltrace_books"
     id: Mapped[int] = mapped_column(primary_key=True)
     author_id: Mapped[int] = mapped_column(ForeignKey(Author.id))
     author: Mapped[Author] = relationship(back_populates="books")
@@ -57,7 +63,7 @@ class Databases:
         self.filled = {}
 
     def url(self, driver):
-        return URLS[driver].format(file=self.file)
+        return url_of(driver, self.file)
 
     def fill(self, driver):
         sync = {"aiosqlite": "sqlite3", "psycopg_async": "psycopg", "asyncpg": "psycopg"}.get(driver, driver)

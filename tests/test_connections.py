@@ -1,7 +1,6 @@
 import asyncio
 import gc
 import json
-import socket
 import threading
 import time
 import weakref
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import jsonschema
 import pytest
-from sqlalchemy import create_engine, event, make_url, pool, text
+from sqlalchemy import create_engine, event, pool, text
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import OperationalError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -25,19 +24,10 @@ from sqltrace import collector, connection, faults
 from sqltrace.capture import connections, internals, pool_wait, transactions
 from sqltrace.sinks import ReadableRenderer
 from sqltrace.sinks.log_line import log_line
+from tests import drivers
 
-POSTGRES, MARIADB = "postgres@127.0.0.1:5432/test", "root@127.0.0.1:3306/test"
-URLS = {
-    "sqlite3": "sqlite:///{file}",
-    "aiosqlite": "sqlite+aiosqlite:///{file}",
-    "psycopg2": f"postgresql+psycopg2://{POSTGRES}",
-    "psycopg": f"postgresql+psycopg://{POSTGRES}",
-    "psycopg_async": f"postgresql+psycopg_async://{POSTGRES}",
-    "asyncpg": f"postgresql+asyncpg://{POSTGRES}",
-    "pymysql": f"mysql+pymysql://{MARIADB}",
-    "aiomysql": f"mysql+aiomysql://{MARIADB}",
-}
-ASYNC = {"aiosqlite", "psycopg_async", "asyncpg", "aiomysql"}
+DRIVERS = [driver for driver in drivers.DRIVERS if driver.id != "asyncmy"]
+ASYNC = drivers.ASYNC - {"asyncmy"}
 SLEEP = {"sqlite": "SELECT 1", "postgresql": "SELECT pg_sleep(0.05)", "mysql": "SELECT SLEEP(0.05)"}
 
 
@@ -45,7 +35,7 @@ class Work:
     """Runs the same synchronous code in threads, or in tasks on an async engine."""
 
     def __init__(self, driver, file):
-        self.url = make_url(URLS[driver].format(file=file))
+        self.url = drivers.url_of(driver, file)
         self.is_async = driver in ASYNC
         self.sleep = text(SLEEP[self.url.get_backend_name()])
         self._loop = asyncio.Runner() if self.is_async else None
@@ -84,21 +74,8 @@ class Work:
             self._loop.close()
 
 
-def is_listening(url):
-    if url.port is None:
-        return True
-    try:
-        socket.create_connection((url.host, url.port), timeout=1).close()
-    except OSError:
-        return False
-    return True
-
-
 def make_work(driver, tmp_path):
-    work = Work(driver, tmp_path / "connections.db")
-    if not is_listening(work.url):
-        pytest.skip(f"needs a server at {work.url.host}:{work.url.port}")
-    return work
+    return Work(driver, tmp_path / "connections.db")
 
 
 @pytest.fixture(autouse=True)
@@ -109,7 +86,7 @@ def instrumented():
     faults.forget_faults()
 
 
-@pytest.fixture(params=URLS)
+@pytest.fixture(params=DRIVERS)
 def work(request, tmp_path):
     work = make_work(request.param, tmp_path)
     yield work

@@ -12,13 +12,13 @@ from starlette.routing import Route
 
 import sqltrace
 from sqltrace.capture import internals, replies
-from tests.drivers import ASYNC, MARKS, URLS
+from tests.drivers import ASYNC, DIALECTS, MARKS, url_of
 from tests.loops import RUNNERS, block, get, observed
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells when a reply came in")
 
 OVER_TCP = [
-    pytest.param(name, id=name, marks=MARKS[URLS[name].split("+")[0]]) for name in sorted(ASYNC - {"aiosqlite"})
+    pytest.param(name, id=name, marks=MARKS[DIALECTS[name].split("+")[0]]) for name in sorted(ASYNC - {"aiosqlite"})
 ]
 POSTGRESQL = pytest.param("asyncpg", marks=MARKS["postgresql"])
 
@@ -35,11 +35,11 @@ def run(request):
 
 
 def sleep(driver, seconds):
-    return text(f"SELECT {'pg_sleep' if 'postgresql' in URLS[driver] else 'SLEEP'}({seconds})")
+    return text(f"SELECT {'pg_sleep' if 'postgresql' in DIALECTS[driver] else 'SLEEP'}({seconds})")
 
 
 def numbers(driver, count):
-    if "postgresql" in URLS[driver]:
+    if "postgresql" in DIALECTS[driver]:
         return text(f"SELECT i, i, i, i, i, i, i, i FROM generate_series(1, {count}) AS i")
     return text(f"SELECT seq, seq, seq, seq, seq, seq, seq, seq FROM seq_1_to_{count}")
 
@@ -52,7 +52,7 @@ def measure(run, driver, work, *, prepare=None, blocked=0.2, after=0.01):
     took = [0.0]
 
     async def main():
-        engine = create_async_engine(URLS[driver].format(file=":memory:"))
+        engine = create_async_engine(url_of(driver))
         begun = asyncio.Event()
 
         async def victim(request):
