@@ -60,12 +60,15 @@ def _suspended_codes(suspended: Any) -> Iterator[CodeType]:
 def _has_tasks(collector: Collector, loop: AbstractEventLoop | None) -> bool:
     own = current_task()
     for task in all_tasks(loop):
-        get_context = getattr(task, "get_context", None)  # Python 3.12
-        if get_context is None:
+        get_context = getattr(task, "get_context", None)
+        if get_context is None:  # pragma: no branch - before Python 3.12
             return False
-        theirs = get_context().get(current) if task is not own else None
-        while theirs is not None:
-            if theirs is collector:
-                return True
-            theirs = theirs.parent
+        if task is not own and _belongs_to(collector, get_context().get(current)):  # pragma: no cover - from 3.12 on
+            return True
     return False
+
+
+def _belongs_to(collector: Collector, theirs: Collector | None) -> bool:
+    while theirs is not None and theirs is not collector:
+        theirs = theirs.parent
+    return theirs is not None

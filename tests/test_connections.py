@@ -456,6 +456,16 @@ def test_ping_of_a_stale_connection_and_the_new_one_are_measured(work):
     assert bad.connections.failed == 0
 
 
+def test_connection_of_the_pool_itself_is_pinged_and_not_measured(sqlite):
+    engine = sqlite.engine(pool_pre_ping=True)
+    sql(engine)
+
+    with sqltrace.record() as recording:
+        engine.pool.connect().close()
+
+    assert (recording.connections.checkouts, recording.connections.ping) == (0, 0.0)
+
+
 def test_connection_that_cannot_be_opened_fails_as_before(tmp_path):
     engine = create_engine(f"sqlite:///{tmp_path}/missing/file.db")
 
@@ -687,6 +697,23 @@ def test_two_phase_transaction_is_measured(tmp_path):
     work.close()
 
 
+@pytest.mark.postgresql
+def test_two_phase_transaction_that_ends_as_an_ordinary_one_is_measured_once(tmp_path):
+    work = make_work("psycopg2", tmp_path)
+    engine = work.engine()
+
+    with sqltrace.record() as recording, engine.connect() as one:
+        transaction = one.begin_twophase()
+        one.execute(text("SELECT 1"))
+        time.sleep(0.01)
+        transaction.rollback()
+
+    use = recording.connections
+    assert 0.01 <= use.idle_in_transaction < 0.06
+    assert 0 < use.rollback < use.held
+    work.close()
+
+
 def test_long_transaction_keeps_few_of_its_statements(sqlite):
     engine = sqlite.engine()
 
@@ -733,6 +760,7 @@ def test_nothing_stays_in_the_pool_when_a_connection_is_back(sqlite):
         (pool_wait, "_describe"),
         (transactions, "mark"),
         (internals, "pooled_connection"),
+        (transactions, "isinstance"),
     ],
     ids=lambda place: place[1],
 )
@@ -742,7 +770,7 @@ def test_fault_of_ours_changes_nothing(sqlite, monkeypatch, caplog, place):
 
     engine = sqlite.engine(pool_size=1, max_overflow=0, pool_timeout=0.01, isolation_level="SERIALIZABLE")
     monkeypatch.setattr(transactions, "NEGLIGIBLE", -1)
-    monkeypatch.setattr(*place, broken)
+    monkeypatch.setattr(*place, broken, raising=place[1] != "isinstance")
 
     with sqltrace.record() as recording, engine.begin() as one:
         one.exec_driver_sql("CREATE TABLE t (x INTEGER)")

@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 from sqlalchemy import create_engine, event, select
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session, contains_eager, joinedload, loading, selectinload
 
 import sqltrace
@@ -258,6 +258,41 @@ def test_loads_inside_of_other_tasks_stay_apart(databases):
         assert [statement.entities for statement in recording.statements] == [{"Author": 10}, {"Book": 200}]
         account = recording.time_account
         assert account.objects == pytest.approx(sum(s.objects for s in recording.statements), rel=0.01)
+
+
+def test_statements_of_a_task_that_was_begun_inside_are_not_taken_off(databases):
+    databases.fill("sqlite3")
+    tasks = []
+
+    async def main():
+        engine = create_async_engine(databases.url("aiosqlite"))
+        made = asyncio.Event()
+
+        async def later():
+            await made.wait()
+            async with engine.connect() as connection:
+                await connection.execute(select(Book.id))
+
+        @event.listens_for(Author, "load")
+        def load(target, context):
+            tasks.append(asyncio.get_running_loop().create_task(later()))
+
+        try:
+            with sqltrace.record() as recording:
+                async with AsyncSession(engine) as session:
+                    await session.scalars(QUERY.limit(1))
+                before = recording.statements[0].objects
+                made.set()
+                await asyncio.gather(*tasks)
+        finally:
+            event.remove(Author, "load", load)
+            await engine.dispose()
+        return recording, before
+
+    recording, before = asyncio.run(main())
+
+    assert recording.statement_count == 2
+    assert recording.statements[0].objects == before > 0
 
 
 def test_rows_per_root_of_joined_collections(engine):

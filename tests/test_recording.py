@@ -245,6 +245,28 @@ def test_what_comes_after_the_end_is_counted_as_late_and_not_kept(engine, clock)
     assert (recording.statement_count, recording.statements, recording.groups) == (0, [], [])
 
 
+def test_recording_around_that_has_ended_counts_as_late_what_the_inner_one_takes(engine, clock):
+    outer = Recording("outer", clock=clock)
+    before = outer.open()
+    with Opened(clock) as inner:
+        outer.end()
+        run(engine, 1)
+    outer.leave(before)
+
+    assert (inner.statement_count, inner.late_count) == (1, 0)
+    assert (outer.statement_count, outer.late_count) == (0, 1)
+
+
+def test_recording_around_counts_many_statements_as_they_come(engine, clock):
+    with Opened(clock, max_statements=10) as outer, Opened(clock, max_statements=10) as inner:
+        run(engine, *[1] * (FOLD_AT + 10))
+        waiting = [len(recording.collector.pending) for recording in (outer, inner)]
+
+    assert max(waiting) < FOLD_AT
+    assert outer.statement_count == inner.statement_count == FOLD_AT + 10
+    assert outer.groups[0].total == inner.groups[0].total == FOLD_AT + 10
+
+
 def test_context_that_runs_on_does_not_keep_the_recording_alive(clock):
     recording = Recording(clock=clock)
     outer = recording.open()

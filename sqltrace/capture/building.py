@@ -63,8 +63,7 @@ class Block:
                 since -= ended - started
             else:
                 self.add(started, ended)
-        if now > since:
-            self.add(since, now)
+        self.add(since, now)
         if self.outer is not None:
             self.outer.leave_out(self.started, now)
 
