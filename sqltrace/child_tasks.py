@@ -68,7 +68,7 @@ def _has_tasks(collector: Collector, loop: AbstractEventLoop | None) -> bool:
     return False
 
 
-def _belongs_to(collector: Collector, theirs: Collector | None) -> bool:
+def _belongs_to(collector: Collector, theirs: Collector | None) -> bool:  # pragma: no cover - from Python 3.12 on
     while theirs is not None and theirs is not collector:
         theirs = theirs.parent
     return theirs is not None

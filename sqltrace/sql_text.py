@@ -16,16 +16,27 @@ _MYSQL = frozenset({"mysql", "mariadb"})
 _SUMMARY_LENGTH = 255  # semantic conventions for db.query.summary
 
 
-def _values(quoted: str) -> re.Pattern[str]:
+# Nothing that begins with a digit is a name: 0b1, 1_000 and 1.5f are numbers somewhere.
+_NUMBER = r"\d\w*(?:\.\w*)?(?:(?<=[eE])[+-]\d+)?"
+
+
+def _nested(depth: int) -> str:
+    """A comment with comments in it, as PostgreSQL and SQL Server read it."""
+    inside = _nested(depth - 1) if depth else "/"
+    return rf"/\*(?: [^*/]++ | \*(?!/) | /(?!\*) | {inside} )*+ (?:\*/|\Z)"
+
+
+def _values(quoted: str, comment: str) -> re.Pattern[str]:
     return re.compile(
         rf"""
-        (?= ['"`$\d.\-/_%:?] | [eEnNbBxX]' )  # where none of these stands nothing below matches: 3 times faster
-        (?: (?P<comment> --[^\n]* | /\*.*?(?:\*/|\Z) )
+        (?= ['"`$\d.\-/_%:?\#] | [nN]?[eEnNbBxXqQ]' )  # where none stands nothing below matches: 3 times faster
+        (?: (?P<comment> {comment} )
         | (?P<value>
             {quoted}
           | \$(?P<tag>[A-Za-z_]\w*|)\$ .*? (?:\$(?P=tag)\$|\Z)
-          | (?<![\w$:@%.\[]) (?: 0[xX][0-9a-fA-F]+ | \d+(?:\.\d*)?(?:[eE][+-]?\d+)? ) (?!\w)
-          | (?<![\w$:@%)\]]) \.\d+(?:[eE][+-]?\d+)?
+          | (?<![\w$:@%.\[]) {_NUMBER}
+          | (?: (?<=[aA][rR][rR][aA][yY]\[) | (?<=[^\w"`)\]]\[) ) \d+(?:\.\d*)? (?=\s*[\],])  # not x[1], nor [2fa]
+          | (?<![\w$:@%)\]]) \.\d\w*(?:(?<=[eE])[+-]\d+)?
         )
         | (?P<name> "(?:[^"]|"")*" | `[^`]*` )
         | (?P<placeholder>
@@ -37,9 +48,19 @@ def _values(quoted: str) -> re.Pattern[str]:
 
 # A backslash escapes a quote in MySQL and in E'' only; taken for an escape
 # elsewhere, it would let the text after 'C:\' pass for SQL. MySQL also reads
-# double quotes as a string.
-_STANDARD = _values(r"""\b[eE]'(?:[^'\\]|\\(?:.|\Z)|'')*(?:'|\Z) | (?:\b[nNbBxX])?'(?:[^']|'')*(?:'|\Z)""")
-_BACKSLASHES = _values(r"""(?:\b[nNbBxX])?'(?:[^'\\]|\\(?:.|\Z)|'')*(?:'|\Z) | "(?:[^"\\]|\\(?:.|\Z)|"")*(?:"|\Z)""")
+# double quotes as a string, and Oracle all up to the mark that follows q'.
+_STANDARD = _values(
+    r"""
+    \b[nN]?[qQ]'
+    (?: \[.*?(?:\]'|\Z) | \{.*?(?:\}'|\Z) | \(.*?(?:\)'|\Z) | <.*?(?:>'|\Z) | (?P<mark>[^\s\w']).*?(?:(?P=mark)'|\Z) )
+    | \b[eE]'(?:[^'\\]|\\(?:.|\Z)|'')*(?:'|\Z) | (?:\b[nNbBxX])?'(?:[^']|'')*(?:'|\Z)
+    """,
+    rf"--[^\n]* | {_nested(3)}",
+)
+_BACKSLASHES = _values(
+    r"""(?:\b[nNbBxX])?'(?:[^'\\]|\\(?:.|\Z)|'')*(?:'|\Z) | "(?:[^"\\]|\\(?:.|\Z)|"")*(?:"|\Z)""",
+    r"(?:--|\#)[^\n]* | /\*.*?(?:\*/|\Z)",
+)
 
 _SPACE = re.compile(r"\s+")
 _CAST = r"(?:\s*::\s*[\w\"]+(?:\s*\[\])?)?"

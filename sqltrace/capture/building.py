@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from sqltrace.collector import Collector, Execution, mark
 
+_AT_ONCE: Final = 100_000  # nanoseconds from the preparation of a query to its reading
 _LEAST_MARK: Final = 2_000  # nanoseconds; between two clock readings next to each other there is less
 
 
@@ -19,23 +20,30 @@ class Block:
     Attributes:
         context: SQLAlchemy's of the query, while it lasts.
         loads: Statements that load relationships meanwhile, by their path.
-        prepared: When the building was prepared, if that is to be counted with it.
+        early: Stretches before the first break that are not marked yet.
+        fetched: The fetch that was the first break, which is not marked yet either.
     """
 
     __slots__ = (
-        "breaks", "collector", "context", "ended", "execution", "loads", "outer", "prepared", "since", "started",
+        "breaks", "collector", "context", "early", "ended", "execution", "fetched", "loads", "outer", "since",
+        "started",
     )  # fmt: skip
 
     def __init__(
         self, collector: Collector, execution: Execution, context: Any, prepared: tuple[int, int] | None = None
     ) -> None:
+        """
+        Args:
+            prepared: When the building was prepared, if that is to be counted with it.
+        """
         self.collector = collector
         self.context = context
         self.execution = execution
-        self.prepared = prepared
+        self.early = [] if prepared is None else [prepared]
         self.outer = building.get()
         self.ended = False
         self.breaks = 0
+        self.fetched: tuple[int, int] | None = None
         self.loads: dict[tuple[Any, ...], Execution] | None = None
         building.set(self)
         self.started = self.since = collector.clock()
@@ -45,9 +53,20 @@ class Block:
         if self.ended:
             return  # a task that was begun inside carries this block in its context
         if start > self.since:
-            self.add(self.since, start)
+            if self.breaks:
+                self.add(self.since, start)
+            else:
+                self.early.append((self.since, start))
         self.since = max(self.since, end)
         self.breaks += 1
+
+    def leave_out_fetch(self, start: int, end: int) -> None:
+        """As `leave_out`, of a short fetch of the very rows, whose time counts for the database."""
+        if self.breaks or self.ended:
+            mark(self.collector, self.execution.dialect, "database", start, end)
+        else:
+            self.fetched = start, end
+        self.leave_out(start, end)
 
     def end(self) -> None:
         now = self.collector.clock()
@@ -55,17 +74,27 @@ class Block:
         self.ended = True
         self.context = self.loads = None
         since = self.since
-        if self.prepared is not None:
-            started, ended = self.prepared
-            execution = self.execution
-            if self.breaks == 1 and execution.fetch == execution.tail:
-                # The fetch between them counts as if it had come before: so both are one stretch, and one mark.
-                since -= ended - started
-            else:
-                self.add(started, ended)
+        if self.fetched is not None:
+            since = self._place_fetch(*self.fetched)
+        for started, ended in self.early:
+            self.add(started, ended)
         self.add(since, now)
         if self.outer is not None:
             self.outer.leave_out(self.started, now)
+
+    def _place_fetch(self, start: int, end: int) -> int:
+        """
+        Of a query that was read at once, the fetch counts as if it had come first, and all making of objects
+        as if it followed in one stretch: one mark instead of four. Returns where the last stretch begins then.
+        """
+        execution = self.execution
+        late = self.early and self.started - self.early[0][1] > _AT_ONCE
+        if late or self.breaks > 1 or execution.folded:
+            mark(self.collector, execution.dialect, "database", start, end)
+            return self.since
+        execution.tail += end - start
+        early, self.early = self.early, []
+        return self.since - sum([ended - started for started, ended in early])
 
     def add(self, start: int, end: int) -> None:
         """Building took place from `start` to `end`."""

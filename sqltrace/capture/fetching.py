@@ -190,13 +190,14 @@ class CountedFetch(_Counted):
             execution, block = self.execution, building.get()
             fetch = execution.fetch
             spent = fetch - self.marked
-            own = block is None or (block.execution is execution and block.outer is None)
-            if own and spent <= _LEAST_MARK and not execution.folded:
+            if spent > _LEAST_MARK or execution.folded:
+                self.mark()
+            elif block is None:
                 execution.tail += spent
                 self.marked = fetch
-                if block is not None:
-                    now = self.collector.clock()
-                    block.leave_out(now - spent, now)
+            elif block.execution is execution and block.outer is None:
+                now, self.marked = self.collector.clock(), fetch
+                block.leave_out_fetch(now - spent, now)
             elif spent:
                 self.mark()
             if block is None or block.execution is not execution:
