@@ -23,7 +23,7 @@ from example_app.database import SCHEMA, Database, open_postgresql, open_sqlite
 from example_app.log import JSONLines, LogLine, configure_logging
 from example_app.replay import FLAVOURS, Call, page_load, replay
 from example_app.report import print_results
-from example_app.server import listen, serve
+from example_app.server import listen, serve, stop_signals
 from sqltrace.sinks import Sink, StructlogSink
 
 
@@ -117,10 +117,10 @@ def _run(
             raise
         print_results(console, calls, lines)
         if keep_serving:
-            try:
+            with stop_signals() as asked:
                 _print_urls(console, server.url, calls)
-                server.wait()
-            except KeyboardInterrupt:
+                server.wait(asked)
+            if asked:
                 _say_last(console, "Stopping.")
     return failures
 

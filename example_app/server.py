@@ -1,5 +1,6 @@
 """uvicorn in a thread of this process."""
 
+import signal
 import socket
 import time
 from collections.abc import Iterator
@@ -17,10 +18,29 @@ class Address:
     url: str
     thread: Thread
 
-    def wait(self) -> None:
-        """Return when the server has stopped. Ctrl-C gets through."""
-        while self.thread.is_alive():
-            self.thread.join(1)
+    def wait(self, asked: list[int]) -> None:
+        """Return when the server has stopped, or is asked to."""
+        while self.thread.is_alive() and not asked:
+            self.thread.join(0.1)
+
+
+@contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """
+    Collects SIGINT and SIGTERM, and raises nothing. In the main thread only.
+
+    An exception would be lost where nobody can catch it: in a callback of the garbage collector.
+    """
+    asked: list[int] = []  # an `Event` would be waiting for its own lock
+    former = {
+        number: signal.signal(number, lambda number, frame: asked.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield asked
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
 
 
 def listen(port: int) -> socket.socket:
