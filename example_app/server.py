@@ -33,7 +33,7 @@ def stop_signals() -> Iterator[list[int]]:
     """
     asked: list[int] = []  # an `Event` would be waiting for its own lock
     former = {
-        number: signal.signal(number, lambda number, frame: asked.append(number))
+        number: signal.signal(number, lambda number, _: asked.append(number))
         for number in (signal.SIGINT, signal.SIGTERM)
     }
     try:
