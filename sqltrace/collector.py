@@ -52,8 +52,8 @@ class Execution:
         started, ended: Readings of the collector's clock around the driver's call.
         key: The compiled text before IN lists are expanded: equal for equals, and SQLAlchemy's own string.
         rows, fetch: Rows that reached Python, and the time spent on fetching them after `ended`.
-        tail: The part of `fetch` that counts as if it followed `ended` at once.
-        folded: Whether a recording has added that up: then the tail must not grow.
+        marked: The part of `fetch` that is marked in its place. The rest counts as if it followed `ended` at once.
+        folded: Whether a recording has added that up, while rows may still be fetched: these must be marked.
         objects: Time spent on making ORM objects of the rows, without fetch and nested statements.
         entities: ORM objects made of the rows, by class name; those that the session had before are not in it.
         roots: Distinct root objects of a statement whose eager joins can repeat them in many rows.
@@ -75,7 +75,7 @@ class Execution:
     parameters: str | None = None
     digest: int | None = None
     rows: int | None = None
-    fetch = objects = tail = 0
+    fetch = objects = marked = 0
     entities: dict[str, int] | None = None
     roots: int | None = None
     loop_wait: int | None = None

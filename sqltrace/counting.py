@@ -84,18 +84,21 @@ class Unsettled:
     An execution that is counted while its rows may still be read.
 
     Attributes:
+        is_read: Whether rows came since it was looked at before.
         settled: There is nothing to come. Found closed once is not enough: the last fetch is noted after it closes.
     """
 
-    __slots__ = ("closed", "execution", "group", "seen", "settled")
+    __slots__ = ("closed", "execution", "group", "is_read", "looked_at", "seen", "settled")
 
     def __init__(self, execution: Execution, group: Group) -> None:
         self.execution = execution
         self.group = group
         self.seen = Seen()
-        self.closed = self.settled = False
+        self.closed = self.is_read = self.looked_at = self.settled = False
 
     def catch_up(self) -> tuple[int, bool]:
         """As `add_more`."""
         self.settled, self.closed = self.closed, not self.execution.open
-        return add_more(self.group, self.execution, self.seen)
+        rows, failed = add_more(self.group, self.execution, self.seen)
+        self.is_read, self.looked_at = rows > 0 and self.looked_at, True
+        return rows, failed

@@ -29,7 +29,7 @@ from sqltrace.connection import ConnectionUse, Label
 from sqltrace.event_loop import LoopShare
 from sqltrace.statement import Group, Statement
 from sqltrace.tally import Place, Tally, statement_of
-from sqltrace.time_account import MEASURED, TimeAccount, settle
+from sqltrace.time_account import MEASURED, TimeAccount
 
 _SECOND = 1_000_000_000
 
@@ -185,7 +185,7 @@ class Recording:
         end, measured = self._response_end(), MEASURED - unmeasurable
         if self._loop is not None and not self._loop.observed:
             measured -= {"loop_wait"}
-        return settle(self._tally.covered, end, end - self._started, measured)
+        return self._tally.spent.account(end, end - self._started, measured)
 
     def _answer(self, name: str, make: Callable[[], Any]) -> Any:
         """What `make` answers; at one moment, or once the recording has ended, the same for every rule and sink."""
@@ -313,7 +313,7 @@ class Recording:
         """Starts and ends of what was spent on a part, in seconds from the start. Of very many not the oldest."""
         with self._lock:
             self.fold()
-            return [(self.since_start(a), self.since_start(b)) for a, b in self._tally.covered[part].stretches()]
+            return [(self.since_start(a), self.since_start(b)) for a, b in self._tally.spent.stretches(part)]
 
     def since_start(self, reading: int) -> float:
         """Seconds from the start to a reading of this recording's clock."""

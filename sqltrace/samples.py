@@ -7,6 +7,7 @@ from collections import Counter
 from sqltrace.callsite import CallSite
 
 _MAX_SITES = 64
+_MAX_DIGESTS = 64
 DIGESTS = 8  # of a statement in a recording: enough to see that it repeats itself
 
 
@@ -36,7 +37,9 @@ class Samples:
         if digest is not None:
             if self._digests is None:
                 self._digests = Counter()
-            self._digests[digest] += 1
+            # A group may have any number of texts, with their values in them, and each has its first eight.
+            if len(self._digests) < _MAX_DIGESTS or digest in self._digests:
+                self._digests[digest] += 1
 
     def busiest(self, count: int) -> tuple[CallSite, int] | None:
         """The call site that most of the `count` came from, and about how many; `None` where none is known."""

@@ -6,24 +6,24 @@ Not thread-safe by itself: its recording holds a lock around each use.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from operator import add, attrgetter
+from operator import add, attrgetter, sub
 from typing import Any
 
-from sqltrace.collector import Collector, Execution, Marks, ParentKey, Part, unmeasurable
+from sqltrace.collector import Collector, Execution, Marks, ParentKey, unmeasurable
 from sqltrace.connection import Checkout, ConnectionTotals
 from sqltrace.counting import Unsettled, add_measured
 from sqltrace.database import database_of
-from sqltrace.intervals import Coverage
 from sqltrace.origin import Origin, Parents
 from sqltrace.samples import Samples
 from sqltrace.sql_text import fingerprint, summarize
 from sqltrace.statement import Group, Phase, Statement, system_name
+from sqltrace.time_account import Spent
 
 _MAX_KNOWN = 2_048
-_STARTED, _ENDED, _TAIL = map(attrgetter, ("started", "ended", "tail"))
+_STARTED, _ENDED, _FETCH, _MARKED = map(attrgetter, ("started", "ended", "fetch", "marked"))
 _PLACE = attrgetter("key", "dialect", "origin")
 _REST = attrgetter("loop_wait", "open", "objects", "roots", "entities", "failure", "call_site", "digest")
+_IS_READ = attrgetter("is_read")
 _MAX_UNSETTLED = 256  # results that may be read on after they were counted
 _SECOND = 1_000_000_000
 OTHER_STATEMENTS = "(other statements)"
@@ -41,7 +41,7 @@ class Tally:
         kept: The first `max_statements` executions.
         groups: By fingerprint, system, phase and origin.
         counts: Statements, by phase.
-        covered: The stretches of time of each part of the time account.
+        spent: The stretches of time of each part of the time account.
     """
 
     def __init__(self, max_statements: int) -> None:
@@ -51,7 +51,7 @@ class Tally:
         self.counts: dict[Phase, int] = {"response": 0, "after_response": 0}
         self.failed = 0
         self.rows = 0
-        self.covered: defaultdict[Part, Coverage] = defaultdict(Coverage)
+        self.spent = Spent()
         self.connections = ConnectionTotals()
         self._known: dict[Phase, dict[tuple[str, Any, Origin], Group]] = {"response": {}, "after_response": {}}
         self._unsettled: list[Unsettled] = []
@@ -75,7 +75,7 @@ class Tally:
         count = len(pending)  # what is appended meanwhile stays for the next time
         executions = pending[:count]
         del pending[:count]
-        self._fold_marks(collector.marks, executions)
+        self._fold_marks(collector.marks, executions, boundary)
         self._fold_checkouts(collector.checkouts, ended)
         room = self._max_statements - len(self.kept)
         if room > 0:
@@ -132,16 +132,17 @@ class Tally:
                 self.connections.add(checkout, ended or 0)
         checkouts += still_open
 
-    def _fold_marks(self, marks: Marks, executions: list[Execution]) -> None:
+    def _fold_marks(self, marks: Marks, executions: list[Execution], boundary: int | None) -> None:
         if executions:
-            ends = [*map(add, map(_ENDED, executions), map(_TAIL, executions))]
-            self.covered["database"].add_all([*map(_STARTED, executions)], ends)
+            # A fetch that has no mark of its own counts right after its statement.
+            ends = map(sub, map(add, map(_ENDED, executions), map(_FETCH, executions)), map(_MARKED, executions))
+            self.spent.add_all("database", [*map(_STARTED, executions)], [*ends], boundary)
         for part, marked in marks.items():
             if marked:
                 count = len(marked)
                 taken = marked[:count]
                 del marked[:count]
-                self.covered[part].add_all(taken[::2], taken[1::2])
+                self.spent.add_all(part, taken[::2], taken[1::2], boundary)
 
     def _count(self, executions: list[Execution], phase: Phase) -> None:
         self.counts[phase] += len(executions)
@@ -170,7 +171,7 @@ class Tally:
         """Of an execution that has more to count than its time and rows. Returns the rows."""
         rows: int | None = 0
         if execution.open:
-            execution.folded = True
+            execution.folded, execution.marked = True, execution.fetch
             group.total += (execution.ended - execution.started) / _SECOND
             self._unsettled.append(Unsettled(execution, group))
         else:
@@ -193,7 +194,11 @@ class Tally:
             self.failed += failed
         if self._unsettled:
             waiting = [unsettled for unsettled in self._unsettled if not unsettled.settled]
-            self._unsettled = waiting[-_MAX_UNSETTLED:]
+            if len(waiting) > _MAX_UNSETTLED:
+                # What is being read stays. Of the others the first, inside of which the rest may run, and the latest.
+                waiting.sort(key=_IS_READ)
+                waiting = waiting[: _MAX_UNSETTLED // 4] + waiting[-_MAX_UNSETTLED * 3 // 4 :]
+            self._unsettled = waiting
 
     def _group(self, execution: Execution, phase: Phase) -> Group:
         key, dialect, origin = execution.key, execution.dialect, execution.origin

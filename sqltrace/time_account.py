@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import defaultdict
 from dataclasses import dataclass
 
 from sqltrace.collector import Part
@@ -38,28 +38,74 @@ class TimeAccount:
     python: float
 
 
-def settle(covered: Mapping[Part, Coverage], end: int, duration: int, measured: frozenset[Part]) -> TimeAccount:
+class Spent:
     """
-    The account of the stretches before the reading `end`.
+    The stretches of time of each part, and the account of them. In bounded memory, and not thread-safe.
 
-    Args:
-        duration: Nanoseconds, of which the parts are parts.
-        measured: The parts that could be measured; the others are `None`.
+    When a part has more than `limit` stretches, the older half of the time is
+    settled, for all parts together. What arrives for it later counts from its end on.
     """
-    union = Coverage()
-    parts: dict[Part, float | None] = {}
-    before = total = 0
-    for part in PRIORITY:
-        stretches = covered.get(part)
-        if stretches:
-            union.merge(stretches)
-            total = union.until(end)
-        parts[part] = (total - before) / _SECOND if part in measured else None
-        before = total
-    return TimeAccount(
-        connection=parts["connection"],
-        database=parts["database"] or 0.0,
-        objects=parts["objects"],
-        loop_wait=parts["loop_wait"],
-        python=max(0, duration - before) / _SECOND,
-    )
+
+    def __init__(self, limit: int = 4_096) -> None:
+        self._limit = limit
+        self._covered: defaultdict[Part, Coverage] = defaultdict(Coverage)
+        self._settled: dict[Part, int] = {}
+        self._settled_until = 0
+
+    def add_all(self, part: Part, starts: list[int], ends: list[int], boundary: int | None = None) -> None:
+        """
+        Args:
+            boundary: End of the time that is accounted for, as far as it is known.
+        """
+        past = self._settled_until
+        if past and min(starts) < past:
+            starts, ends = [max(past, start) for start in starts], [max(past, end) for end in ends]
+        covered = self._covered[part]
+        covered.add_all(starts, ends)
+        if len(covered) > self._limit:
+            self._settle(covered.middle(), boundary)
+
+    def _settle(self, until: int, boundary: int | None) -> None:
+        end = until if boundary is None else min(until, boundary)
+        for part, spent in self._spent_until(end).items():
+            self._settled[part] = self._settled.get(part, 0) + spent
+        for covered in self._covered.values():
+            covered.forget(until)
+        self._settled_until = until
+
+    def _spent_until(self, end: int) -> dict[Part, int]:
+        """Of what is not settled: each part, without what belongs to one before it."""
+        union = Coverage()
+        spent: dict[Part, int] = {}
+        before = total = 0
+        for part in PRIORITY:
+            if part in self._covered:
+                union.merge(self._covered[part])
+                total = union.until(end)
+            spent[part] = total - before
+            before = total
+        return spent
+
+    def stretches(self, part: Part) -> list[tuple[int, int]]:
+        """Starts and ends, of very many not the oldest."""
+        return self._covered[part].stretches()
+
+    def account(self, end: int, duration: int, measured: frozenset[Part]) -> TimeAccount:
+        """
+        The account of the stretches before the reading `end`.
+
+        Args:
+            duration: Nanoseconds, of which the parts are parts.
+            measured: The parts that could be measured; the others are `None`.
+        """
+        spent = self._spent_until(end) if self._covered else dict.fromkeys(PRIORITY, 0)
+        for part, settled in self._settled.items():
+            spent[part] += settled
+        parts = {part: spent[part] / _SECOND if part in measured else None for part in PRIORITY}
+        return TimeAccount(
+            connection=parts["connection"],
+            database=parts["database"] or 0.0,
+            objects=parts["objects"],
+            loop_wait=parts["loop_wait"],
+            python=max(0, duration - sum(spent.values())) / _SECOND,
+        )

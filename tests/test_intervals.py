@@ -2,6 +2,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sqltrace.intervals import Coverage
+from sqltrace.time_account import MEASURED, Spent
 
 INTERVAL = st.tuples(st.integers(1, 300), st.integers(1, 300)).map(sorted).map(tuple)
 
@@ -30,26 +31,50 @@ def test_intervals_may_come_in_bulk(bulks, end):
     assert coverage.until(end) == covered_by([interval for bulk in bulks for interval in bulk], end)
 
 
-def test_memory_is_bounded_and_the_total_stays_exact_for_one_after_the_other():
-    coverage = Coverage(limit=10)
-
-    for number in range(1, 1_000):
-        coverage.add(number * 10, number * 10 + 3)
-    coverage.add_all([*range(10_000, 20_000, 10)], [*range(10_003, 20_003, 10)])
-
-    assert coverage.until(100_000) == 3 * 1_999
-    assert len(coverage._starts) <= 1_010
+def account_of(spent, end):
+    return spent.account(end, end, MEASURED)
 
 
-def test_what_comes_late_for_a_closed_past_is_not_counted_twice():
-    coverage = Coverage(limit=4)
-    for number in range(1, 11):
-        coverage.add(number * 10, number * 10 + 5)
+def test_time_beyond_the_limit_is_exact_for_parts_that_take_turns():
+    spent, second = Spent(limit=10), 1_000_000_000
 
-    coverage.add(10, 105)
+    for start in range(0, 3_000 * second, 3 * second):
+        spent.add_all("database", [start], [start + second])
+        spent.add_all("objects", [start + second], [start + 2 * second])
 
-    assert coverage.until(1_000) <= 95
-    assert coverage.until(1_000) >= 50
+    account = account_of(spent, 3_000 * second)
+    assert (account.database, account.objects, account.python) == (1_000, 1_000, 1_000)
+    assert len(spent.stretches("database")) <= 10
+
+
+def test_one_part_beyond_the_limit_takes_nothing_from_another():
+    spent, second = Spent(limit=10), 1_000_000_000
+
+    spent.add_all(
+        "objects", [*range(second, 1_000 * second, 2 * second)], [*range(2 * second, 1_001 * second, 2 * second)]
+    )
+    spent.add_all("database", [900 * second], [904 * second])
+
+    assert account_of(spent, 1_000 * second).objects == 500
+    assert account_of(spent, 1_000 * second).database == 2
+
+
+def test_what_comes_late_for_settled_time_counts_from_its_end_on():
+    spent, second = Spent(limit=4), 1_000_000_000
+    for start in range(10, 110, 10):
+        spent.add_all("database", [start * second], [(start + 5) * second])
+
+    spent.add_all("database", [10 * second], [105 * second])
+
+    assert 50 <= account_of(spent, 1_000 * second).database <= 95
+
+
+def test_time_after_the_end_of_the_response_is_not_settled_into_it():
+    spent, second = Spent(limit=4), 1_000_000_000
+    for start in range(0, 100, 10):
+        spent.add_all("database", [start * second], [(start + 5) * second], boundary=12 * second)
+
+    assert account_of(spent, 12 * second).database == 7
 
 
 def test_time_until_a_reading_within_a_stretch_ends_there():

@@ -190,6 +190,14 @@ def test_literals_in_the_text_do_not_fill_the_memory(engine, clock):
     assert len(recording._tally._known["response"]) <= 2_048
 
 
+def test_equal_parameters_are_looked_for_in_few_of_the_texts_of_a_group(engine, clock):
+    with Opened(clock) as recording, engine.connect() as connection:
+        for number in range(1_000):
+            connection.exec_driver_sql(f"SELECT {number}").all()
+
+    assert recording.groups[0].samples.compared <= 64
+
+
 def test_long_sql_is_cut(engine, clock):
     with Opened(clock, max_sql_length=20) as recording:
         run(engine, 0, sql="SELECT spend(:seconds) AS a_long_name")

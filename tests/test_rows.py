@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 import sqltrace
 from sqltrace.capture import rows
+from sqltrace.collector import FOLD_AT
 from tests.drivers import ASYNC, DRIVERS, ROWS, Author, Databases, Runner
 
 QUERY = select(Author.__table__).order_by(Author.id)
@@ -265,6 +266,66 @@ def test_error_while_fetching_is_that_of_the_driver_and_is_recorded(engine, read
     assert found == expected
     assert (recording.failed_count, recording.groups[0].failed) == (1, 1)
     assert last(recording).failure.type.startswith("sqlite3.")
+
+
+@pytest.mark.parametrize("count", [FOLD_AT - 1, FOLD_AT, 2 * FOLD_AT])
+def test_rows_of_many_statements_are_all_counted(engine, count):
+    returning = insert(Author).returning(Author.id)
+
+    with sqltrace.record() as recording, engine.connect() as connection:
+        for number in range(count - 1):
+            connection.execute(returning.values(id=ROWS + 1 + number, name="new")).all()
+        streamed = connection.execute(QUERY, execution_options={"yield_per": 1_000}).all()
+
+    assert recording.statement_count == count
+    assert recording.row_count == sum(group.rows for group in recording.groups) == count - 1 + len(streamed)
+
+
+@pytest.mark.postgresql
+@pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])
+@pytest.mark.parametrize("large", [1, 2, 3, 16, 17])
+def test_time_of_a_row_does_not_stand_for_others(databases, driver, large):
+    runner = Runner(driver, databases.url(driver))
+    numbers = "(SELECT json_agg(i) FROM generate_series(1, 100000) AS i)"
+    query = text(f"SELECT CASE i WHEN {large} THEN {numbers} END FROM generate_series(1, 40) AS i")
+
+    def work(connection):
+        result = connection.execute(query)
+        started = time.perf_counter()
+        for _ in result:
+            pass
+        return time.perf_counter() - started
+
+    with sqltrace.record() as recording:
+        took = runner.connection(work)
+    sqltrace.uninstrument()
+
+    account = recording.time_account
+    assert 0.25 * took < next(s.fetch for s in recording.statements if "json_agg" in s.sql) <= took
+    assert account.database + account.connection + account.python == pytest.approx(recording.duration)
+
+
+def test_time_of_a_single_row_counts_though_nobody_closes_the_result(engine):
+    def slow(number):
+        if number == 2:
+            time.sleep(0.05)
+        return number
+
+    with sqltrace.record() as recording, engine.connect() as connection:
+        connection.connection.driver_connection.create_function("slow", 1, slow)
+        connection.execute(text("SELECT slow(n) FROM (SELECT 1 AS n UNION ALL SELECT 2 UNION ALL SELECT 3)")).fetchone()
+
+    assert recording.time_account.database >= last(recording).fetch >= 0.05
+
+
+def test_rows_of_a_result_that_is_read_while_many_others_stay_open_are_counted(engine):
+    outer = select(Author.id).limit(1_500)
+
+    with sqltrace.record() as recording, engine.connect() as connection:
+        for number in connection.execute(outer, execution_options={"yield_per": 10}).scalars():
+            connection.execute(select(Author.id).where(Author.id == number)).fetchone()
+
+    assert sorted((group.count, group.rows) for group in recording.groups) == [(1, 1_500), (1_500, 1_500)]
 
 
 @pytest.mark.parametrize("read", [list, lambda result: result.all(), lambda result: result.fetchmany(5)])

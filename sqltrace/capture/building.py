@@ -63,7 +63,7 @@ class Block:
     def leave_out_fetch(self, start: int, end: int) -> None:
         """As `leave_out`, of a short fetch of the very rows, whose time counts for the database."""
         if self.breaks or self.ended:
-            mark(self.collector, self.execution.dialect, "database", start, end)
+            self.mark_fetch(start, end)
         else:
             self.fetched = start, end
         self.leave_out(start, end)
@@ -75,14 +75,14 @@ class Block:
         self.context = self.loads = None
         since = self.since
         if self.fetched is not None:
-            since = self._place_fetch(*self.fetched)
+            since = self.place_fetch(*self.fetched)
         for started, ended in self.early:
             self.add(started, ended)
         self.add(since, now)
         if self.outer is not None:
             self.outer.leave_out(self.started, now)
 
-    def _place_fetch(self, start: int, end: int) -> int:
+    def place_fetch(self, start: int, end: int) -> int:
         """
         Of a query that was read at once, the fetch counts as if it had come first, and all making of objects
         as if it followed in one stretch: one mark instead of four. Returns where the last stretch begins then.
@@ -90,11 +90,15 @@ class Block:
         execution = self.execution
         late = self.early and self.started - self.early[0][1] > _AT_ONCE
         if late or self.breaks > 1 or execution.folded:
-            mark(self.collector, execution.dialect, "database", start, end)
+            self.mark_fetch(start, end)
             return self.since
-        execution.tail += end - start
         early, self.early = self.early, []
         return self.since - sum([ended - started for started, ended in early])
+
+    def mark_fetch(self, start: int, end: int) -> None:
+        """In its place, after all."""
+        self.execution.marked += end - start
+        mark(self.collector, self.execution.dialect, "database", start, end)
 
     def add(self, start: int, end: int) -> None:
         """Building took place from `start` to `end`."""

@@ -16,7 +16,6 @@ from sqltrace.capture.internals import BufferedRowCursorFetchStrategy, CursorFet
 from sqltrace.collector import Collector, Execution, mark
 from sqltrace.faults import report_fault
 
-_UNTIMED: Final = 15  # rows after each one that is timed, where all rows are in memory; a power of 2 less 1
 _LEAST_MARK: Final = 200_000  # nanoseconds of reading row by row that are marked at once
 
 
@@ -26,21 +25,19 @@ def begin(execution: Execution) -> None:
     execution.open = True
 
 
-def add_fetch(collector: Collector, execution: Execution, started: int, rows: int) -> int:
-    """Note a fetch that ends now, and its time in the time account. Returns that time. Never raises."""
-    spent = 0
+def add_fetch(collector: Collector, execution: Execution, started: int, rows: int) -> None:
+    """Note a fetch that ends now, and its time in the time account. Never raises."""
     try:
         ended = collector.clock()
         execution.rows = (execution.rows or 0) + rows
-        spent = ended - started
-        execution.fetch += spent
+        execution.fetch += ended - started
+        execution.marked += ended - started
         mark(collector, execution.dialect, "database", started, ended)
         block = building.get()
         if block is not None:
             block.leave_out(started, ended)
     except Exception as fault:
         report_fault("counting rows", fault)
-    return spent
 
 
 def _close(execution: Execution) -> None:
@@ -87,20 +84,13 @@ class _Counted(CursorFetchStrategy):
 
 
 class CountedFetch(_Counted):
-    """
-    Reads a cursor directly.
+    """Reads a cursor directly."""
 
-    Attributes:
-        marked: What of ``execution.fetch`` is in the time account.
-    """
-
-    __slots__ = ("collector", "execution", "marked", "untimed")
+    __slots__ = ("collector", "execution")
 
     def __init__(self, collector: Collector, execution: Execution) -> None:
         self.collector = collector
         self.execution = execution
-        self.marked = 0
-        self.untimed = 0
 
     def soft_close(self, result: Any, dbapi_cursor: Any) -> None:
         _soft_close(self, result, dbapi_cursor)
@@ -113,40 +103,24 @@ class CountedFetch(_Counted):
     # Both are SQLAlchemy's own, written out: a call more would double the cost of a row.
 
     def fetchone(self, result: Any, dbapi_cursor: Any, hard_close: bool = False) -> Any:
-        execution = self.execution
-        rows: Any = execution.rows
-        clock = None if rows & self.untimed else self.collector.clock
-        started = 0 if clock is None else clock()
+        execution, clock = self.execution, self.collector.clock
+        started = clock()
         try:
             row = dbapi_cursor.fetchone()
         except BaseException as error:
-            if clock is not None:
-                execution.fetch += clock() - started
-            self.handle_exception(result, dbapi_cursor, error)
-        if clock is not None:
             execution.fetch += clock() - started
+            self.handle_exception(result, dbapi_cursor, error)
+        execution.fetch += clock() - started
         if row is None:
             try:
                 internals.soft_close(result, hard_close)
             except BaseException as error:
                 self.handle_exception(result, dbapi_cursor, error)
             return None
-        execution.rows = rows + 1
-        if rows and clock is not None:
-            self.look(rows, dbapi_cursor, clock() - started)
+        execution.rows = (execution.rows or 0) + 1
+        if execution.fetch - execution.marked > _LEAST_MARK:
+            self.mark()
         return row
-
-    def look(self, rows: int, dbapi_cursor: Any, spent: int) -> None:
-        """After a row that was timed: does each have to be, and is there much to mark? Never raises."""
-        try:
-            if rows == 1 and (self.execution.dialect.is_async or dbapi_cursor.rowcount >= 0):
-                self.untimed = _UNTIMED  # the rows are here: each takes as long as the next
-            elif self.untimed:
-                self.execution.fetch += spent * _UNTIMED
-            if self.execution.fetch - self.marked > _LEAST_MARK:
-                self.mark()
-        except Exception as fault:
-            report_fault("timing rows", fault)
 
     def fetchall(self, result: Any, dbapi_cursor: Any) -> Any:
         execution, clock = self.execution, self.collector.clock
@@ -167,39 +141,43 @@ class CountedFetch(_Counted):
             self.handle_exception(result, dbapi_cursor, error)
         return rows
 
-    def mark(self) -> None:
-        """Note what is not marked yet as a stretch that ends now: for single rows exact in length, not in place."""
-        now, fetch = self.collector.clock(), self.execution.fetch
-        spent, self.marked = fetch - self.marked, fetch
-        mark(self.collector, self.execution.dialect, "database", now - spent, now)
-        block = building.get()
-        if block is not None:
-            block.leave_out(now - spent, now)
-
     def fail(self, error: BaseException) -> None:
         self.finish()
         super().fail(error)
+
+    def mark(self) -> None:
+        """
+        Note what is not marked yet as a stretch that ends now. Never raises.
+
+        For single rows it is exact in length, not in place.
+        """
+        try:
+            now, execution = self.collector.clock(), self.execution
+            spent, execution.marked = execution.fetch - execution.marked, execution.fetch
+            mark(self.collector, execution.dialect, "database", now - spent, now)
+            block = building.get()
+            if block is not None:
+                block.leave_out(now - spent, now)
+        except Exception as fault:
+            report_fault("timing rows", fault)
 
     def finish(self) -> None:
         """
         No more rows come. Never raises.
 
-        What is short and was not counted yet is the tail of its statement, unless another's objects are being made.
+        What is short is left for the recording to count right after its statement, where nothing else can be.
         """
         try:
             execution, block = self.execution, building.get()
-            fetch = execution.fetch
-            spent = fetch - self.marked
-            if spent > _LEAST_MARK or execution.folded:
+            spent = execution.fetch - execution.marked
+            if spent > _LEAST_MARK or (spent and execution.folded):
                 self.mark()
-            elif block is None:
-                execution.tail += spent
-                self.marked = fetch
-            elif block.execution is execution and block.outer is None:
-                now, self.marked = self.collector.clock(), fetch
-                block.leave_out_fetch(now - spent, now)
-            elif spent:
-                self.mark()
+            elif block is not None and spent:
+                if block.execution is execution and block.outer is None:
+                    now = self.collector.clock()
+                    block.leave_out_fetch(now - spent, now)
+                else:
+                    self.mark()
             if block is None or block.execution is not execution:
                 execution.open = False  # otherwise the objects of these rows are still to come
         except Exception as fault:
@@ -211,7 +189,7 @@ class CountedFetch(_Counted):
         try:
             rows = super().fetchmany(result, dbapi_cursor, size)
         finally:
-            self.marked += add_fetch(self.collector, self.execution, started, len(rows))
+            add_fetch(self.collector, self.execution, started, len(rows))
         return rows
 
     def yield_per(self, result: Any, dbapi_cursor: Any, num: int) -> None:

@@ -110,9 +110,9 @@ def note(
             collector.late += 1
             missed.late += 1
         else:
-            pending.append(execution)
             if len(pending) >= FOLD_AT:
-                collector.fold()
+                collector.fold()  # before this one comes, of which it is not known yet whether rows will be read
+            pending.append(execution)
         if collector.parent is not None:
             _pass_on(collector.parent, execution)
     except Exception as fault:
@@ -127,9 +127,9 @@ def _pass_on(collector: Collector | None, execution: Execution) -> None:
                 collector.late += 1
                 missed.late += 1
             else:
-                collector.pending.append(execution)
                 if len(collector.pending) >= FOLD_AT:
                     collector.fold()
+                collector.pending.append(execution)
         collector = collector.parent
 
 
