@@ -12,7 +12,6 @@ import re
 from functools import lru_cache
 from hashlib import blake2b
 
-_MYSQL = frozenset({"mysql", "mariadb"})
 _SUMMARY_LENGTH = 255  # semantic conventions for db.query.summary
 
 
@@ -26,10 +25,10 @@ def _nested(depth: int) -> str:
     return rf"/\*(?: [^*/]++ | \*(?!/) | /(?!\*) | {inside} )*+ (?:\*/|\Z)"
 
 
-def _values(quoted: str, comment: str) -> re.Pattern[str]:
+def _values(quoted: str, comment: str, name: str = r'"(?:[^"]|"")*" | `[^`]*`') -> re.Pattern[str]:
     return re.compile(
         rf"""
-        (?= ['"`$\d.\-/_%:?\#] | [nN]?[eEnNbBxXqQ]' )  # where none stands nothing below matches: 3 times faster
+        (?= ['"`\[$\d.\-/_%:?\#] | [nN]?[eEnNbBxXqQ]' )  # where none stands nothing below matches: 3 times faster
         (?: (?P<comment> {comment} )
         | (?P<value>
             {quoted}
@@ -38,7 +37,7 @@ def _values(quoted: str, comment: str) -> re.Pattern[str]:
           | (?: (?<=[aA][rR][rR][aA][yY]\[) | (?<=[^\w"`)\]]\[) ) \d+(?:\.\d*)? (?=\s*[\],])  # not x[1], nor [2fa]
           | (?<![\w$:@%)\]]) \.\d\w*(?:(?<=[eE])[+-]\d+)?
         )
-        | (?P<name> "(?:[^"]|"")*" | `[^`]*` )
+        | (?P<name> {name} )
         | (?P<placeholder>
             __\[POSTCOMPILE_[^\]]+\] | %\(\w+\)s | %s | \$\d+ | (?<![:\w]):[A-Za-z_]\w* | \? ) )
         """,
@@ -49,18 +48,38 @@ def _values(quoted: str, comment: str) -> re.Pattern[str]:
 # A backslash escapes a quote in MySQL and in E'' only; taken for an escape
 # elsewhere, it would let the text after 'C:\' pass for SQL. MySQL also reads
 # double quotes as a string, and Oracle all up to the mark that follows q'.
-_STANDARD = _values(
-    r"""
+_STRING = r"(?:\b[nNbBxX])?'(?:[^']|'')*(?:'|\Z)"
+_NESTED_COMMENT = rf"--[^\n]* | {_nested(3)}"
+_MARKED = r"""
     \b[nN]?[qQ]'
     (?: \[.*?(?:\]'|\Z) | \{.*?(?:\}'|\Z) | \(.*?(?:\)'|\Z) | <.*?(?:>'|\Z) | (?P<mark>[^\s\w']).*?(?:(?P=mark)'|\Z) )
-    | \b[eE]'(?:[^'\\]|\\(?:.|\Z)|'')*(?:'|\Z) | (?:\b[nNbBxX])?'(?:[^']|'')*(?:'|\Z)
+"""
+_STANDARD = _values(rf"{_MARKED} | \b[eE]'(?:[^'\\]|\\(?:.|\Z)|'')*(?:'|\Z) | {_STRING}", _NESTED_COMMENT)
+# SQL Server's names are in brackets.
+_BRACKETS = _values(_STRING, _NESTED_COMMENT, r'"(?:[^"]|"")*" | \[(?:[^\]]|\]\])*\]')
+# SQLite takes a name in double quotes for a string where no column has it: so is compared what nobody qualifies.
+_LENIENT = _values(
+    rf"""
+    {_STRING}
+    | (?: (?<=[=<>]) | (?<=[=<>]\s) | (?<=\b[lL][iI][kK][eE]\s) | (?<=\b[iI][nN]\s\() ) "(?:[^"]|"")*(?:"|\Z)(?!\s*\.)
     """,
-    rf"--[^\n]* | {_nested(3)}",
+    _NESTED_COMMENT,
+    r'"(?:[^"]|"")*" | `[^`]*` | \[[^\]]*\]',
 )
+# Of a database that is not known here, it is not known either what a backslash does: where one stands before a quote,
+# all that follows counts as a value.
+_UNKNOWN = _values(r"""(?:\b[nNbBxX])?'(?:[^'\\]|\\[^']|'')*(?:'|\\'.*|\Z)""", _NESTED_COMMENT)
 _BACKSLASHES = _values(
     r"""(?:\b[nNbBxX])?'(?:[^'\\]|\\(?:.|\Z)|'')*(?:'|\Z) | "(?:[^"\\]|\\(?:.|\Z)|"")*(?:"|\Z)""",
-    r"(?:--|\#)[^\n]* | /\*.*?(?:\*/|\Z)",
+    r"(?:--(?=\s|\Z)|\#)[^\n]* | /\*.*?(?:\*/|\Z)",
 )
+_PATTERNS = {
+    "mysql": _BACKSLASHES,
+    "mariadb": _BACKSLASHES,
+    "microsoft.sql_server": _BRACKETS,
+    "sqlite": _LENIENT,
+    "other_sql": _UNKNOWN,
+}
 
 _SPACE = re.compile(r"\s+")
 _CAST = r"(?:\s*::\s*[\w\"]+(?:\s*\[\])?)?"
@@ -100,7 +119,7 @@ def fingerprint(sql: str, system: str = "other_sql") -> str:
 
 
 def _pattern(system: str) -> re.Pattern[str]:
-    return _BACKSLASHES if system in _MYSQL else _STANDARD
+    return _PATTERNS.get(system, _STANDARD)
 
 
 _NAME = r'(?:"(?:[^"]|"")*"|`[^`]*`|\[[^\]]*\]|[^\W\d]\w*)'

@@ -21,6 +21,7 @@ _TOLD_ABOVE = frozenset(
     " connection.wait_ms connection.held_ms connection.idle_in_transaction_ms connection.waits network.protocol.name"
     " client.address findings".split()
 )
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _PIECES = re.compile(r"(?<=\))(?=\.)|(?<= )")
 _SEEN = 0.1  # milliseconds
 _PARTS = ("connection", "database", "objects", "loop_wait", "python")
@@ -49,6 +50,8 @@ class ReadableRenderer:
     def __call__(self, logger: Any, method: str, event: MutableMapping[str, Any]) -> Any:
         if "sql.statements" not in event:
             return self._others(logger, method, event)
+        # A path is what a client says: it must not print lines of its own, nor steer the terminal.
+        event = {key: _CONTROL.sub(_escape, value) if isinstance(value, str) else value for key, value in event.items()}
         lines = [self._headline(event), f"{_INDENT}{self._account(event)}"]
         told = (_parts(event), _waited(event), *map(_wait, event.get("connection.waits", ())))
         lines += [self._cut(_INDENT + line) for line in told if line]
@@ -205,3 +208,7 @@ def _time(milliseconds: float) -> str:
 
 def _plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
+def _escape(match: re.Match[str]) -> str:
+    return match[0].encode("unicode_escape").decode("ascii")

@@ -58,9 +58,9 @@ class StructlogSink:
 
     def request_finished(self, record: RequestRecord) -> None:
         line = log_line(record, top=self._top, literals=self._literals)
-        bound = record.notes.get("structlog", {})
-        line |= {key: value for key, value in bound.items() if key not in line}
-        line |= {key: value for key, value in structlog.contextvars.get_contextvars().items() if key not in line}
+        bound = record.notes.get("structlog", {}) | structlog.contextvars.get_contextvars()
+        # Not a bound `event`, either: ours has a name.
+        line |= {key: value for key, value in bound.items() if key not in line and key != "event"}
         logger = self._logger or _logger()
         getattr(logger, self._level(record))(EVENT, **line)
 
