@@ -1,6 +1,7 @@
 import contextvars
 import gc
 import threading
+import tracemalloc
 import weakref
 
 import pytest
@@ -203,6 +204,21 @@ def test_long_sql_is_cut(engine, clock):
         run(engine, 0, sql="SELECT spend(:seconds) AS a_long_name")
 
     assert recording.statements[0].sql == "SELECT spend(?) AS a"
+
+
+def test_long_sql_is_held_nowhere(clock):
+    engine = create_engine("sqlite://", connect_args={"cached_statements": 0})  # sqlite3 would hold it
+    sqltrace.instrument(engine)
+    with Opened(clock, max_sql_length=100) as recording, engine.connect() as connection:
+        tracemalloc.start()
+        for number in range(50):
+            connection.exec_driver_sql(f"SELECT {number} /* {'x' * 100_000} */").all()
+        held, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+
+    engine.dispose()
+    assert recording.statement_count == 50
+    assert held < 1_000_000
 
 
 def test_parameters_are_kept_on_request_only_and_shortened(engine, clock):

@@ -71,7 +71,10 @@ def note(
                     key = compiled.string
             except AttributeError:
                 pass
-        execution = Execution(started, ended, statement, key, dialect)
+        sql = statement
+        if len(statement) > collector.max_sql_length:
+            sql, key = statement[: collector.max_sql_length], key[: collector.max_sql_length]
+        execution = Execution(started, ended, sql, key, dialect)
         taken = collector.sites_taken.get(key, 0)
         if not (taken + 1) & taken or ended - started > SLOW_STATEMENT:
             _take_sample(collector, execution, context, taken)
@@ -82,9 +85,6 @@ def note(
             execution.batch_size = internals.batch_size(context, parameters)
         elif taken < DIGESTS:
             execution.digest = _digest(statement, parameters)
-        if len(statement) > collector.max_sql_length:
-            length = collector.max_sql_length
-            execution.sql, execution.key = statement[:length], key[:length]
         if collector.capture_parameters:
             execution.parameters = _repr.repr(parameters)
         if failure is not None:

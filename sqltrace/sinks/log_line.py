@@ -33,7 +33,6 @@ def log_line(record: RequestRecord, *, top: int = 5, literals: bool = False) -> 
     """
     recording = record.recording
     account = recording.time_account
-    during = [group for group in recording.groups if group.phase == "response"]
     connections = recording.connections
     line = {
         "http.request.method": record.method,
@@ -59,9 +58,9 @@ def log_line(record: RequestRecord, *, top: int = 5, literals: bool = False) -> 
         "connection.idle_in_transaction_ms": _milliseconds(connections.idle_in_transaction),
         "connection.waits": [_wait(wait) for wait in connections.waits] or None,
         "sql.count": recording.statement_count - recording.after_response_count,
-        "sql.rows": sum([group.rows or 0 for group in during]),
+        "sql.rows": recording.row_count,
         "sql.distinct": recording.distinct_count,
-        "sql.failed": sum([group.failed for group in during]),
+        "sql.failed": recording.failed_count,
         "sql.on_loop": recording.on_loop_count,
         "sql.after_response": recording.after_response_count,
         "after_response_ms": _milliseconds(recording.after_response),
