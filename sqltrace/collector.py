@@ -53,7 +53,8 @@ class Execution:
         key: The compiled text before IN lists are expanded: equal for equals, and SQLAlchemy's own string.
         rows, fetch: Rows that reached Python, and the time spent on fetching them after `ended`.
         marked: The part of `fetch` that is marked in its place. The rest counts as if it followed `ended` at once.
-        folded: Whether a recording has added that up, while rows may still be fetched: these must be marked.
+        folded: Whether a recording has counted it while rows may still be fetched: from then on these must be marked.
+        tail: The rest at that time.
         objects: Time spent on making ORM objects of the rows, without fetch and nested statements.
         entities: ORM objects made of the rows, by class name; those that the session had before are not in it.
         roots: Distinct root objects of a statement whose eager joins can repeat them in many rows.
@@ -75,7 +76,7 @@ class Execution:
     parameters: str | None = None
     digest: int | None = None
     rows: int | None = None
-    fetch = objects = marked = 0
+    fetch = objects = marked = tail = 0
     entities: dict[str, int] | None = None
     roots: int | None = None
     loop_wait: int | None = None

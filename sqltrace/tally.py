@@ -171,7 +171,8 @@ class Tally:
         """Of an execution that has more to count than its time and rows. Returns the rows."""
         rows: int | None = 0
         if execution.open:
-            execution.folded, execution.marked = True, execution.fetch
+            if not execution.folded:
+                execution.folded, execution.tail = True, execution.fetch - execution.marked
             group.total += (execution.ended - execution.started) / _SECOND
             self._unsettled.append(Unsettled(execution, group))
         else:

@@ -318,6 +318,24 @@ def test_time_of_a_single_row_counts_though_nobody_closes_the_result(engine):
     assert recording.time_account.database >= last(recording).fetch >= 0.05
 
 
+def test_fetches_of_results_left_open_count_in_nested_recordings(engine):
+    def slow(number):
+        if number == 2:
+            time.sleep(0.0001)
+        return number
+
+    query = text("SELECT slow(n) FROM (SELECT 1 AS n UNION ALL SELECT 2 UNION ALL SELECT 3)")
+    with sqltrace.record() as outer, sqltrace.record() as inner, engine.connect() as connection:
+        connection.connection.driver_connection.create_function("slow", 1, slow)
+        for _ in range(2 * FOLD_AT):
+            connection.execute(query).fetchone()
+
+    total = sum(group.total for group in inner.groups)
+    assert total > 2 * FOLD_AT * 0.0001
+    assert inner.time_account.database == pytest.approx(total, rel=0.05)
+    assert outer.time_account.database == pytest.approx(total, rel=0.05)
+
+
 def test_rows_of_a_result_that_is_read_while_many_others_stay_open_are_counted(engine):
     outer = select(Author.id).limit(1_500)
 

@@ -118,7 +118,7 @@ class CountedFetch(_Counted):
                 self.handle_exception(result, dbapi_cursor, error)
             return None
         execution.rows = (execution.rows or 0) + 1
-        if execution.fetch - execution.marked > _LEAST_MARK:
+        if execution.fetch - execution.marked - execution.tail > _LEAST_MARK:
             self.mark()
         return row
 
@@ -153,7 +153,8 @@ class CountedFetch(_Counted):
         """
         try:
             now, execution = self.collector.clock(), self.execution
-            spent, execution.marked = execution.fetch - execution.marked, execution.fetch
+            spent = execution.fetch - execution.marked - execution.tail
+            execution.marked += spent
             mark(self.collector, execution.dialect, "database", now - spent, now)
             block = building.get()
             if block is not None:
@@ -169,7 +170,7 @@ class CountedFetch(_Counted):
         """
         try:
             execution, block = self.execution, building.get()
-            spent = execution.fetch - execution.marked
+            spent = execution.fetch - execution.marked - execution.tail
             if spent > _LEAST_MARK or (spent and execution.folded):
                 self.mark()
             elif block is not None and spent:

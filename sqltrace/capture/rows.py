@@ -42,10 +42,12 @@ def follow(collector: Collector, execution: Execution, context: Any) -> None:
             return
         if internals.is_streamed(context):
             strategy = CountedStream(collector, execution, context.cursor, context.execution_options)
+            execution.open = True
         elif context.is_crud:
             if not context.compiled.effective_returning:
                 return
             strategy = CountedReturning(collector, execution)
+            execution.open = True
         elif _returns_rows(context):
             strategy = CountedFetch(collector, execution)
             begin(execution)
