@@ -45,41 +45,42 @@ def _values(quoted: str, comment: str, name: str = r'"(?:[^"]|"")*" | `[^`]*`') 
     )
 
 
-# A backslash escapes a quote in MySQL and in E'' only; taken for an escape
-# elsewhere, it would let the text after 'C:\' pass for SQL. MySQL also reads
-# double quotes as a string, and Oracle all up to the mark that follows q'.
 _STRING = r"(?:\b[nNbBxX])?'(?:[^']|'')*(?:'|\Z)"
-_NESTED_COMMENT = rf"--[^\n]* | {_nested(3)}"
+_ESCAPED = r"""(?:\b[nNbBxX])?'(?:[^'\\]|\\(?:.|\Z)|'')*(?:'|\Z)"""
+# Whether a backslash escapes a quote is up to the session in MySQL and PostgreSQL, and not known of databases that
+# are not known here: where one stands before a quote, all that follows is taken for a value.
+_DOUBTFUL = r"""(?:\b[nNbBxX])?'(?:[^'\\]|\\(?:[^']|\Z)|'')*(?:'|\\'.*|\Z)"""
 _MARKED = r"""
     \b[nN]?[qQ]'
     (?: \[.*?(?:\]'|\Z) | \{.*?(?:\}'|\Z) | \(.*?(?:\)'|\Z) | <.*?(?:>'|\Z) | (?P<mark>[^\s\w']).*?(?:(?P=mark)'|\Z) )
-"""
-_STANDARD = _values(rf"{_MARKED} | \b[eE]'(?:[^'\\]|\\(?:.|\Z)|'')*(?:'|\Z) | {_STRING}", _NESTED_COMMENT)
-# SQL Server's names are in brackets.
-_BRACKETS = _values(_STRING, _NESTED_COMMENT, r'"(?:[^"]|"")*" | \[(?:[^\]]|\]\])*\]')
-# SQLite takes a name in double quotes for a string where no column has it: so is compared what nobody qualifies.
-_LENIENT = _values(
-    rf"""
-    {_STRING}
-    | (?: (?<=[=<>]) | (?<=[=<>]\s) | (?<=\b[lL][iI][kK][eE]\s) | (?<=\b[iI][nN]\s\() ) "(?:[^"]|"")*(?:"|\Z)(?!\s*\.)
-    """,
-    _NESTED_COMMENT,
-    r'"(?:[^"]|"")*" | `[^`]*` | \[[^\]]*\]',
-)
-# Of a database that is not known here, it is not known either what a backslash does: where one stands before a quote,
-# all that follows counts as a value.
-_UNKNOWN = _values(r"""(?:\b[nNbBxX])?'(?:[^'\\]|\\[^']|'')*(?:'|\\'.*|\Z)""", _NESTED_COMMENT)
-_BACKSLASHES = _values(
-    r"""(?:\b[nNbBxX])?'(?:[^'\\]|\\(?:.|\Z)|'')*(?:'|\Z) | "(?:[^"\\]|\\(?:.|\Z)|"")*(?:"|\Z)""",
-    r"(?:--(?=\s|\Z)|\#)[^\n]* | /\*.*?(?:\*/|\Z)",
-)
-_PATTERNS = {
-    "mysql": _BACKSLASHES,
-    "mariadb": _BACKSLASHES,
-    "microsoft.sql_server": _BRACKETS,
-    "sqlite": _LENIENT,
-    "other_sql": _UNKNOWN,
+    | \b[eE]'(?:[^'\\]|\\(?:.|\Z)|'')*(?:'|\Z)
+"""  # of Oracle, up to the mark that follows q', and of PostgreSQL
+_COMMENT = rf"--[^\n]* | {_nested(3)}"
+_MYSQL_COMMENT = r"(?:--(?=\s|\Z)|\#)[^\n]* | /\*.*?(?:\*/|\Z)"
+_QUOTED_NAME = r'"(?:[^"]|"")*(?:"|\Z)'
+
+# For telling statements apart, as most sessions read them; for what is shown, with doubt.
+_SHAPES = {
+    "mysql": _values(rf'{_ESCAPED} | "(?:[^"\\]|\\(?:.|\Z)|"")*(?:"|\Z)', _MYSQL_COMMENT),
+    "microsoft.sql_server": _values(_STRING, _COMMENT, rf"{_QUOTED_NAME} | \[(?:[^\]]|\]\])*\]"),
+    "sqlite": _values(_STRING, _COMMENT, rf"{_QUOTED_NAME} | `[^`]*` | \[[^\]]*\]"),
+    "": _values(rf"{_MARKED} | {_STRING}", _COMMENT),
 }
+_SHAPES["mariadb"] = _SHAPES["mysql"]
+_PATTERNS = _SHAPES | {
+    "mysql": _values(rf'{_DOUBTFUL} | "(?:[^"\\]|\\(?:[^"]|\Z)|"")*(?:"|\\".*|\Z)', _MYSQL_COMMENT),
+    "": _values(rf"{_MARKED} | {_DOUBTFUL}", _COMMENT),
+}
+_PATTERNS["mariadb"] = _PATTERNS["mysql"]
+
+# SQLite takes a name in double quotes for a string where no column has it. It is one for sure in these places only.
+_BEFORE_NAME = re.compile(
+    r"(?: \. | \b(?:FROM|JOIN|INTO|UPDATE|AS|TABLE|EXISTS|INDEX|VIEW|COLUMN|BY|RETURNING|ON|SET|REFERENCES)"
+    r" | \bINTO\s+\S+\s*\([^()]* )\s*\Z",
+    re.IGNORECASE | re.VERBOSE,
+)
+_AFTER_NAME = re.compile(r"\s*(?:\.|=\s*[?:])")
+_DEFINITION = re.compile(r"\s*(?:CREATE|ALTER|DROP)\b", re.IGNORECASE)
 
 _SPACE = re.compile(r"\s+")
 _CAST = r"(?:\s*::\s*[\w\"]+(?:\s*\[\])?)?"
@@ -99,9 +100,20 @@ def redact(sql: str, system: str = "other_sql") -> str:
     def replace(match: re.Match[str]) -> str:
         if match["comment"] is not None:
             return " "
-        return "?" if match["value"] is not None else match[0]
+        if match["value"] is not None or (system == "sqlite" and match[0][0] == '"' and not _is_name(match)):
+            return "?"
+        return match[0]
 
-    return _pattern(system).sub(replace, sql).strip()
+    return _PATTERNS.get(system, _PATTERNS[""]).sub(replace, sql).strip()
+
+
+def _is_name(match: re.Match[str]) -> bool:
+    sql, start = match.string, match.start()
+    return bool(
+        _AFTER_NAME.match(sql, match.end())
+        or _BEFORE_NAME.search(sql, max(0, start - 300), start)
+        or _DEFINITION.match(sql)
+    )
 
 
 @lru_cache(maxsize=2_048)
@@ -113,13 +125,9 @@ def fingerprint(sql: str, system: str = "other_sql") -> str:
             return " "
         return match[0] if match["name"] is not None else "?"
 
-    shape = _SPACE.sub(" ", _pattern(system).sub(replace, sql)).strip()
+    shape = _SPACE.sub(" ", _SHAPES.get(system, _SHAPES[""]).sub(replace, sql)).strip()
     shape = _ROWS.sub(r"\1", _LIST.sub("(?)", shape))
     return blake2b(shape.encode("utf-8", "replace"), digest_size=8).hexdigest()
-
-
-def _pattern(system: str) -> re.Pattern[str]:
-    return _PATTERNS.get(system, _STANDARD)
 
 
 _NAME = r'(?:"(?:[^"]|"")*"|`[^`]*`|\[[^\]]*\]|[^\W\d]\w*)'

@@ -158,3 +158,22 @@ def test_long_fix_is_folded_so_that_it_can_still_be_pasted():
     assert max(map(len, printed)) <= 100
     code = "\n".join(printed).replace("fix: ", "query")
     assert ast.dump(ast.parse(code.strip())) == ast.dump(ast.parse(f"query{fix}"))
+
+
+def test_what_a_client_says_prints_no_line_of_its_own_and_steers_no_terminal():
+    path = "/x\n12:00:00 error   POST /admin\x1b[2J\u2028"
+    event = {
+        "http.request.method": "GET", "url.path": path, "outcome": "ok", "duration_ms": 400.0, "sql.count": 1, "sql.distinct": 1,
+        "sql.failed": 0, "sql.after_response": 0, "time.database_ms": 1.0, "time.loop_wait_ms": 399.0, "level": "info",
+        "loop.waited_for": [{"name": f"GET {path}", "ms": 399.0}],
+        "findings": [{"kind": "waited_for_loop", "message": f"held by GET {path}", "cost_ms": 399.0, "fix": f"see GET {path}"}],
+        "sql.statements": [{"summary": "SELECT t", "sql": "SELECT a\nFROM t\x1b[2J", "count": 1, "total_ms": 1.0}],
+    }  # fmt: skip
+
+    printed = ReadableRenderer(colors=False, width=300)(None, "info", event)
+
+    assert not any(line.startswith("12:00:00") for line in printed.splitlines())
+    assert "\x1b" not in printed
+    assert "\u2028" not in printed
+    assert r"GET /x\n12:00:00 error   POST /admin\x1b[2J\u2028" in printed
+    assert "SELECT a FROM t" in printed

@@ -74,9 +74,13 @@ def test_summary_is_cut_between_words_at_255_characters():
         ("sqlite", "SELECT 'it''s', 12, -3.5, 1e5, .5, 0xFF", "SELECT ?, ?, -?, ?, ?, ?"),
         ("postgresql", r"SELECT E'a\'b', N'n', X'ff', B'01'", "SELECT ?, ?, ?, ?"),
         ("postgresql", "SELECT $$it's$$, $tag$ $$ $tag$, $1", "SELECT ?, ?, $1"),
-        ("postgresql", r"SELECT 'C:\' , 'secret'", "SELECT ? , ?"),
-        ("mysql", r"""SELECT 'it\'s', "hid""den", `col 1`""", "SELECT ?, ?, `col 1`"),
-        ("mariadb", r"SELECT 'a\\', 'b'", "SELECT ?, ?"),
+        ("postgresql", r"SELECT 'C:\' , 'secret'", "SELECT ?"),
+        ("postgresql", r"SELECT 'O\'Brien, Mary', E'a\'b', 'C:\dir'", "SELECT ?"),
+        ("postgresql", r"SELECT E'a\'b', 'C:\dir', c", "SELECT ?, ?, c"),
+        ("mysql", r"""SELECT 'it\'s', "hid""den", `col 1`""", "SELECT ?"),
+        ("mysql", r"""SELECT 'its', "hid""den", `col 1`, "C:\" , 'secret'""", "SELECT ?, ?, `col 1`, ?"),
+        ("mariadb", r"SELECT 'C:\' as a, 'secret' as b", "SELECT ?"),
+        ("mariadb", r"SELECT 'a\\n', 'b'", "SELECT ?, ?"),
         ("postgresql", 'SELECT "name 1", a1.b2, x[1], a::int, now()', 'SELECT "name 1", a1.b2, x[1], a::int, now()'),
         ("postgresql", "SELECT :name, %(name)s, %s, ?, @p1, $2", "SELECT :name, %(name)s, %s, ?, @p1, $2"),
         ("sqlite", "SELECT id IN (__[POSTCOMPILE_id_1])", "SELECT id IN (__[POSTCOMPILE_id_1])"),
@@ -99,14 +103,27 @@ def test_summary_is_cut_between_words_at_255_characters():
         ),
         (
             "sqlite",
-            'SELECT "a b" FROM t WHERE x = "Anna" OR "y"."z" LIKE "+4%"',
-            'SELECT "a b" FROM t WHERE x = ? OR "y"."z" LIKE ?',
+            'SELECT "a b", t."c d" FROM t WHERE x =  "Anna" OR "y"."z" LIKE "+4%" AND z IN (?, "Bob Meier")',
+            'SELECT ?, t."c d" FROM t WHERE x =  ? OR "y"."z" LIKE ? AND z IN (?, ?)',
         ),
         (
             "sqlite",
             'SELECT 1 FROM "order" WHERE a."b" = "order"."c" AND d IN ("e")',
             'SELECT ? FROM "order" WHERE a."b" = "order"."c" AND d IN (?)',
         ),
+        (
+            "sqlite",
+            'INSERT INTO "order" ("group", "a b") VALUES ("Anna Schmidt", lower("Cork")) RETURNING "group"',
+            'INSERT INTO "order" ("group", "a b") VALUES (?, lower(?)) RETURNING "group"',
+        ),
+        (
+            "sqlite",
+            'UPDATE "order" SET "group"=?, "a b"=? WHERE x BETWEEN "Anna" AND "B" ORDER BY "group"',
+            'UPDATE "order" SET "group"=?, "a b"=? WHERE x BETWEEN ? AND ? ORDER BY "group"',
+        ),
+        ("sqlite", 'CREATE TABLE "t" ("a b" INTEGER, "c" TEXT)', 'CREATE TABLE "t" ("a b" INTEGER, "c" TEXT)'),
+        ("sqlite", 'SELECT a WHERE b = "Anna Sch', "SELECT a WHERE b = ?"),
+        ("other_sql", "SELECT a WHERE b = 'Anna Schmidt\\", "SELECT a WHERE b = ?"),
         ("sqlite", "SELECT [it's] FROM t WHERE x = 'a'", "SELECT [it's] FROM t WHERE x = ?"),
         ("other_sql", r"SELECT a WHERE b = 'O\'Brien, Mary' AND c = 'Cork'", "SELECT a WHERE b = ?"),
         ("other_sql", r"SELECT a WHERE b = 'C:\dir' AND c = 'Cork'", "SELECT a WHERE b = ? AND c = ?"),
@@ -150,6 +167,15 @@ def test_no_literal_survives_however_it_is_quoted_and_wherever_the_text_is_cut(s
         assert SECRET not in redact(sql[:cut], system)
 
     check()
+
+
+@pytest.mark.parametrize("system", ["postgresql", "mysql", "sqlite", "oracle.db", "microsoft.sql_server", "other_sql"])
+@given(st.lists(st.sampled_from([SECRET, " ", "\\", "''", ",", ")", "--", "/*", "\n", "q"]), max_size=6))
+def test_no_part_of_a_string_survives_where_the_text_is_cut(system, pieces):
+    sql = f"SELECT a FROM t WHERE b = '{SECRET}{''.join(pieces)}"
+
+    for cut in range(sql.index(SECRET), len(sql) + 1):
+        assert redact(sql[:cut], system) == "SELECT a FROM t WHERE b = ?"
 
 
 @given(st.text(alphabet=st.sampled_from("SELECT FROMJOIN'\"$`()[],;:?%-/*\\1aé\n\x00"), max_size=300))

@@ -50,8 +50,7 @@ class ReadableRenderer:
     def __call__(self, logger: Any, method: str, event: MutableMapping[str, Any]) -> Any:
         if "sql.statements" not in event:
             return self._others(logger, method, event)
-        # A path is what a client says: it must not print lines of its own, nor steer the terminal.
-        event = {key: _CONTROL.sub(_escape, value) if isinstance(value, str) else value for key, value in event.items()}
+        event = _printable(event)
         lines = [self._headline(event), f"{_INDENT}{self._account(event)}"]
         told = (_parts(event), _waited(event), *map(_wait, event.get("connection.waits", ())))
         lines += [self._cut(_INDENT + line) for line in told if line]
@@ -210,5 +209,17 @@ def _plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 
-def _escape(match: re.Match[str]) -> str:
-    return match[0].encode("unicode_escape").decode("ascii")
+def _printable(value: Any, key: str = "") -> Any:
+    """
+    Without control characters, for a path is what a client says: it must not print lines of its own, nor steer the
+    terminal. It is in the names of requests, too. SQL may have lines.
+    """
+    if isinstance(value, str):
+        return _CONTROL.sub(lambda match: match[0] if key == "sql" and match[0].isspace() else _escape(match[0]), value)
+    if isinstance(value, Mapping):
+        return {name: _printable(inner, name) for name, inner in value.items()}
+    return [_printable(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
