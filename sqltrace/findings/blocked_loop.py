@@ -10,6 +10,8 @@ from sqltrace.findings.wording import place, plural, time
 from sqltrace.recording import Recording
 from sqltrace.statement import Group
 
+_NOTABLE = 0.001  # seconds
+
 
 def blocked_loop(recording: Recording, *, sql: float = 0.1, hold: float = 0.25) -> Iterator[Finding]:
     """
@@ -56,9 +58,10 @@ def _by_python(recording: Recording, held: float) -> Finding:
             if multiplied(worst, rows=100, ratio=3.0)
             else "fewer rows or columns at once: LIMIT, load_only(), or session.stream() with yield_per",
         )
+    making = f", {time(objects)} of the request making objects" if objects >= _NOTABLE else ""
     return Finding(
         "blocked_loop",
-        f"the event loop was held for {time(held)} at a stretch, {time(objects)} of the request making objects.",
+        f"the event loop was held for {time(held)} at a stretch{making}.",
         held,
         fix="await run_in_threadpool(function) for what computes",
     )
