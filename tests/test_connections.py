@@ -239,6 +239,27 @@ def test_cancelled_wait_is_measured(async_work):
     assert (wait.timed_out, names(wait), wait.waited > 0.05) == (False, {"GET /slow"}, True)
 
 
+def test_wait_is_told_when_the_holders_let_go_together(async_work):
+    engine = async_work.engine(pool_size=2, max_overflow=0)
+    async_work.run(partial(sql, engine))
+
+    def holder():
+        with sqltrace.record("GET /hog"), engine.connect() as connection:
+            connection.execute(text("SELECT 1"))
+            async_work.pause(0.1)
+
+    def victim():
+        async_work.pause(0.03)
+        with sqltrace.record("GET /victim") as recording:
+            sql(engine)
+        return recording
+
+    *_, recording = async_work.together(holder, holder, victim)
+
+    (wait,) = recording.connections.waits
+    assert (wait.in_use, names(wait)) == (2, {"GET /hog"})
+
+
 def test_self_deadlock_is_named(work):
     engine = work.engine(pool_size=1, max_overflow=0, pool_timeout=0.05)
 

@@ -183,3 +183,14 @@ def test_query_of_an_unknown_line_is_told_by_its_class():
     (finding,) = sqltrace.diagnose(asyncio.run(main()))
 
     assert (finding.fix, finding.parents) == (".options(selectinload(Author.books))  # of the select(Author)", None)
+
+
+def test_loads_that_failed_one_after_the_other_are_no_n_plus_one():
+    def touch_often(author):
+        for _ in range(10):
+            with pytest.raises(ERRORS):
+                author.books  # noqa: B018
+
+    kinds = [finding.kind for finding in findings(L, select(L.Author), touch_often)]
+
+    assert kinds == ["missing_greenlet"]

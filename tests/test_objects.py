@@ -295,6 +295,31 @@ def test_statements_of_a_task_that_was_begun_inside_are_not_taken_off(databases)
     assert recording.statements[0].objects == before > 0
 
 
+@pytest.mark.parametrize("driver", ["aiosqlite", pytest.param("asyncpg", marks=pytest.mark.postgresql)])
+def test_objects_of_tasks_side_by_side_take_no_longer_than_the_clock(databases, driver):
+    databases.fill(driver)
+
+    async def main():
+        engine = create_async_engine(databases.url(driver))
+
+        async def work():
+            with sqltrace.record() as recording:
+                async with AsyncSession(engine) as session:
+                    (await session.scalars(QUERY)).all()
+            return recording
+
+        try:
+            started = time.perf_counter()
+            recordings = await asyncio.gather(*[work() for _ in range(8)])
+            return recordings, time.perf_counter() - started
+        finally:
+            await engine.dispose()
+
+    recordings, took = asyncio.run(main())
+
+    assert 0 < sum(recording.time_account.objects for recording in recordings) <= took
+
+
 def test_rows_per_root_of_joined_collections(engine):
     query = select(Author).where(Author.id <= 10)
 

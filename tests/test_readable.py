@@ -177,3 +177,15 @@ def test_what_a_client_says_prints_no_line_of_its_own_and_steers_no_terminal():
     assert "\u2028" not in printed
     assert r"GET /x\n12:00:00 error   POST /admin\x1b[2J\u2028" in printed
     assert "SELECT a FROM t" in printed
+
+
+def test_long_request_says_where_its_time_went_though_it_is_one_part():
+    event = {
+        "http.request.method": "GET", "http.route": "/sleepy", "outcome": "ok", "duration_ms": 702.8, "sql.count": 0,
+        "sql.distinct": 0, "sql.failed": 0, "sql.after_response": 0, "time.database_ms": 0.0, "time.python_ms": 702.8,
+        "sql.statements": [],
+    }  # fmt: skip
+
+    printed = ReadableRenderer(colors=False)(None, "info", event)
+
+    assert "702.8 ms = 702.8 ms python" in printed

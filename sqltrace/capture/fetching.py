@@ -127,6 +127,7 @@ class CountedFetch(_Counted):
         started = clock()
         try:
             rows = dbapi_cursor.fetchall()
+            internals.soft_close(result, hard=False)  # async drivers may wait in it
         except BaseException as error:
             execution.fetch += clock() - started
             self.handle_exception(result, dbapi_cursor, error)
@@ -135,10 +136,7 @@ class CountedFetch(_Counted):
             execution.rows = (execution.rows or 0) + len(rows)
         except Exception as fault:
             report_fault("counting rows", fault)
-        try:
-            internals.soft_close(result, hard=False)
-        except BaseException as error:
-            self.handle_exception(result, dbapi_cursor, error)
+        self.finish()
         return rows
 
     def fail(self, error: BaseException) -> None:

@@ -26,7 +26,7 @@ def measure_wait(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
             return original(pool)  # type: ignore[no-any-return]  # what SQLAlchemy itself returns
         # Who holds connections now: those who free the pool are gone when the wait is over. One C call: threads.
         before = checkout.neighbours.copy() if checkout.neighbours else None
-        waiting = checkout.neighbours.waiting
+        waiting, in_use = checkout.neighbours.waiting, pool.checkedout()
         waiting.add(checkout)
         checkout.wait_started = checkout.clock()
         entry, timed_out = None, False
@@ -42,7 +42,7 @@ def measure_wait(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
                 ended = checkout.wait_ended = checkout.clock()
             checkout.wait = ended - checkout.wait_started
             if timed_out or checkout.wait >= _NOTABLE:
-                _add_wait(checkout, pool, before, timed_out)
+                _add_wait(checkout, pool, before, timed_out, in_use)
             if entry is not None:
                 checkout.neighbours.add(checkout)
         return entry  # type: ignore[no-any-return]  # what SQLAlchemy itself returns
@@ -50,18 +50,19 @@ def measure_wait(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return _do_get
 
 
-def _add_wait(checkout: Checkout, pool: QueuePool, before: set[Checkout] | None, timed_out: bool) -> None:
+def _add_wait(checkout: Checkout, pool: QueuePool, before: set[Checkout] | None, timed_out: bool, in_use: int) -> None:
     """Add to a checkout how its wait ended, and who held connections before or at the end. Never raises."""
     try:
         holders = checkout.neighbours | (before or set())
         holders.discard(checkout)
-        if timed_out or pool.checkedout() >= pool.size():  # else it lost that time to other threads
-            checkout.pool_wait = _describe(checkout, pool, holders, timed_out)
+        in_use = max(in_use, pool.checkedout())  # at the end others may have given theirs back, too
+        if timed_out or in_use >= pool.size():  # else it lost that time to other threads
+            checkout.pool_wait = _describe(checkout, pool, holders, timed_out, in_use)
     except Exception as fault:
         report_fault("describing the wait for a connection", fault)
 
 
-def _describe(checkout: Checkout, pool: QueuePool, holders: set[Checkout], timed_out: bool) -> PoolWait:
+def _describe(checkout: Checkout, pool: QueuePool, holders: set[Checkout], timed_out: bool, in_use: int) -> PoolWait:
     during = [holder for holder in holders if _meanwhile(holder, checkout) * _BRIEF >= checkout.wait]
     named = [
         Holder(holder.labels[0], holder.occupied(holder.clock()) / 1_000_000_000, _is_own(holder, checkout))
@@ -70,7 +71,7 @@ def _describe(checkout: Checkout, pool: QueuePool, holders: set[Checkout], timed
     named.sort(key=lambda holder: (-holder.own, -holder.held))
     longest = sorted(named[:_MAX_HOLDERS], key=lambda holder: -holder.held)
     waited, overflow = checkout.wait / 1_000_000_000, max(0, pool.overflow())
-    return PoolWait(waited, timed_out, pool.size(), pool.checkedout(), overflow, tuple(longest))
+    return PoolWait(waited, timed_out, pool.size(), in_use, overflow, tuple(longest))
 
 
 def _meanwhile(holder: Checkout, waiting: Checkout) -> int:

@@ -47,7 +47,7 @@ def log_line(record: RequestRecord, *, top: int = 5, literals: bool = False) -> 
         "time.database_ms": _milliseconds(account.database),
         "time.objects_ms": _milliseconds(account.objects),
         "time.loop_wait_ms": _milliseconds(account.loop_wait),
-        "time.loop_wait_estimated": (account.loop_wait is not None and recording.loop_wait_estimated) or None,
+        "time.loop_wait_estimated": bool(account.loop_wait and recording.loop_wait_estimated) or None,
         "time.python_ms": _milliseconds(account.python),
         "loop.held_ms": _milliseconds(recording.held_loop),
         "loop.longest_hold_ms": _milliseconds(recording.longest_hold),

@@ -24,6 +24,7 @@ _TOLD_ABOVE = frozenset(
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _PIECES = re.compile(r"(?<=\))(?=\.)|(?<= )")
 _SEEN = 0.1  # milliseconds
+_LONG = 50.0  # milliseconds; of a shorter request that is all of one part this needs not be said
 _PARTS = ("connection", "database", "objects", "loop_wait", "python")
 _COLORS = {"info": "32", "warning": "33", "error": "31", "dim": "2", "bold": "1"}
 
@@ -53,7 +54,8 @@ class ReadableRenderer:
         event = _printable(event)
         lines = [self._headline(event), f"{_INDENT}{self._account(event)}"]
         told = (_parts(event), _waited(event), *map(_wait, event.get("connection.waits", ())))
-        lines += [self._cut(_INDENT + line) for line in told if line]
+        for line in filter(None, told):
+            lines += textwrap.wrap(line, self._width, initial_indent=_INDENT, subsequent_indent=_INDENT + "  ")
         for finding in event.get("findings", ()):
             lines += self._finding(finding)
         for statement in event["sql.statements"]:
@@ -155,7 +157,8 @@ def _parts(event: Mapping[str, Any]) -> str:
     seen = [
         f"{_time(time)} {part.replace('_', ' ')}" for part, time in parts.items() if time >= max(_SEEN, total / 200)
     ]
-    return f"{_time(total)} = {' + '.join(seen)}" if len(seen) > 1 else ""
+    worth_it = len(seen) > 1 or (total >= _LONG and sum(parts.values()) > 0.9 * total)
+    return f"{_time(total)} = {' + '.join(seen)}" if worth_it else ""
 
 
 def _waited(event: Mapping[str, Any]) -> str:
