@@ -12,7 +12,7 @@ from typing import Any
 _PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _LIBRARIES = tuple(
     os.path.join(path, "")
-    for key in ("stdlib", "platstdlib", "purelib", "platlib")
+    for key in ("stdlib", "platstdlib", "purelib", "platlib", "scripts")  # the last has what starts servers
     if (path := sysconfig.get_path(key))
 )
 _INSTALLED = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
@@ -22,7 +22,7 @@ _INSTALLED = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}"
 _INFRASTRUCTURE = frozenset(
     "sqlalchemy sqlmodel greenlet anyio trio starlette fastapi uvicorn uvloop hypercorn granian"
     " gunicorn asgiref a2wsgi aiosqlite asyncpg psycopg psycopg_pool psycopg2 pymysql aiomysql"
-    " asyncmy MySQLdb pytest _pytest pluggy pytest_asyncio pydantic jinja2 opentelemetry".split()
+    " asyncmy MySQLdb click typer pytest _pytest pluggy pytest_asyncio pydantic jinja2 opentelemetry".split()
 )
 
 _SKIP, _LIBRARY, _APPLICATION = range(3)

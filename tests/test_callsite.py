@@ -1,6 +1,7 @@
 import asyncio
 import os
 import sys
+import sysconfig
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
 
@@ -89,6 +90,17 @@ def test_framework_is_never_the_answer(tmp_path, monkeypatch):
     monkeypatch.setattr(callsite, "_MAX_FRAMES", 2)
 
     assert framework["handle"]() is None
+
+
+@pytest.mark.parametrize("file", ["scripts/uvicorn", "site-packages/click/core.py"])
+def test_what_starts_a_server_is_never_the_answer(file, tmp_path, monkeypatch):
+    monkeypatch.setattr(callsite, "_LIBRARIES", (*callsite._LIBRARIES, str(tmp_path / "scripts") + os.sep))
+    assert sysconfig.get_path("scripts") + os.sep in callsite._LIBRARIES
+    starter = load(tmp_path / file, "def start():\n    return find()\n")
+    monkeypatch.setitem(callsite._kinds, HERE, callsite._SKIP)
+    monkeypatch.setattr(callsite, "_MAX_FRAMES", 2)
+
+    assert starter["start"]() is None
 
 
 def test_thread_without_any_application_frame_has_no_call_site():
