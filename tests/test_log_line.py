@@ -92,6 +92,7 @@ def test_line_without_statements_is_exact():
         "connection.checkouts": 0,
         "connection.wait_ms": 0.0,
         "connection.held_ms": 0.0,
+        "connection.commit_ms": 0.0,
         "connection.idle_in_transaction_ms": 0.0,
         "sql.count": 0,
         "sql.rows": 0,

@@ -189,3 +189,15 @@ def test_long_request_says_where_its_time_went_though_it_is_one_part():
     printed = ReadableRenderer(colors=False)(None, "info", event)
 
     assert "702.8 ms = 702.8 ms python" in printed
+
+
+def test_commit_that_takes_a_good_part_of_the_database_time_is_told():
+    event = {
+        "http.request.method": "POST", "http.route": "/commit", "outcome": "ok", "duration_ms": 710.9, "sql.count": 2,
+        "sql.distinct": 2, "sql.failed": 0, "sql.after_response": 0, "time.database_ms": 705.2, "time.python_ms": 5.7,
+        "connection.commit_ms": 703.6, "sql.statements": [],
+    }  # fmt: skip
+
+    printed = ReadableRenderer(colors=False)(None, "info", event)
+
+    assert "705.2 ms in the database, 703.6 ms of it committing" in printed

@@ -55,6 +55,7 @@ def log_line(record: RequestRecord, *, top: int = 5, literals: bool = False) -> 
         "connection.checkouts": None if connections.held is None else connections.checkouts,
         "connection.wait_ms": _milliseconds(connections.wait),
         "connection.held_ms": _milliseconds(connections.held),
+        "connection.commit_ms": _milliseconds(connections.commit),
         "connection.idle_in_transaction_ms": _milliseconds(connections.idle_in_transaction),
         "connection.waits": [_wait(wait) for wait in connections.waits] or None,
         "sql.count": recording.statement_count - recording.after_response_count,

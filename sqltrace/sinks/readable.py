@@ -18,7 +18,8 @@ _TOLD_ABOVE = frozenset(
     " duration_ms time_to_first_byte_ms time.connection_ms time.database_ms time.objects_ms time.loop_wait_ms"
     " time.loop_wait_estimated time.python_ms loop.held_ms loop.longest_hold_ms loop.waited_for after_response_ms"
     " sql.count sql.rows sql.distinct sql.failed sql.on_loop sql.after_response sql.statements connection.checkouts"
-    " connection.wait_ms connection.held_ms connection.idle_in_transaction_ms connection.waits network.protocol.name"
+    " connection.wait_ms connection.held_ms connection.commit_ms connection.idle_in_transaction_ms connection.waits"
+    " network.protocol.name"
     " client.address findings".split()
 )
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
@@ -87,6 +88,9 @@ class ReadableRenderer:
         if event.get("sql.rows"):
             text += f", {_plural(event['sql.rows'], 'row')}"
         text += f", {_time(event['time.database_ms'])} in the database"
+        commit = event.get("connection.commit_ms", 0.0)
+        if commit >= max(1.0, event["time.database_ms"] / 10):
+            text += f", {_time(commit)} of it committing"
         if event.get("sql.on_loop"):
             text += ", " + self._paint("warning", f"{event['sql.on_loop']} synchronous on the event loop")
         if event["sql.failed"]:
