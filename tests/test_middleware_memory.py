@@ -129,10 +129,12 @@ def test_thousands_of_requests_leave_no_growth(engine):
     tracemalloc.start()
     try:
         asyncio.run(requests(500))  # fills what caches there are
-        before = traced()
-        asyncio.run(requests(5_000))
-        growth = traced() - before
+        sizes = [traced()]
+        for _ in range(2):
+            asyncio.run(requests(5_000))
+            sizes.append(traced())
     finally:
         tracemalloc.stop()
 
-    assert growth < 20_000  # a list of 5,000 references needs twice as much
+    # A list of 5,000 references needs twice as much, each time. Once, a table of the interpreter's may be enlarged.
+    assert min(sizes[1] - sizes[0], sizes[2] - sizes[1]) < 20_000
