@@ -74,11 +74,12 @@ def parts(line):
 def test_guilty_endpoint_spends_its_time_on_rows_and_objects(database):
     path = f"/guilty/async/api/tags/{TAG_IDS[0]}/contents/all"
 
-    async def twice(client):  # the first compiles its statements
-        await client.get(path)
-        await client.get(path)
+    async def several_times(client):  # the first compiles its statements
+        for _ in range(5):
+            await client.get(path)
 
-    [_, line] = visit(database, twice)[path]
+    # The one that was least disturbed: a server that shares the processor with others may answer late.
+    line = min(visit(database, several_times)[path], key=lambda line: line["duration_ms"])
 
     assert max(parts(line), key=parts(line).get) == "objects"
     assert (
