@@ -6,6 +6,7 @@ import os
 import sys
 import sysconfig
 from dataclasses import dataclass
+from functools import lru_cache
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -31,7 +32,7 @@ _MAX_FILES = 10_000
 _kinds: dict[str, int] = {}
 
 
-@dataclass(slots=True, unsafe_hash=True)  # frozen, it would take three times as long to make, on the hot path
+@dataclass(frozen=True, slots=True)
 class CallSite:
     """
     A line of the application.
@@ -50,8 +51,13 @@ class CallSite:
         return f"{shorten(self.file)}:{self.line} in {self.function}"
 
 
+@lru_cache(maxsize=1_024)
 def shorten(path: str) -> str:
-    """The path from the import root it lies under, so that it reads the same on every machine."""
+    """
+    The path from the import root it lies under, so that it reads the same on every machine.
+
+    Found once for a file: a process that changes its directory keeps what was said before.
+    """
     roots = [os.path.join(root, "") for root in (os.getcwd(), *sys.path) if os.path.isabs(root)]
     inside = [root for root in roots if path.startswith(root)]
     return path[len(max(inside, key=len)) :] if inside else path
@@ -96,7 +102,7 @@ def call_site_in(traceback: TracebackType) -> CallSite | None:
     entry: TracebackType | None = traceback
     while entry is not None:
         code = entry.tb_frame.f_code
-        best[_kinds.get(code.co_filename) or _remember(code.co_filename)] = CallSite(
+        best[_kinds.get(code.co_filename) or _remember(code.co_filename)] = _call_site(
             code.co_filename, entry.tb_lineno, code.co_qualname
         )
         entry = entry.tb_next
@@ -107,7 +113,13 @@ def _site(frame: FrameType) -> CallSite:
     line, template = frame.f_lineno, frame.f_globals.get("__jinja_template__")
     if template is not None:  # the frame counts lines of the Python that the template was compiled to
         line = template.get_corresponding_lineno(line)
-    return CallSite(frame.f_code.co_filename, line, frame.f_code.co_qualname)
+    return _call_site(frame.f_code.co_filename, line, frame.f_code.co_qualname)
+
+
+@lru_cache(maxsize=10_000)
+def _call_site(file: str, line: int, function: str) -> CallSite:
+    """One object for a line, as a rule: making it takes longer than finding it, and it is told apart by identity."""
+    return CallSite(file, line, function)
 
 
 def _current_greenlet() -> Any:

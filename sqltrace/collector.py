@@ -23,6 +23,7 @@ from sqltrace.widening import Widening
 
 Clock = Callable[[], int]
 FOLD_AT = 512  # statements that may wait before the recording counts them
+LEAST_MARK = 200_000  # nanoseconds of reading row by row that are marked at once
 
 
 class Folder(Protocol):
@@ -49,12 +50,14 @@ class Execution:
     What the hot path notes of one statement, and what later stages add to it. Times in nanoseconds.
 
     Attributes:
+        collector: That of the innermost recording that it belongs to.
         started, ended: Readings of the collector's clock around the driver's call.
         key: The compiled text before IN lists are expanded: equal for equals, and SQLAlchemy's own string.
         rows, fetch: Rows that reached Python, and the time spent on fetching them after `ended`.
         marked: The part of `fetch` that is marked in its place. The rest counts as if it followed `ended` at once.
         folded: Whether a recording has counted it while rows may still be fetched: from then on these must be marked.
         tail: The rest at that time.
+        mark_at: A `fetch` beyond this has to be marked in its place.
         objects: Time spent on making ORM objects of the rows, without fetch and nested statements.
         entities: ORM objects made of the rows, by class name; those that the session had before are not in it.
         roots: Distinct root objects of a statement whose eager joins can repeat them in many rows.
@@ -65,32 +68,40 @@ class Execution:
         widening: What eager joins made of it.
         digest: Hash of statement and parameters of the first of a kind, in this process; `None` for all others.
         open: Whether rows may still be fetched: such a statement is counted later.
+        more: Whether there is more to count than time and rows.
         span: What `Collector.probe` has said; not set where there is none.
     """
 
-    # Defaults on the class and no slots: most of it is never set, and an execution is made in half the time.
-    failure: Failure | None = None
-    executemany = folded = on_loop = open = False
-    batch_size: int | None = None
-    call_site: CallSite | None = None
-    parameters: str | None = None
-    digest: int | None = None
-    rows: int | None = None
-    fetch = objects = marked = tail = 0
-    entities: dict[str, int] | None = None
-    roots: int | None = None
-    loop_wait: int | None = None
-    origin = QUERY
-    parents: ParentKey | None = None
-    widening: Widening | None = None
-    span: Any = None
+    # Slots, all set: reading a default of the class takes ten times as long, and setting another name later longer.
+    __slots__ = (
+        "batch_size", "call_site", "collector", "dialect", "digest", "ended", "entities", "executemany", "failure",
+        "fetch", "folded", "key", "loop_wait", "mark_at", "marked", "more", "objects", "on_loop", "open", "origin",
+        "parameters", "parents", "roots", "rows", "span", "sql", "started", "tail", "widening",
+    )  # fmt: skip
 
-    def __init__(self, started: int, ended: int, sql: str, key: str, dialect: Any) -> None:
+    def __init__(self, collector: Collector, started: int, ended: int, sql: str, key: str, dialect: Any) -> None:
+        self.collector = collector
         self.started = started
         self.ended = ended
         self.sql = sql
         self.key = key
         self.dialect = dialect
+        self.origin = QUERY
+        self.executemany = self.folded = self.more = self.on_loop = self.open = False
+        self.fetch = self.marked = self.objects = self.tail = 0
+        self.mark_at = LEAST_MARK
+        self.batch_size: int | None = None
+        self.call_site: CallSite | None = None
+        self.digest: int | None = None
+        self.entities: dict[str, int] | None = None
+        self.failure: Failure | None = None
+        self.loop_wait: int | None = None
+        self.parameters: str | None = None
+        self.parents: ParentKey | None = None
+        self.roots: int | None = None
+        self.rows: int | None = None
+        self.widening: Widening | None = None
+        self.span: Any = None
 
     def as_parents(self) -> ParentKey:
         return self.key, self.dialect, self.call_site, self.origin
@@ -107,7 +118,12 @@ unmeasurable: set[Part] = set()  # with the installed SQLAlchemy
 
 
 class Collector:
-    """Takes executions for one open recording, and passes them on to those around it."""
+    """
+    Takes executions for one open recording, and passes them on to those around it.
+
+    Attributes:
+        plain: Whether it takes the statements of every engine, and nothing of them beyond the usual.
+    """
 
     __slots__ = (
         "capture_parameters",
@@ -126,6 +142,7 @@ class Collector:
         "max_statements",
         "parent",
         "pending",
+        "plain",
         "probe",
         "recording",
         "sites_taken",
@@ -150,6 +167,7 @@ class Collector:
         self.max_statements = max_statements
         self.max_sql_length = max_sql_length
         self.parent: Collector | None = None
+        self.plain = dialects is None and not capture_parameters
         self.loop: LoopObserver | None = None
         self.loop_wait_estimated = False
         self.probe: Callable[[Any], Any] | None = None  # is asked for the span of each statement
@@ -179,6 +197,7 @@ class Collector:
         self.parent = outer
         if outer is not None:
             self.probe = outer.probe
+            self.plain = self.plain and self.probe is None
             self.comment = outer.comment
 
     def note_spans(self, probe: Callable[[Any], Any]) -> bool:
@@ -190,6 +209,7 @@ class Collector:
         if self.probe is not None:
             return False
         self.probe = probe
+        self.plain = False
         return True
 
     def close(self) -> None:

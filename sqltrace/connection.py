@@ -203,21 +203,26 @@ class Checkout:
         transaction: Whether a transaction is open. Not in autocommit.
     """
 
-    # Defaults on the class and no slots: most of it is not set, and a checkout is made in half the time.
-    taken: int | None = None
-    ended: int | None = None
-    wait_started: int | None = None
-    wait_ended: int | None = None
-    pool_wait: PoolWait | None = None
-    repeated = calling = transaction = False
-    proxy = wait = connect = ping = begin = commit = rollback = _idle = _busy = 0
-    _first: int | None = None
-    _executions: list[TimedExecution]  # from the first statement of a transaction on
+    __slots__ = (
+        "_busy", "_executions", "_first", "_idle", "asked", "begin", "calling", "clock", "commit", "connect", "ended",
+        "labels", "neighbours", "ping", "pool_wait", "proxy", "repeated", "rollback", "taken", "transaction", "wait",
+        "wait_ended", "wait_started",
+    )  # fmt: skip
 
     def __init__(self, clock: Callable[[], int], labels: tuple[Label, ...], neighbours: Occupants) -> None:
         self.clock = clock
         self.labels = labels
         self.neighbours = neighbours
+        self.repeated = self.calling = self.transaction = False
+        self.proxy = self.wait = self.connect = self.ping = self.begin = self.commit = self.rollback = 0
+        self.taken: int | None = None
+        self.ended: int | None = None
+        self.wait_started: int | None = None
+        self.wait_ended: int | None = None
+        self.pool_wait: PoolWait | None = None
+        self._executions: list[TimedExecution] = []  # from the first statement of a transaction on
+        self._first: int | None = None
+        self._idle = self._busy = 0
         self.asked = clock()
 
     def held(self, now: int) -> int:
@@ -237,7 +242,7 @@ class Checkout:
         first = self._first
         if first is None:
             return self._idle
-        busy = self._busy + sum(map(_elapsed, self._executions.copy()))
+        busy = self._busy + _elapsed(self._executions.copy())
         return self._idle + max(0, now - first - busy)
 
     def note(self, execution: TimedExecution) -> None:
@@ -246,11 +251,12 @@ class Checkout:
             self._executions = [execution]
             self._first = execution.started
             return
-        self._executions.append(execution)
-        if len(self._executions) > _MAX_EXECUTIONS:
+        executions = self._executions
+        executions.append(execution)
+        if len(executions) > _MAX_EXECUTIONS:
             # Only the oldest, of which no more rows are fetched as a rule.
-            self._busy += sum(map(_elapsed, self._executions[:_MAX_EXECUTIONS]))
-            del self._executions[:_MAX_EXECUTIONS]
+            self._busy += _elapsed(executions[:_MAX_EXECUTIONS])
+            del executions[:_MAX_EXECUTIONS]
 
     def end_transaction(self, now: int) -> None:
         self.transaction = False
@@ -270,5 +276,10 @@ class Checkout:
                 watch(self)
 
 
-def _elapsed(execution: TimedExecution) -> int:
-    return execution.ended - execution.started + execution.fetch - (execution.loop_wait or 0)
+def _elapsed(executions: list[TimedExecution]) -> int:
+    elapsed = 0
+    for execution in executions:
+        elapsed += execution.ended - execution.started + execution.fetch
+        if execution.loop_wait is not None:
+            elapsed -= execution.loop_wait
+    return elapsed

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 from sqltrace.callsite import CallSite
 
 _MAX_SITES = 64
@@ -28,28 +26,31 @@ class Samples:
     def __init__(self, first: int) -> None:
         self.first = self.last = first
         self._sites: list[tuple[int, CallSite]] = []
-        self._digests: Counter[int] | None = None
+        self._digests: dict[int, int] = {}
 
     def add(self, number: int, call_site: CallSite | None, digest: int | None) -> None:
         """Of the execution with this number in its group; 1 is the first."""
         if call_site is not None and len(self._sites) < _MAX_SITES:
             self._sites.append((number, call_site))
         if digest is not None:
-            if self._digests is None:
-                self._digests = Counter()
+            digests = self._digests
             # A group may have any number of texts, with their values in them, and each has its first eight.
-            if len(self._digests) < _MAX_DIGESTS or digest in self._digests:
-                self._digests[digest] += 1
+            if len(digests) < _MAX_DIGESTS or digest in digests:
+                digests[digest] = digests.get(digest, 0) + 1
 
     def busiest(self, count: int) -> tuple[CallSite, int] | None:
         """The call site that most of the `count` came from, and about how many; `None` where none is known."""
         if not self._sites:
             return None
-        counts: Counter[CallSite] = Counter()
+        counts: dict[int, int] = {}
+        sites: dict[int, CallSite] = {}
         ends = [number for number, _ in self._sites[1:]] + [count + 1]
         for (number, call_site), end in zip(self._sites, ends, strict=True):
-            counts[call_site] += end - number
-        return counts.most_common(1)[0]
+            identity = id(call_site)  # there is one object for a line
+            sites[identity] = call_site
+            counts[identity] = counts.get(identity, 0) + end - number
+        most = max(counts, key=counts.__getitem__)
+        return sites[most], counts[most]
 
     @property
     def equal(self) -> int:
@@ -59,4 +60,4 @@ class Samples:
     @property
     def compared(self) -> int:
         """Executions of which the parameters were compared."""
-        return self._digests.total() if self._digests else 0
+        return sum(self._digests.values())

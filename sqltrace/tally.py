@@ -21,8 +21,6 @@ from sqltrace.time_account import Spent
 
 _MAX_KNOWN = 2_048
 _STARTED, _ENDED, _FETCH, _MARKED = map(attrgetter, ("started", "ended", "fetch", "marked"))
-_PLACE = attrgetter("key", "dialect", "origin")
-_REST = attrgetter("loop_wait", "open", "objects", "roots", "entities", "failure", "call_site", "digest")
 _IS_READ = attrgetter("is_read")
 _MAX_UNSETTLED = 256  # results that may be read on after they were counted
 _SECOND = 1_000_000_000
@@ -148,17 +146,18 @@ class Tally:
         self.counts[phase] += len(executions)
         known = self._known[phase]
         rows = 0
-        for place, execution in zip(map(_PLACE, executions), executions, strict=True):
-            group = known.get(place)
+        for execution in executions:
+            group = known.get((execution.key, execution.dialect, execution.origin))
             if group is None:
                 group = self._group(execution, phase)
             group.count += 1
-            group.samples.last = execution.started
-            group.on_loop += execution.on_loop
-            if any(_REST(execution)):
+            started = group.samples.last = execution.started
+            if execution.on_loop:
+                group.on_loop += 1
+            if execution.more or execution.open:
                 rows += self._count_more(execution, group)
                 continue
-            elapsed = execution.ended - execution.started + execution.fetch
+            elapsed = execution.ended - started + execution.fetch
             group.total += elapsed / _SECOND
             if elapsed > group._longest:  # noqa: PLR1730 - max() takes four times as long, for every statement
                 group._longest = elapsed

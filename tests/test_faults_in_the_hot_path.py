@@ -27,7 +27,7 @@ class Broken:
         raise RuntimeError("fault of ours")
 
 
-@pytest.fixture(params=["find_call_site", "_key_of_many", "_repr", "internals"])
+@pytest.fixture(params=["find_call_site", "_key_of", "_repr", "internals"])
 def fault(request, monkeypatch):
     assert hasattr(statements, request.param)
     monkeypatch.setattr(statements, request.param, Broken())

@@ -104,6 +104,7 @@ class Block:
         """Building took place from `start` to `end`."""
         execution = self.execution
         execution.objects += end - start
+        execution.more = True
         if end - start > _LEAST_MARK:
             mark(self.collector, execution.dialect, "objects", start, end)
 

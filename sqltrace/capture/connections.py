@@ -177,6 +177,7 @@ def _neighbours(engine: Engine) -> Occupants | None:
     if not _is_wanted(engine.dialect):
         return None
     transactions.watch(engine.dialect)
+    internals.make_room(engine.dialect)
     pool = engine.pool
     # By identity, for a WeakKeyDictionary is five times slower: the entry goes before the identity is used again.
     forget = partial(_held.pop, id(pool), None)

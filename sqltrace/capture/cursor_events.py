@@ -50,6 +50,6 @@ def _finish(context: Any, error: BaseException | None) -> None:
         if begun is not None:
             collector, statement, parameters, started = begun
             failure = describe(error) if error is not None else None
-            note(collector, context, statement, parameters, started, collector.clock(), failure)
+            note(collector, context, statement, parameters, started, collector.clock(), failure, many=True)
     except Exception as fault:
         report_fault("recording a statement", fault)

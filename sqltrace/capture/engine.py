@@ -66,9 +66,9 @@ def _observe(listener: Any, context: Any, statement: str, parameters: Any, argum
         if not _call_others(listeners, listener, *arguments):
             getattr(context.dialect, name)(*arguments)
     except BaseException as error:
-        note(collector, context, statement, parameters, started, collector.clock(), describe(error))
+        note(collector, context, statement, parameters, started, collector.clock(), describe(error), many=True)
         raise
-    note(collector, context, statement, parameters, started, collector.clock(), None)
+    note(collector, context, statement, parameters, started, collector.clock(), None, many=True)
     return True
 
 

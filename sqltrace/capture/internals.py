@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from sqlalchemy import pool
-from sqlalchemy.engine import Connection, Engine, cursor
+from sqlalchemy.engine import Connection, CursorResult, Dialect, Engine, cursor
 from sqlalchemy.engine.default import DefaultDialect, DefaultExecutionContext
 from sqlalchemy.engine.interfaces import ExecuteStyle
 
@@ -66,12 +66,25 @@ def fetch_strategy(context: Any) -> Any:
     return context.cursor_fetch_strategy
 
 
+def make_room(dialect: Dialect) -> None:
+    """
+    Have the executions of a dialect laid out with room for a fetch strategy of their own.
+
+    CPython lays the attributes of all instances out alike, by the names of the first few. What is set later
+    on one of them gives that one a dictionary of its own, which takes longer than all else that is done to it.
+    """
+    try:
+        kind: Any = dialect.execution_ctx_cls
+        kind.__new__(kind).cursor_fetch_strategy = DEFAULT_FETCH
+    except Exception:
+        return
+
+
 def is_read_directly(context: Any) -> bool:
-    """Whether it is a plain query, as most are: compiled, not streamed, and read as SQLAlchemy reads most cursors."""
+    """Whether a compiled SELECT is not streamed, and read as SQLAlchemy reads most cursors."""
     return (
         context.cursor_fetch_strategy is DEFAULT_FETCH
-        and context.compiled is not None
-        and not (context.is_crud or context.is_text or context.isddl or context._is_server_side)
+        and not context._is_server_side
         and not context.execution_options.get("stream_results", False)
     )
 
@@ -93,9 +106,8 @@ def buffered_rows(strategy: BufferedRowCursorFetchStrategy) -> int:
     return len(strategy._rowbuffer)
 
 
-def soft_close(result: Any, hard: bool) -> None:
-    """What SQLAlchemy does to a result whose rows were all read."""
-    result._soft_close(hard=hard)
+# What SQLAlchemy does to a result whose rows were all read; where it is missing, `rows.work` finds out.
+soft_close: Any = getattr(CursorResult, "_soft_close", None)
 
 
 def stand_in_context(rows: list[tuple[int, ...]], *, server_side: bool) -> Any:

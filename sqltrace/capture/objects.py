@@ -17,6 +17,7 @@ from typing import Any
 
 from sqltrace.capture import orm_internals
 from sqltrace.capture.building import Block, building
+from sqltrace.capture.rows import execution_of
 from sqltrace.collector import Collector, Execution, unmeasurable
 from sqltrace.faults import logger, report_fault
 
@@ -60,10 +61,10 @@ def instances(cursor: Any, context: Any) -> Any:
     original = _original
     if original is None:  # taken out a moment ago, while this call was on its way
         return orm_internals.orm_loading().instances(cursor, context)
-    noted = getattr(getattr(cursor, "context", None), "_sqltrace", None)
-    if noted is None:
+    execution = execution_of(getattr(cursor, "context", None))
+    if execution is None:
         return original(cursor, context)
-    build = _Build(noted[0], noted[1], context)
+    build = _Build(execution.collector, execution, context)
     if orm_internals.is_prebuffered(context):
         return build.make_at_once(original, cursor)
     build.execution.open = True
@@ -150,12 +151,14 @@ class _Build:
         if before:
             made = {name: before.get(name, 0) + made.get(name, 0) for name in {**before, **made}}
         self.execution.entities = made
+        self.execution.more = True
 
     def count_roots(self, rows: list[Any]) -> None:
         try:
             roots = orm_internals.distinct_roots(self.context, rows)
             if roots is not None:
                 self.execution.roots = (self.execution.roots or 0) + roots
+                self.execution.more = True
         except Exception as fault:
             report_fault("counting objects", fault)
 

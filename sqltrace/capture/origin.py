@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from functools import cache, lru_cache
-from typing import Any
+from typing import Any, Final
 
-from sqltrace.capture import load_internals
+from sqltrace.capture import load_internals, rows
 from sqltrace.capture.building import building
 from sqltrace.capture.joins import find_widening, link_of
 from sqltrace.capture.orm_internals import load_number
@@ -18,12 +18,17 @@ from sqltrace.widening import Widening
 _FOR_MANY = (None, False, False, False)  # the `load` of a load that SQLAlchemy says nothing about but its path
 
 
-class _Purpose:
+class Purpose:
     """
-    What a compiled ORM statement tells, whoever executes it. Kept on it, and lives as long.
+    What a compiled statement tells, whoever executes it. Kept on it, and lives as long.
 
     Attributes:
-        known: Whether the others are set, which the installed SQLAlchemy may prevent; `widening` is.
+        key: Its text before IN lists are expanded.
+        is_async: Of the dialect that it was compiled for.
+        reads: Whether it is a SELECT, whose rows are read as those of most.
+        through_orm: Whether there may be something to explain.
+        widening: What eager joins made of it.
+        loads: Whether it loads through the ORM, and the others are set, which the installed SQLAlchemy may prevent.
         relationship: The property that is loaded; `None` for a query, and for the attributes of an object.
         path: Of `load_internals.current_path`.
         of_subclass: Whether it may load the columns of a subclass.
@@ -39,19 +44,32 @@ class _Purpose:
         "entity",
         "for_many",
         "for_one",
-        "known",
+        "is_async",
+        "key",
+        "loads",
         "of_subclass",
         "origins",
         "path",
+        "reads",
         "relationship",
+        "through_orm",
         "widening",
     )
 
-    def __init__(self, compiled: Any) -> None:
-        self.widening: Widening | None = find_widening(compiled)
-        self.known = work()
-        if not self.known:
+    def __init__(self) -> None:
+        self.key = ""
+        self.is_async = self.reads = self.through_orm = self.loads = False
+        self.widening: Widening | None = None
+
+    def study(self, compiled: Any) -> None:
+        """Of a statement that goes through the ORM."""
+        if work() and not load_internals.loads(compiled):
+            return  # an INSERT, UPDATE or DELETE
+        self.through_orm = True
+        self.widening = find_widening(compiled)
+        if not work():
             return
+        self.loads = True
         self.path = load_internals.current_path(compiled)
         last = self.path[-1] if self.path else None
         self.relationship = last if hasattr(last, "uselist") else None
@@ -64,22 +82,36 @@ class _Purpose:
         self.origins: dict[OriginKind, Origin] = {}
 
 
-def explain(collector: Collector, execution: Execution, context: Any) -> None:
-    """Tell the execution why its statement ran, and what eager joins made of it. Never raises."""
+NOTHING: Final = Purpose()  # of SQL that was not compiled
+
+
+def purpose_of(context: Any) -> Purpose:
+    """That of the statement of an execution, of which it is not known yet. Never raises."""
+    compiled = context.compiled
+    if compiled is None:
+        return NOTHING
+    purpose = Purpose()
     try:
-        compiled = context.compiled
-        try:
-            purpose = compiled._sqltrace_purpose
-        except AttributeError:
-            purpose = compiled._sqltrace_purpose = _study(compiled)
-        if purpose is None:
-            return
+        purpose.key = compiled.string
+        purpose.is_async = bool(context.dialect.is_async)
+        purpose.reads = rows.work() and not (context.is_crud or context.is_text or context.isddl)
+        compiled._sqltrace_purpose = purpose
+        if load_internals.goes_through_orm(compiled):
+            purpose.study(compiled)
+    except Exception as fault:
+        report_fault("finding the origin of a statement", fault)
+    return purpose
+
+
+def explain(execution: Execution, purpose: Purpose, context: Any) -> None:
+    """Tell the execution of a statement that goes through the ORM why it ran, and what became of it. Never raises."""
+    try:
         execution.widening = purpose.widening
-        if not purpose.known:
+        if not purpose.loads:
             return
         load = load_internals.load(context)
         if load is not None or purpose.path or (purpose.of_subclass and building.get() is not None):
-            _explain_load(collector, execution, purpose, load or _FOR_MANY)
+            _explain_load(execution, purpose, load or _FOR_MANY)
     except Exception as fault:
         report_fault("finding the origin of a statement", fault)
 
@@ -95,16 +127,7 @@ def work() -> bool:
     return works
 
 
-def _study(compiled: Any) -> _Purpose | None:
-    """`None` for what does not load through the ORM."""
-    if not load_internals.goes_through_orm(compiled) or (work() and not load_internals.loads(compiled)):
-        return None
-    return _Purpose(compiled)
-
-
-def _explain_load(
-    collector: Collector, execution: Execution, purpose: _Purpose, load: tuple[Any, bool, bool, bool]
-) -> None:
+def _explain_load(execution: Execution, purpose: Purpose, load: tuple[Any, bool, bool, bool]) -> None:
     state, refreshes, within, asked_for = load
     kind: OriginKind
     if refreshes:
@@ -119,7 +142,9 @@ def _explain_load(
     if origin is None:
         origin = purpose.origins[kind] = _origin(kind, purpose, state)
     execution.origin = origin
-    execution.parents = parents_of_one(collector, state) if state is not None else _parents_of_many(execution, purpose)
+    execution.parents = (
+        parents_of_one(execution.collector, state) if state is not None else _parents_of_many(execution, purpose)
+    )
 
 
 def kind_for_one(attributes: frozenset[str], state: Any) -> OriginKind:
@@ -157,7 +182,7 @@ def parents_of_one(collector: Collector, state: Any) -> ParentKey | None:
     return block.execution.as_parents() if block is not None and load_number(block.context) == number else None
 
 
-def _parents_of_many(execution: Execution, purpose: _Purpose) -> ParentKey | None:
+def _parents_of_many(execution: Execution, purpose: Purpose) -> ParentKey | None:
     """The load at the nearest place above on the path, in the same making of objects."""
     block = building.get()
     if block is None or block.ended:
@@ -174,7 +199,7 @@ def _parents_of_many(execution: Execution, purpose: _Purpose) -> ParentKey | Non
     return block.execution.as_parents()
 
 
-def _origin(kind: OriginKind, purpose: _Purpose, state: Any) -> Origin:
+def _origin(kind: OriginKind, purpose: Purpose, state: Any) -> Origin:
     prop = purpose.relationship
     if kind in ("refresh", "deferred"):
         return of_attributes(kind, state.class_.__name__, purpose.attributes)

@@ -17,45 +17,56 @@ from typing import Any, Final
 from sqlalchemy.engine.interfaces import ExecuteStyle
 
 from sqltrace.capture import internals
-from sqltrace.capture.fetching import CountedFetch, CountedReturning, CountedStream, add_fetch, begin
+from sqltrace.capture.fetching import CountedFetch, CountedReturning, CountedStream, add_fetch
 from sqltrace.collector import Collector, Execution
 from sqltrace.faults import report_fault
 
 _INSERTMANYVALUES: Final = ExecuteStyle.INSERTMANYVALUES
 
 
-def follow(collector: Collector, execution: Execution, context: Any) -> None:
-    """Have the rows of an execution counted that the driver has run well. Never raises."""
+def kind_of(context: Any) -> Callable[..., Execution]:
+    """What to make of an execution that the driver has run well: of one that has rows, its fetch strategy."""
     try:
-        if internals.is_read_directly(context):
-            execution.rows = 0
-            execution.open = True
-            context.cursor_fetch_strategy = CountedFetch(collector, execution)
-            return
-        if context.execute_style is _INSERTMANYVALUES:
-            if context.compiled.effective_returning:
-                _follow_batch(collector, execution, context)
-            return
-        strategy = internals.fetch_strategy(context)
-        # A strategy of ours was meant for the sequence or default of an INSERT, which was run before it.
-        if strategy is not internals.DEFAULT_FETCH and not isinstance(strategy, CountedFetch | CountedStream):
-            return
-        if internals.is_streamed(context):
-            strategy = CountedStream(collector, execution, context.cursor, context.execution_options)
-            execution.open = True
-        elif context.is_crud:
-            if not context.compiled.effective_returning:
-                return
-            strategy = CountedReturning(collector, execution)
-            execution.open = True
-        elif _returns_rows(context):
-            strategy = CountedFetch(collector, execution)
-            begin(execution)
-        else:
-            return
-        context.cursor_fetch_strategy = strategy
+        if _is_ours_to_choose(context) and not internals.is_streamed(context):
+            if context.is_crud:
+                return CountedReturning if context.compiled.effective_returning else Execution
+            if _returns_rows(context):
+                return CountedFetch
     except Exception as fault:
         report_fault("counting rows", fault)
+    return Execution
+
+
+def follow(execution: Execution, context: Any) -> None:
+    """Have the rows of an execution counted that `kind_of` has chosen the kind of. Never raises."""
+    try:
+        if isinstance(execution, CountedFetch):
+            context.cursor_fetch_strategy = execution
+            execution.open = True
+            if not context.is_crud:
+                execution.rows = 0
+        elif context.execute_style is _INSERTMANYVALUES:
+            if context.compiled.effective_returning:
+                _follow_batch(execution, context)
+        elif _is_ours_to_choose(context) and internals.is_streamed(context):
+            context.cursor_fetch_strategy = CountedStream(execution, context.cursor, context.execution_options)
+            execution.open = True
+    except Exception as fault:
+        report_fault("counting rows", fault)
+
+
+def execution_of(context: Any) -> Execution | None:
+    """What was noted of the latest statement of an `ExecutionContext`."""
+    strategy = getattr(context, "cursor_fetch_strategy", None)
+    # Most are their own strategies: an attribute of ours besides would cost as much as all the rest.
+    return strategy if isinstance(strategy, Execution) else getattr(context, "_sqltrace", None)
+
+
+def _is_ours_to_choose(context: Any) -> bool:
+    strategy = internals.fetch_strategy(context)
+    # A strategy of ours was meant for the sequence or default of an INSERT, which was run before it.
+    ours = strategy is internals.DEFAULT_FETCH or isinstance(strategy, CountedFetch | CountedStream)
+    return ours and context.execute_style is not _INSERTMANYVALUES
 
 
 def _returns_rows(context: Any) -> bool:
@@ -64,17 +75,17 @@ def _returns_rows(context: Any) -> bool:
     return context.compiled is not None and not context.isddl
 
 
-def _follow_batch(collector: Collector, execution: Execution, context: Any) -> None:
+def _follow_batch(execution: Execution, context: Any) -> None:
     """Count the rows that SQLAlchemy fetches right after each batch of an INSERT, to put them in order."""
 
     def fetchall_for_returning(cursor: Any) -> Any:
         del context.fetchall_for_returning  # back to the dialect's own; and no cycle is left that holds the Session
-        started = collector.clock()
+        started = execution.collector.clock()
         rows: Any = ()
         try:
             rows = context.fetchall_for_returning(cursor)
         finally:
-            add_fetch(collector, execution, started, len(rows))
+            add_fetch(execution, started, len(rows))
             execution.open = False
         return rows
 
@@ -105,8 +116,8 @@ def _counts(server_side: bool, read: Callable[[Any], Any]) -> bool:
         None, clock=count().__next__, dialects=None, capture_parameters=False, max_statements=0, max_sql_length=0
     )
     context = internals.stand_in_context([(1,), (2,), (3,)], server_side=server_side)
-    execution = Execution(0, 0, "", "", context.dialect)
     internals.fetch_strategy(context)  # where it is missing, `follow` would report a fault
-    follow(collector, execution, context)
+    execution = kind_of(context)(collector, 0, 0, "", "", context.dialect)
+    follow(execution, context)
     read(internals.result_of(context))
     return (execution.rows, execution.open, execution.fetch > 0) == (3, False, True)

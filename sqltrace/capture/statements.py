@@ -13,7 +13,8 @@ from sqltrace.callsite import find_call_site
 from sqltrace.capture import failed_loads, internals, objects, replies, rows, transactions
 from sqltrace.capture.building import building
 from sqltrace.capture.failure import describe_failure
-from sqltrace.capture.origin import explain
+from sqltrace.capture.fetching import CountedFetch
+from sqltrace.capture.origin import NOTHING, Purpose, explain, purpose_of
 from sqltrace.collector import FOLD_AT, Collector, Execution, missed
 from sqltrace.database import note_database
 from sqltrace.faults import report_fault
@@ -42,69 +43,68 @@ def describe(error: BaseException) -> Failure:
 
 
 def note(
-    collector: Collector | None,
+    collector: Collector,
     context: Any,
     statement: str,
     parameters: Any,
     started: int,
     ended: int,
     failure: Failure | None,
+    many: bool = False,
 ) -> None:
-    """Note one statement in the recording of this context and in those around it. Never raises."""
+    """
+    Note one statement in the recording of this context and in those around it. Never raises.
+
+    Args:
+        many: Whether it may be anything else than one execution by the driver's ``execute()``.
+    """
     try:
         block = building.get()
         if block is not None:
             block.leave_out(started, ended)
-        dialect = context.dialect
-        while collector is not None and collector.dialects is not None and dialect not in collector.dialects:
-            collector = collector.parent
-        if collector is None:
-            return
-        style, compiled = context.execute_style, context.compiled
-        key = statement
-        if style is not _EXECUTE:
-            key = _key_of_many(context, statement, style)
-        elif compiled is not None:
-            # A sequence or a default runs in the context of the INSERT that it is for, before that has a statement.
-            try:
-                if statement is context.statement:
-                    key = compiled.string
-            except AttributeError:
-                pass
-        sql = statement
-        if len(statement) > collector.max_sql_length:
-            sql, key = statement[: collector.max_sql_length], key[: collector.max_sql_length]
-        execution = Execution(started, ended, sql, key, dialect)
+        try:
+            purpose = context.compiled._sqltrace_purpose
+        except AttributeError:
+            purpose = _first_of(context)
+        execution: Execution | None
+        if (  # what most statements are
+            purpose.reads
+            and collector.plain
+            and failure is None
+            and not many
+            and internals.is_read_directly(context)
+            and len(statement) <= collector.max_sql_length
+        ):
+            execution = CountedFetch(collector, started, ended, statement, purpose.key, context.dialect)
+            context.cursor_fetch_strategy = execution
+            execution.rows = 0
+            execution.open = True
+        else:
+            execution = _special(collector, context, statement, parameters, started, ended, failure)
+            if execution is None:
+                return
+        if purpose.through_orm:
+            explain(execution, purpose, context)
+
+        collector, key, elapsed = execution.collector, execution.key, ended - started
         taken = collector.sites_taken.get(key, 0)
-        if not (taken + 1) & taken or ended - started > SLOW_STATEMENT:
-            _take_sample(collector, execution, context, taken)
+        if not (taken + 1) & taken or elapsed > SLOW_STATEMENT:
+            _take_sample(execution, context, taken)
+            execution.more = True
         else:
             collector.sites_taken[key] = taken + 1
-        if style is not _EXECUTE:
-            execution.executemany = style is _EXECUTEMANY
-            execution.batch_size = internals.batch_size(context, parameters)
-        elif taken < DIGESTS:
+        if taken < DIGESTS and context.execute_style is _EXECUTE:
             execution.digest = _digest(statement, parameters)
-        if collector.capture_parameters:
-            execution.parameters = _repr.repr(parameters)
-        if failure is not None:
-            execution.failure = failure
-        if dialect.is_async:
-            if ended - started >= replies.SLOW and failure is None:
+            execution.more = True
+        if execution.dialect.is_async if purpose is NOTHING else purpose.is_async:
+            if elapsed >= replies.SLOW and failure is None:
                 execution.loop_wait = replies.loop_wait(collector, context, execution)
+                execution.more = True
         # To be asked for the running loop is dear where one runs: asyncio asks for the process before Python 3.12.
         elif ((loop := collector.loop) and loop.thread == get_ident()) or _get_running_loop() is not None:
             execution.on_loop = True
-            if ended - started >= HOLD:
+            if elapsed >= HOLD:
                 replies.note_hold(collector, started, ended)
-        if compiled is not None:
-            explain(collector, execution, context)
-        context._sqltrace = collector, execution
-        if collector.probe is not None:
-            execution.span = collector.probe(context)
-        if failure is None and rows.work():
-            rows.follow(collector, execution, context)
-        transactions.attach(collector, context, execution)
         pending = collector.pending
         if pending is None:
             collector.late += 1
@@ -115,8 +115,65 @@ def note(
             pending.append(execution)
         if collector.parent is not None:
             _pass_on(collector.parent, execution)
+        checkouts = collector.checkouts
+        if (
+            checkouts
+            and (checkout := checkouts[-1]).proxy == id(internals.pooled_connection(context))
+            and checkout.ended is None
+        ):
+            if checkout.transaction:
+                checkout.note(execution)
+        else:
+            transactions.attach(context, execution)
     except Exception as fault:
         report_fault("recording a statement", fault)
+
+
+def _first_of(context: Any) -> Purpose:
+    """What is to be done with a compiled statement that was not met before, and with each that was not compiled."""
+    if context.compiled is not None:
+        # Before an ORM query has made an object.
+        objects.install_when_imported()
+        failed_loads.install_when_imported()
+        note_database(context.dialect, context.engine.url)
+    return purpose_of(context)
+
+
+def _special(
+    collector: Collector | None,
+    context: Any,
+    statement: str,
+    parameters: Any,
+    started: int,
+    ended: int,
+    failure: Failure | None,
+) -> Execution | None:
+    """An execution of any kind; `None` if no recording wants it."""
+    dialect = context.dialect
+    while collector is not None and collector.dialects is not None and dialect not in collector.dialects:
+        collector = collector.parent
+    if collector is None:
+        return None
+    style, sql = context.execute_style, statement
+    key = _key_of(context, statement, style)
+    if len(statement) > collector.max_sql_length:
+        sql, key = statement[: collector.max_sql_length], key[: collector.max_sql_length]
+    counted = failure is None and rows.work()
+    execution = (rows.kind_of(context) if counted else Execution)(collector, started, ended, sql, key, dialect)
+    if counted:
+        rows.follow(execution, context)
+    if failure is not None:
+        execution.failure = failure
+        execution.more = True
+    if style is not _EXECUTE:
+        execution.executemany = style is _EXECUTEMANY
+        execution.batch_size = internals.batch_size(context, parameters)
+    if collector.capture_parameters:
+        execution.parameters = _repr.repr(parameters)
+    if collector.probe is not None:
+        execution.span = collector.probe(context)
+    context._sqltrace = execution
+    return execution
 
 
 def _pass_on(collector: Collector | None, execution: Execution) -> None:
@@ -133,20 +190,21 @@ def _pass_on(collector: Collector | None, execution: Execution) -> None:
         collector = collector.parent
 
 
-def _key_of_many(context: Any, statement: str, style: ExecuteStyle) -> str:
+def _key_of(context: Any, statement: str, style: ExecuteStyle) -> str:
     compiled = context.compiled
     if compiled is None:
         return statement
     string: str = compiled.string
-    ours = string[:12] in statement if style is _INSERTMANYVALUES else statement is context.statement
-    return string if ours else statement
+    if style is _INSERTMANYVALUES:
+        return string if string[:12] in statement else statement
+    # A sequence or a default runs in the context of the INSERT that it is for, before that has a statement.
+    return string if statement is getattr(context, "statement", None) else statement
 
 
-def _take_sample(collector: Collector, execution: Execution, context: Any, taken: int) -> None:
+def _take_sample(execution: Execution, context: Any, taken: int) -> None:
     """What is dear to know: for the 1st, 2nd, 4th, 8th … of a kind, and for slow statements."""
-    if not taken:
-        objects.install_when_imported()
-        failed_loads.install_when_imported()
+    collector = execution.collector
+    if not taken and context.compiled is None:
         note_database(execution.dialect, context.engine.url)
     sites_taken = collector.sites_taken
     if taken or len(sites_taken) < collector.max_statements:
@@ -161,6 +219,8 @@ def _digest(statement: str, parameters: Any) -> int | None:
     try:
         if len(parameters) > _MAX_HASHED:
             return None
-        return hash((statement, *(parameters.values() if isinstance(parameters, dict) else parameters)))
+        if type(parameters) is not tuple:
+            parameters = tuple(parameters.values() if isinstance(parameters, dict) else parameters)
+        return hash((statement, parameters))
     except Exception:  # a value that has no hash: a list for an array
         return None

@@ -74,15 +74,11 @@ def release_all() -> None:
         release(dialect)
 
 
-def attach(collector: Collector, context: Any, execution: Execution) -> None:
-    """Tell the checkout of its connection of a statement that ran. Never raises."""
+def attach(context: Any, execution: Execution) -> None:
+    """Tell the checkout of its connection, which the pool knows, of a statement that ran. Never raises."""
     try:
-        proxy = internals.pooled_connection(context)
-        checkouts = collector.checkouts
-        checkout = checkouts[-1] if checkouts else None
-        if checkout is None or checkout.proxy != id(proxy) or checkout.ended is not None:
-            info = proxy.record_info  # not the latest of this recording: which one, the pool knows
-            checkout = info.get(KEY) if info else None
+        info = internals.pooled_connection(context).record_info
+        checkout: Checkout | None = info.get(KEY) if info else None
         if checkout is not None and checkout.transaction:
             checkout.note(execution)
     except Exception as fault:
