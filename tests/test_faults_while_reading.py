@@ -56,6 +56,8 @@ def read(engine):
         seen += connection.execute(select(Book.id)).all()
         seen += list(connection.execute(select(Book.id)))
         seen.append(connection.execute(select(Book.id)).first())
+        with sqltrace.record():  # of a connection that it has not taken itself
+            seen += connection.execute(select(Shelf.id)).all()
         seen += connection.execute(select(Book.id)).fetchmany(7)
         seen += connection.execution_options(stream_results=True).execute(select(Shelf.id)).fetchmany(3)
         seen += connection.execute(select(Shelf.id).execution_options(yield_per=4)).all()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextvars import ContextVar
 from typing import Any, Final
 
-from sqltrace.collector import Collector, Execution, mark
+from sqltrace.collector import Execution, mark
 
 _AT_ONCE: Final = 100_000  # nanoseconds from the preparation of a query to its reading
 _LEAST_MARK: Final = 2_000  # nanoseconds; between two clock readings next to each other there is less
@@ -13,90 +13,89 @@ _LEAST_MARK: Final = 2_000  # nanoseconds; between two clock readings next to ea
 
 class Block:
     """
-    A stretch in which ORM objects are built, without the fetches, statements and blocks inside it.
+    A stretch in which ORM objects are built of rows, without the fetches, statements and blocks inside it.
 
-    Opened by its constructor, in the context that `end` is called in. Times are readings of the collector's clock.
+    Times are readings of the collector's clock.
 
     Attributes:
         context: SQLAlchemy's of the query, while it lasts.
+        prepared_start, prepared_end: When the building was prepared; 0 if that is part of the stretch itself.
+        fetch_start, fetch_end: Of the fetch of the rows, as long as nothing else has happened inside.
+        since: Where what is not accounted for begins, once something has.
+        broken: Whether something has.
         loads: Statements that load relationships meanwhile, by their path.
-        early: Stretches before the first break that are not marked yet.
-        fetched: The fetch that was the first break, which is not marked yet either.
+        newest: Of `orm_internals.newest_object`.
     """
 
     __slots__ = (
-        "breaks", "collector", "context", "early", "ended", "execution", "fetched", "loads", "outer", "since",
-        "started",
+        "broken", "collector", "context", "ended", "execution", "fetch_end", "fetch_start", "loads", "newest", "outer",
+        "prepared_end", "prepared_start", "since", "started",
     )  # fmt: skip
 
-    def __init__(
-        self, collector: Collector, execution: Execution, context: Any, prepared: tuple[int, int] | None = None
-    ) -> None:
-        """
-        Args:
-            prepared: When the building was prepared, if that is to be counted with it.
-        """
-        self.collector = collector
-        self.context = context
+    def __init__(self, execution: Execution, context: Any, prepared_start: int = 0, prepared_end: int = 0) -> None:
+        self.collector = execution.collector
         self.execution = execution
-        self.early = [] if prepared is None else [prepared]
-        self.outer = building.get()
-        self.ended = False
-        self.breaks = 0
-        self.fetched: tuple[int, int] | None = None
+        self.context = context
+        self.prepared_start, self.prepared_end = prepared_start, prepared_end
+        self.fetch_start = self.fetch_end = self.since = self.started = 0
+        self.broken = self.ended = False
         self.loads: dict[tuple[Any, ...], Execution] | None = None
+        self.newest: tuple[Any, Any] | None = None
+        self.outer: Block | None = None
+
+    def begin(self) -> None:
+        """In the context that `end` is called in."""
+        self.outer = building.get()
         building.set(self)
-        self.started = self.since = collector.clock()
+        self.started = self.since = self.collector.clock()
 
     def leave_out(self, start: int, end: int) -> None:
         """What happens from `start` to `end` is something else."""
         if self.ended:
             return  # a task that was begun inside carries this block in its context
+        if not self.broken:
+            self._break()
         if start > self.since:
-            if self.breaks:
-                self.add(self.since, start)
-            else:
-                self.early.append((self.since, start))
+            self.add(self.since, start)
         self.since = max(self.since, end)
-        self.breaks += 1
 
     def leave_out_fetch(self, start: int, end: int) -> None:
         """As `leave_out`, of a short fetch of the very rows, whose time counts for the database."""
-        if self.breaks or self.ended:
-            self.mark_fetch(start, end)
+        if self.ended or self.broken or self.fetch_end:
+            self._mark_fetch(start, end)
+            self.leave_out(start, end)
         else:
-            self.fetched = start, end
-        self.leave_out(start, end)
+            self.fetch_start, self.fetch_end = start, end
 
     def end(self) -> None:
         now = self.collector.clock()
         building.set(self.outer)
         self.ended = True
         self.context = self.loads = None
-        since = self.since
-        if self.fetched is not None:
-            since = self.place_fetch(*self.fetched)
-        for started, ended in self.early:
-            self.add(started, ended)
-        self.add(since, now)
+        at_once = not self.prepared_end or self.started - self.prepared_end <= _AT_ONCE
+        if self.fetch_end and at_once and not self.broken and not self.execution.folded:
+            # Of a query that was read at once, the fetch counts as if it had come first, and all making of objects
+            # as if it followed in one stretch: one mark instead of four.
+            spent = now - self.started - self.fetch_end + self.fetch_start + self.prepared_end - self.prepared_start
+            self.add(now - spent, now)
+        else:
+            if not self.broken:
+                self._break()
+            self.add(self.since, now)
         if self.outer is not None:
             self.outer.leave_out(self.started, now)
 
-    def place_fetch(self, start: int, end: int) -> int:
-        """
-        Of a query that was read at once, the fetch counts as if it had come first, and all making of objects
-        as if it followed in one stretch: one mark instead of four. Returns where the last stretch begins then.
-        """
-        execution = self.execution
-        late = self.early and self.started - self.early[0][1] > _AT_ONCE
-        if late or self.breaks > 1 or execution.folded:
-            self.mark_fetch(start, end)
-            return self.since
-        early, self.early = self.early, []
-        return self.since - sum([ended - started for started, ended in early])
+    def _break(self) -> None:
+        """Account for what has happened, each in its place."""
+        self.broken = True
+        if self.prepared_end:
+            self.add(self.prepared_start, self.prepared_end)
+        if self.fetch_end:
+            self.add(self.since, self.fetch_start)
+            self._mark_fetch(self.fetch_start, self.fetch_end)
+            self.since = self.fetch_end
 
-    def mark_fetch(self, start: int, end: int) -> None:
-        """In its place, after all."""
+    def _mark_fetch(self, start: int, end: int) -> None:
         self.execution.marked += end - start
         mark(self.collector, self.execution.dialect, "database", start, end)
 

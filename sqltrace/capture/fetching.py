@@ -14,6 +14,7 @@ from sqltrace.capture.building import building
 from sqltrace.capture.failure import describe_failure
 from sqltrace.capture.internals import BufferedRowCursorFetchStrategy, CursorFetchStrategy
 from sqltrace.collector import LEAST_MARK, Execution, mark
+from sqltrace.connection import NEGLIGIBLE
 from sqltrace.faults import report_fault
 
 
@@ -108,16 +109,23 @@ class CountedFetch(Execution, CursorFetchStrategy):
         started = clock()
         try:
             rows = dbapi_cursor.fetchall()
-            internals.soft_close(result, hard=False)  # async drivers may wait in it
         except BaseException as error:
             self.fetch += clock() - started
             self.handle_exception(result, dbapi_cursor, error)
-        self.fetch += clock() - started
+        ended = clock()
+        self.fetch += ended - started
         try:
             self.rows += len(rows)  # type: ignore[operator]  # likewise
         except Exception as fault:
             report_fault("counting rows", fault)
-        self.finish()
+        try:
+            internals.soft_close(result, hard=False)  # finishes
+        except BaseException as error:
+            self.handle_exception(result, dbapi_cursor, error)
+        closing = clock() - ended
+        if closing > NEGLIGIBLE:  # an async driver may wait in it
+            self.fetch += closing
+            self.finish()
         return rows
 
     def mark(self) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 from sqltrace.capture import orm_internals
 from sqltrace.capture.building import Block, building
 from sqltrace.capture.rows import execution_of
-from sqltrace.collector import Collector, Execution, unmeasurable
+from sqltrace.collector import Execution, unmeasurable
 from sqltrace.faults import logger, report_fault
 
 _MAX_LOADS = 1_000  # of a recording, of which it is known that objects came from them
@@ -64,131 +64,125 @@ def instances(cursor: Any, context: Any) -> Any:
     execution = execution_of(getattr(cursor, "context", None))
     if execution is None:
         return original(cursor, context)
-    build = _Build(execution.collector, execution, context)
+    execution.open = True
     if orm_internals.is_prebuffered(context):
-        return build.make_at_once(original, cursor)
-    build.execution.open = True
-    started = build.collector.clock()
+        return _make_at_once(original, cursor, context, execution)
+    started = execution.collector.clock()
     try:
         result = original(cursor, context)
     except BaseException:
-        build.execution.open = False
+        execution.open = False
         raise
-    build.follow(result, started)
+    _follow(result, execution, context, started)
     return result
 
 
-class _Build:
-    """The making of objects of one statement's rows. None of its methods raises what is a fault of ours."""
-
-    __slots__ = ("block", "collector", "context", "execution", "newest", "prepared")
-
-    def __init__(self, collector: Collector, execution: Execution, context: Any) -> None:
-        self.collector = collector
-        self.execution = execution
-        self.context = context  # no longer than SQLAlchemy's own generator of the chunks keeps it
-        self.block: Block | None = None
-        self.newest: Any = None
-        self.prepared: tuple[int, int] | None = None
-
-    def make_at_once(self, original: Callable[[Any, Any], Any], cursor: Any) -> Any:
-        """As for an `AsyncSession`: the objects are there when SQLAlchemy's function answers."""
-        self.execution.open = True
-        self.begin()
-        result = None
-        try:
-            result = original(cursor, self.context)
-        finally:
-            self.end(last=result is None)
-            self.remember()
-        try:
-            self.count_roots(next(result.chunks(None), []))
-            self.execution.open = False
-        except Exception as fault:
-            report_fault("timing objects", fault)
-        return result
-
-    def follow(self, result: Any, started: int) -> None:
-        """SQLAlchemy has prepared to make objects since `started`: time the chunks that the application will read."""
-        try:
-            ended = self.collector.clock()
-            outer = building.get()
-            if outer is not None:
-                outer.leave_out(started, ended)
-            self.prepared = started, ended
-            self.remember()
-            timed = partial(_timed, self, result.chunks)
-            iterator = chain.from_iterable(timed(orm_internals.yield_per(result)))
-            result.chunks, result.iterator = timed, iterator
-        except Exception as fault:
-            report_fault("timing objects", fault)
-
-    def begin(self) -> None:
-        try:
-            self.execution.open = True
-            self.newest = orm_internals.newest_object(self.context)
-            prepared, self.prepared = self.prepared, None
-            self.block = Block(self.collector, self.execution, self.context, prepared)
-        except Exception as fault:
-            report_fault("timing objects", fault)
-
-    def end(self, *, last: bool) -> None:
-        try:
-            block, self.block = self.block, None
-            if block is not None:
-                block.end()
-            made = orm_internals.objects_since(self.context, self.newest)
-            self.newest = None
-            if made is not None:
-                self.count_entities(made)
-            if last:
-                self.execution.open = False
-        except Exception as fault:
-            report_fault("timing objects", fault)
-
-    def count_entities(self, made: dict[str, int]) -> None:
-        before = self.execution.entities
-        if before:
-            made = {name: before.get(name, 0) + made.get(name, 0) for name in {**before, **made}}
-        self.execution.entities = made
-        self.execution.more = True
-
-    def count_roots(self, rows: list[Any]) -> None:
-        try:
-            roots = orm_internals.distinct_roots(self.context, rows)
-            if roots is not None:
-                self.execution.roots = (self.execution.roots or 0) + roots
-                self.execution.more = True
-        except Exception as fault:
-            report_fault("counting objects", fault)
-
-    def remember(self) -> None:
-        """For loads that these objects will lead to: the state of each has the number of the query that filled it."""
-        try:
-            loads, number = self.collector.loads, orm_internals.load_number(self.context)
-            if number is not None:
-                if len(loads) >= _MAX_LOADS:
-                    del loads[next(iter(loads))]
-                loads[number] = self.execution
-        except Exception as fault:
-            report_fault("noting which objects a statement made", fault)
+def _make_at_once(original: Callable[[Any, Any], Any], cursor: Any, context: Any, execution: Execution) -> Any:
+    """As for an `AsyncSession`: the objects are there when SQLAlchemy's function answers."""
+    block = Block(execution, context)
+    _begin(block)
+    result = None
+    try:
+        result = original(cursor, context)
+    finally:
+        _end(block, context, last=result is None)
+        _remember(execution, context)
+    try:
+        _count_roots(execution, context, next(result.chunks(None), []))
+        execution.open = False
+    except Exception as fault:
+        report_fault("timing objects", fault)
+    return result
 
 
-def _timed(build: _Build, chunks: Callable[[int | None], Iterator[list[Any]]], size: int | None) -> Iterator[list[Any]]:
+def _follow(result: Any, execution: Execution, context: Any, started: int) -> None:
+    """
+    SQLAlchemy has prepared to make objects since `started`: time the chunks that will be read. Never raises.
+
+    The context is kept no longer than SQLAlchemy's own generator of the chunks keeps it.
+    """
+    try:
+        ended = execution.collector.clock()
+        outer = building.get()
+        if outer is not None:
+            outer.leave_out(started, ended)
+        _remember(execution, context)
+        timed = partial(_timed, Block(execution, context, started, ended), context, result.chunks)
+        result.iterator = chain.from_iterable(timed(orm_internals.yield_per(result)))
+        result.chunks = timed
+    except Exception as fault:
+        report_fault("timing objects", fault)
+
+
+def _timed(
+    first: Block, context: Any, chunks: Callable[[int | None], Iterator[list[Any]]], size: int | None
+) -> Iterator[list[Any]]:
     remaining = iter(chunks(size))
+    # The reading may begin anew, with chunks of another size.
+    block = Block(first.execution, context) if first.started else first
     last = False
     while not last:
         last = True
-        build.begin()
+        _begin(block)
         try:
             rows = next(remaining)
             last = not size  # then one chunk has all rows
         except StopIteration:
             return
         finally:
-            build.end(last=last)
-        build.count_roots(rows)
+            _end(block, context, last=last)
+        _count_roots(block.execution, context, rows)
         yield rows
+        if not last:
+            block = Block(block.execution, context)
+
+
+def _begin(block: Block) -> None:
+    try:
+        block.execution.open = True
+        block.newest = orm_internals.newest_object(block.context)
+        block.begin()
+    except Exception as fault:
+        report_fault("timing objects", fault)
+
+
+def _end(block: Block, context: Any, *, last: bool) -> None:
+    try:
+        block.end()
+        execution = block.execution
+        made = orm_internals.objects_since(context, block.newest)
+        block.newest = None
+        if made is not None:
+            before = execution.entities
+            if before:
+                made = {name: before.get(name, 0) + made.get(name, 0) for name in {**before, **made}}
+            execution.entities = made
+        if last:
+            execution.open = False
+    except Exception as fault:
+        report_fault("timing objects", fault)
+
+
+def _count_roots(execution: Execution, context: Any, rows: list[Any]) -> None:
+    try:
+        roots = orm_internals.distinct_roots(context, rows)
+        if roots is not None:
+            execution.roots = (execution.roots or 0) + roots
+            execution.more = True
+    except Exception as fault:
+        report_fault("counting objects", fault)
+
+
+def _remember(execution: Execution, context: Any) -> None:
+    """For loads that these objects will lead to: the state of each has the number of the query that filled it."""
+    try:
+        loads, number = execution.collector.loads, orm_internals.load_number(context)
+        if number is not None:
+            if len(loads) >= _MAX_LOADS:
+                del loads[next(iter(loads))]
+            loads[number] = execution
+    except Exception as fault:
+        report_fault("noting which objects a statement made", fault)
 
 
 def work() -> bool:
