@@ -72,6 +72,19 @@ def test_recording_without_sql_has_findings_of_own_rules():
     assert [finding.kind for finding in sqltrace.diagnose(recording, [*default_rules(), cheap])] == ["cheap"]
 
 
+@pytest.mark.parametrize("count", range(7))
+def test_default_rules_that_are_not_asked_would_have_told_nothing(count):
+    engine = create_engine("sqlite://", poolclass=StaticPool)
+    with sqltrace.record() as recording, engine.connect() as connection:
+        for _ in range(count):
+            connection.execute(text("SELECT name FROM sqlite_master")).all()
+    engine.dispose()
+
+    found = [finding.kind for finding in sqltrace.diagnose(recording, default_rules())]
+
+    assert [finding.kind for finding in sqltrace.diagnose(recording)] == found == ["repeated_statement"] * (count >= 4)
+
+
 def test_thresholds_are_set_with_partial():
     recording = shelves.record_sync(loop, shelves.mapping())
 

@@ -51,7 +51,8 @@ __all__ = [
 Rule = Callable[[Recording], Iterable[Finding]]
 
 
-_QUICK = 0.05  # seconds; the default thresholds of what takes time without a statement are above
+# Below the default thresholds of all rules: of what takes seconds, and of what takes several statements.
+_QUICK, _FEW = 0.05, 4
 
 
 def default_rules() -> list[Rule]:
@@ -97,11 +98,15 @@ def diagnose(recording: Recording, rules: Sequence[Rule] | None = None) -> list[
 
 
 def _is_quiet(recording: Recording) -> bool:
-    """Whether no default rule can have anything to tell, as of most requests without SQL."""
-    if recording.statement_count or recording.failed_loads or recording.duration >= _QUICK:
+    """Whether no default rule can have anything to tell, as of most short requests: to ask them all takes longer."""
+    if recording.failed_loads or recording.duration + recording.after_response >= _QUICK:
         return False
-    connections = recording.connections
-    return not connections.checkouts and not connections.failed
+    count = 0
+    for group in recording.groups:
+        count += group.count
+        if count >= _FEW or group.widening is not None or group.phase != "response":
+            return False
+    return not recording.connections.waits
 
 
 def _checked(findings: Iterable[Finding]) -> list[Finding]:
