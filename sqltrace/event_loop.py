@@ -230,6 +230,8 @@ def stepped(awaitable: Awaitable[Any], share: LoopShare) -> Generator[Any, Any, 
                 value = None  # a traceback holds this frame
                 left = clock()
                 share.suspend(log, began, left)
+            if log is not None and log.beat is None:
+                log.watch()
             try:
                 value = yield awaited
             except GeneratorExit:

@@ -14,6 +14,7 @@ from contextvars import Context
 from typing import Final
 
 from sqltrace.connection import Label
+from sqltrace.faults import report_fault
 
 HOLD: Final = 1_000_000  # a shorter step of a request is not worth an entry
 _BEAT: Final = 20_000_000
@@ -34,12 +35,13 @@ class LoopLog:
 
     Steps of requests are told by those who run them. What else holds the
     loop (background tasks, child tasks, callbacks) is seen by a heartbeat,
-    which only runs while requests are active: a beat that is late, or that a
+    which only runs while requests are active and have been suspended: a beat that is late, or that a
     request finds overdue, was held up from when it was due, if not by a
     request. Such a stretch can have begun up to 20 ms earlier.
 
     Attributes:
         loop: `None` while no request is active. Not kept alive longer.
+        beat: The next one; `None` until a request is suspended.
         held_until: End of the latest step or hold that was told, however short.
         beat_due: The loop is not known to be late before this.
         busy_since, busy_until: The latest stretch in which a due beat did not get its turn.
@@ -47,8 +49,8 @@ class LoopLog:
 
     __slots__ = (
         "_context",
-        "_handle",
         "active",
+        "beat",
         "beat_due",
         "busy_since",
         "busy_until",
@@ -64,23 +66,29 @@ class LoopLog:
         self.active = 0
         self.holds: deque[Hold] = deque(maxlen=_ENTRIES)
         self.held_until = self.beat_due = self.busy_since = self.busy_until = 0
-        self._handle: asyncio.TimerHandle | None = None
+        self.beat: asyncio.TimerHandle | None = None
         self._context = Context()  # empty: the beat would keep alive what the context of the first request refers to
 
     def enter(self, loop: asyncio.AbstractEventLoop) -> None:
         self.active += 1
         if self.active == 1:
             self.loop = loop
-            self._arm(self.clock(), _BEAT)
-        else:
+        elif self.beat is not None:
             self.notice(self.clock())
+
+    def watch(self) -> None:
+        """A request is suspended from now on: before that, none can wait for the loop. Never raises."""
+        try:
+            self._arm(self.clock(), _BEAT)
+        except Exception as fault:
+            report_fault("observing the event loop", fault)
 
     def leave(self) -> None:
         self.active -= 1
         if self.active == 0:
-            if self._handle is not None:
-                self._handle.cancel()
-            self._handle = self.loop = None
+            if self.beat is not None:
+                self.beat.cancel()
+            self.beat = self.loop = None
             self.holds.clear()
             self.busy_until = 0
 
@@ -140,7 +148,7 @@ class LoopLog:
         loop = self.loop
         if loop is not None:
             self.beat_due = now + delay
-            self._handle = loop.call_later(delay / 1_000_000_000, self._beat, context=self._context)
+            self.beat = loop.call_later(delay / 1_000_000_000, self._beat, context=self._context)
 
     def _beat(self) -> None:
         now = self.clock()
