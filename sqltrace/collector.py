@@ -122,7 +122,7 @@ class Collector:
     Takes executions for one open recording, and passes them on to those around it.
 
     Attributes:
-        plain: Whether it takes the statements of every engine, and nothing of them beyond the usual.
+        plain: Whether it takes the statements of every engine, without their parameters.
     """
 
     __slots__ = (
@@ -197,7 +197,6 @@ class Collector:
         self.parent = outer
         if outer is not None:
             self.probe = outer.probe
-            self.plain = self.plain and self.probe is None
             self.comment = outer.comment
 
     def note_spans(self, probe: Callable[[Any], Any]) -> bool:
@@ -209,7 +208,6 @@ class Collector:
         if self.probe is not None:
             return False
         self.probe = probe
-        self.plain = False
         return True
 
     def close(self) -> None:

@@ -105,6 +105,8 @@ def note(
             execution.on_loop = True
             if elapsed >= HOLD:
                 replies.note_hold(collector, started, ended)
+        if collector.probe is not None:
+            execution.span = collector.probe(context)
         pending = collector.pending
         if pending is None:
             collector.late += 1
@@ -170,8 +172,6 @@ def _special(
         execution.batch_size = internals.batch_size(context, parameters)
     if collector.capture_parameters:
         execution.parameters = _repr.repr(parameters)
-    if collector.probe is not None:
-        execution.span = collector.probe(context)
     context._sqltrace = execution
     return execution
 

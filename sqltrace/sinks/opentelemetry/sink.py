@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from opentelemetry import context as otel_context
@@ -24,6 +25,7 @@ from sqltrace.sinks.opentelemetry.server_span import begin_server_span, conclude
 from sqltrace.sinks.opentelemetry.statement_spans import StatementSpans, epoch_time
 from sqltrace.sinks.opentelemetry.telling import TOLD_ELSEWHERE, choose
 
+_CONTRIB = "opentelemetry.instrumentation.sqlalchemy"
 _KEY = "opentelemetry"
 _METRICS = "opentelemetry.meter"
 _TRACE_ID_LIMIT = 1 << 64
@@ -176,7 +178,7 @@ class OpenTelemetrySink:
             record.notes[_KEY] = request  # to leave it
             return
         sampled = request.span_context is None or request.span_context.trace_flags.sampled
-        if sampled and not record.recording.collector.note_spans(_current_span) and not request.made:
+        if sampled and not record.recording.collector.note_spans(_CurrentSpan()) and not request.made:
             return  # called from within another request, that tells all of it
         record.notes[_KEY] = request
 
@@ -232,15 +234,27 @@ class OpenTelemetrySink:
         return trace_id % _TRACE_ID_LIMIT < self._keep * _TRACE_ID_LIMIT
 
 
-def _current_span(context: Any) -> Any:
-    """What a statement is noted with. Never raises."""
-    try:
-        if getattr(context, "_otel_span", None) is not None:  # of opentelemetry-instrumentation-sqlalchemy
-            return TOLD_ELSEWHERE
-        return trace.get_current_span().get_span_context()
-    except Exception as fault:
-        report_fault("reading the current span", fault)
-        return None
+class _CurrentSpan:
+    """What the statements of a request are noted with: the context of the span that is current, found once for each."""
+
+    __slots__ = ("_known",)
+
+    def __init__(self) -> None:
+        self._known: tuple[Context | None, SpanContext | None] = (None, None)
+
+    def __call__(self, execution_context: Any) -> Any:
+        """Never raises."""
+        try:
+            # Of opentelemetry-instrumentation-sqlalchemy.
+            if _CONTRIB in sys.modules and getattr(execution_context, "_otel_span", None) is not None:
+                return TOLD_ELSEWHERE
+            current, known = otel_context.get_current(), self._known
+            if current is not known[0]:
+                known = self._known = current, trace.get_current_span(current).get_span_context()
+            return known[1]
+        except Exception as fault:
+            report_fault("reading the current span", fault)
+            return None
 
 
 def _context_of(request: _Request | None) -> Context | None:

@@ -28,7 +28,11 @@ _MOST_WAITS = 20
 
 def epoch_time(recording: Recording, seconds: float = 0.0) -> int:
     """Nanoseconds since 1970 of so many seconds after the start of the recording."""
-    return (recording.started_at - _EPOCH) // _MICROSECOND * 1_000 + round(seconds * 1_000_000_000)
+    return _started(recording) + round(seconds * 1_000_000_000)
+
+
+def _started(recording: Recording) -> int:
+    return (recording.started_at - _EPOCH) // _MICROSECOND * 1_000
 
 
 class StatementSpans:
@@ -45,6 +49,7 @@ class StatementSpans:
         self._recording = recording
         self._server = server
         self._literals = literals
+        self._started = _started(recording)
         self._contexts: dict[int, Context] = {}
         self._background: SpanContext | None = None
 
@@ -69,11 +74,11 @@ class StatementSpans:
             context=self._context(parent),
             kind=SpanKind.CLIENT,
             attributes=attributes,
-            start_time=epoch_time(self._recording, told.start),
+            start_time=self._started + round(told.start * 1_000_000_000),
         )
         if "error.type" in attributes:
             span.set_status(StatusCode.ERROR)
-        span.end(epoch_time(self._recording, told.end))
+        span.end(self._started + round(told.end * 1_000_000_000))
 
     def _make_waits(self, server: SpanContext) -> None:
         waits = [
