@@ -185,7 +185,7 @@ def created_and_refreshed_one_by_one(session, shelf):
         session.refresh(author)
 
 
-@SCENARIOS.add("repeated_statement")
+@SCENARIOS.add("repeated_statement", fix="keep the first result and pass it on, or keep it on request.state")
 def same_query_again_and_again(session, shelf):
     for _ in range(5):
         session.scalars(select(shelf.Author).where(shelf.Author.id == 1)).all()

@@ -38,7 +38,7 @@ def repeated_statement(recording: Recording, *, times: int = 4, pause: float = 0
             f"{group.summary} ran {often} with the same parameters, in {time(cost(group) * share)}.",
             cost(group) * share * (equal - 1) / equal,
             place(group),
-            fix="keep the first result and pass it on, or functools.cache the function for the request",
+            fix="keep the first result and pass it on, or keep it on request.state",
         )
 
 
