@@ -89,19 +89,26 @@ class LoopShare:
     # What it is told
 
     def enter(self) -> LoopLog | None:
-        loop = _get_running_loop()
-        if loop is not None:
-            self.observed = True
-            self.thread = get_ident()
-            self.log = log_of(loop, self.collector.clock)
-            self.log.enter(loop)
+        """Never raises; `None` where the loop is not observed."""
+        try:
+            loop = _get_running_loop()
+            if loop is not None:
+                log = log_of(loop, self.collector.clock)
+                log.enter(loop)
+                self.observed, self.thread, self.log = True, get_ident(), log
+        except Exception as fault:
+            report_fault("observing the event loop", fault)
         return self.log
 
     def leave(self) -> None:
+        """Never raises."""
         log, self.log, self.name_route, self.collector.loop = self.log, None, None, None
         self.thread = 0
-        if log is not None:
-            log.leave()
+        try:
+            if log is not None:
+                log.leave()
+        except Exception as fault:
+            report_fault("observing the event loop", fault)
 
     def on_its_loop(self) -> bool:
         """Whether the caller runs on the loop: in the task itself, in a child task or in somebody else's."""
@@ -198,6 +205,11 @@ class LoopShare:
         return max(pending[-1].ended if pending else 0, latest)
 
 
+async def _wait_for(something: Any) -> Any:
+    """What cannot be awaited raises what Python says of it."""
+    return await something
+
+
 @coroutine
 def stepped(awaitable: Awaitable[Any], share: LoopShare) -> Generator[Any, Any, Any]:
     """
@@ -205,9 +217,13 @@ def stepped(awaitable: Awaitable[Any], share: LoopShare) -> Generator[Any, Any, 
 
     On any event loop, asyncio's or not.
     """
-    inner: Any = awaitable if hasattr(awaitable, "send") else awaitable.__await__()
+    inner: Any = awaitable
     if not hasattr(inner, "send"):
-        return (yield from inner)
+        if not hasattr(inner, "__await__"):
+            return (yield from _wait_for(inner).__await__())
+        inner = inner.__await__()
+        if not hasattr(inner, "send"):
+            return (yield from inner)
     clock = share.collector.clock
     log = share.enter()
     value = error = awaited = None

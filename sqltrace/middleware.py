@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
+from asyncio import CancelledError
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping, Sequence
 from typing import Any, TypeVar
 
@@ -293,7 +294,7 @@ class _Exchange:
         for sink in self._sinks if sinks is None else sinks:
             try:
                 getattr(sink, moment)(*arguments)
-            except Exception as fault:
+            except (Exception, CancelledError) as fault:  # of a task that the sink has looked at: nothing is awaited here
                 report_fault(f"{type(sink).__name__}.{moment}()", fault)
 
 
@@ -317,6 +318,6 @@ def _guarded(step: str, function: Callable[..., _T], *arguments: Any) -> _T | No
     """What the function returns; `None` when it raises, which is reported."""
     try:
         return function(*arguments)
-    except Exception as fault:
+    except (Exception, CancelledError) as fault:  # nothing is awaited here
         report_fault(step, fault)
         return None

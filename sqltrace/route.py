@@ -14,6 +14,8 @@ from typing import Any
 
 Scope = MutableMapping[str, Any]
 
+_MAX_DEPTH = 100
+
 
 def route_template(scope: Scope) -> str | None:
     """
@@ -100,7 +102,9 @@ def _leaves(routes: Iterable[Any], scope: Scope) -> Iterator[Any]:
 
 def _routes_inside(app: Any) -> Iterable[Any]:
     """The routes of an application, also of one that is wrapped in middleware."""
-    while app is not None:
+    for _ in range(_MAX_DEPTH):  # what is wrapped may lead back to itself
+        if app is None:
+            break
         routes: Iterable[Any] = getattr(app, "routes", None) or ()
         if routes:
             return routes

@@ -792,6 +792,33 @@ class TestNothingRemains:
         assert run(main()) < 100_000
 
 
+@pytest.mark.parametrize("method", ["enter", "leave", "watch"])
+def test_fault_before_and_after_the_application_does_not_reach_it(monkeypatch, caplog, method):
+    def broken(*arguments):
+        raise RuntimeError("ours")
+
+    async def app(scope, receive, send):
+        await asyncio.sleep(0)
+        await respond(send)
+
+    monkeypatch.setattr("sqltrace.loop_log.LoopLog." + ("_arm" if method == "watch" else method), broken)
+    sqltrace.faults.forget_faults()
+    app, records = observed(app)
+    asyncio.run(get(app, "/"))
+
+    assert records.by_path["/"].outcome == "ok"
+    assert any("observing the event loop failed" in record.message for record in caplog.records)
+
+
+def test_application_that_cannot_be_awaited_raises_what_python_says_of_it():
+    app, records = observed(lambda scope, receive, send: None)
+
+    with pytest.raises(TypeError, match="NoneType.* can't be used in 'await' expression"):
+        asyncio.run(get(app, "/"))
+
+    assert records.by_path["/"].error_type == "TypeError"
+
+
 def test_fault_of_ours_does_not_reach_the_application(monkeypatch, caplog):
     def broken(*arguments):
         raise RuntimeError("ours")

@@ -1,6 +1,7 @@
 """What goes wrong in sqltrace or in a sink stays there, and is said once."""
 
 import logging
+from asyncio import CancelledError
 from types import MappingProxyType
 
 import pytest
@@ -75,6 +76,20 @@ def test_sink_that_raises_is_reported_once_and_the_next_one_is_told(app, faults)
         "RaisesInBoth.response_ready() failed and is skipped; the application is not affected",
         "RaisesInBoth.request_finished() failed and is skipped; the application is not affected",
     ]
+
+
+def test_sink_that_looks_at_a_cancelled_task_cancels_no_request(app, faults):
+    class Looks(Witness):
+        def response_ready(self, record):
+            super().response_ready(record)
+            raise CancelledError
+
+    witness = Looks()
+
+    assert TestClient(SQLTraceMiddleware(app, sinks=[witness])).get("/Emma").json() == ["Emma"]
+
+    assert witness.record.outcome == "ok"
+    assert faults() == ["Looks.response_ready() failed and is skipped; the application is not affected"]
 
 
 def test_report_of_a_sink_has_its_traceback(app, caplog):

@@ -361,6 +361,22 @@ class Hostile:
     __hash__ = None
 
 
+def test_application_that_wraps_itself_is_looked_through_once():
+    class Legacy:
+        def __init__(self):
+            self.app = self
+
+        async def __call__(self, scope, receive, send):
+            await PlainTextResponse("old")(scope, receive, send)
+
+    app = Starlette(routes=[Mount("/legacy", Legacy())])
+    witness = Witness()
+
+    assert TestClient(SQLTraceMiddleware(app, sinks=[witness])).get("/legacy/x").text == "old"
+
+    assert witness.record.route == "/legacy/{path}"
+
+
 @pytest.mark.parametrize(
     "left",
     [
