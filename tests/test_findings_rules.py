@@ -94,6 +94,15 @@ def test_slow_statement_tells_the_longest_of_many(clock, engine):
     assert finding.cost == pytest.approx(0.8)
 
 
+def test_slow_statement_whose_rows_nobody_fetched_tells_none(clock, engine):
+    with recorded(clock) as recording, engine.connect() as connection:
+        connection.execute(text("SELECT wait(0.7)"))
+
+    [finding] = sqltrace.diagnose(recording)
+
+    assert finding.message == "SELECT took 700.0 ms."
+
+
 @pytest.mark.parametrize(("pause", "found"), [(0.0, ["repeated_statement"]), (0.1, [])], ids=["loop", "poll"])
 def test_poll_is_no_repeated_statement(clock, engine, pause, found):
     with recorded(clock) as recording, engine.connect() as connection:

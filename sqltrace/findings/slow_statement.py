@@ -24,7 +24,7 @@ def slow_statement(recording: Recording, *, slow: float = 0.5) -> Iterator[Findi
             continue
         if group.max - _unseen_wait(group, loop_wait) >= slow:
             many = f", the longest of {group.count:,}," if group.count > 1 else ""
-            rows = f" for {plural(group.rows, 'row')}" if group.rows is not None else ""
+            rows = f" for {plural(group.rows, 'row')}" if group.rows else ""
             yield Finding(
                 "slow_statement",
                 f"{subject(group)} took {time(group.max)}{many}{rows}.",
