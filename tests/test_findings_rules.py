@@ -19,6 +19,7 @@ from starlette.testclient import TestClient
 import sqltrace
 from sqltrace.recording import Recording
 from tests import shelf as shelves
+from tests.loops import block, get, observed
 
 
 class Clock:
@@ -186,6 +187,27 @@ def test_python_that_holds_the_loop(sink, clock):
     [finding] = visit(sink, clock, endpoint)
 
     assert (finding.kind, finding.cost) == ("blocked_loop", pytest.approx(0.3))
+
+
+def test_request_that_waited_for_another_of_its_route_is_not_told_to_see_itself():
+    async def endpoint(request):
+        number = request.path_params["number"]
+        await asyncio.sleep(0.01 * number)
+        if number == 1:
+            block(0.4)
+        return JSONResponse({})
+
+    app, records = observed(Starlette(routes=[Route("/items/{number:int}", endpoint)]))
+
+    async def main():
+        await asyncio.gather(get(app, "/items/1"), get(app, "/items/2"))
+
+    asyncio.run(main())
+    [finding] = records.by_path["/items/2"].findings
+
+    assert finding.kind == "waited_for_loop"
+    assert "held by another GET /items/{number} (" in finding.message
+    assert finding.fix == "nothing here: see the findings of another request of the same route"
 
 
 @pytest.mark.parametrize(

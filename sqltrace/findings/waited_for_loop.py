@@ -19,8 +19,11 @@ def waited_for_loop(recording: Recording, *, wait: float = 0.25, share: float = 
     holders = recording.waited_for
     if not holders or holders[0][1] < wait or waited < share * recording.duration:
         return
-    worst = holders[0][0]
-    named = listed([f"{name} ({time(seconds)})" for name, seconds in holders])
+    # A holder of this name is never this request itself.
+    worst = "another request of the same route" if holders[0][0] == recording.name else holders[0][0]
+    named = listed(
+        [f"{'another ' if name == recording.name else ''}{name} ({time(seconds)})" for name, seconds in holders]
+    )
     about = "about " if recording.loop_wait_estimated else ""
     yield Finding(
         "waited_for_loop",
