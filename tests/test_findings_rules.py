@@ -1,6 +1,7 @@
 """The rules about time, with a clock that the test moves; and those that need a whole request."""
 
 import asyncio
+import re
 from contextlib import contextmanager
 
 import pytest
@@ -17,6 +18,7 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 import sqltrace
+from sqltrace.findings import pool_wait
 from sqltrace.recording import Recording
 from tests import shelf as shelves
 from tests.loops import block, get, observed
@@ -258,6 +260,47 @@ def test_request_that_waits_for_its_own_connection(tmp_path):
         in finding.message
     )
     assert finding.fix.startswith("one session for the whole request")
+
+
+def test_waits_at_once_are_not_told_as_if_they_came_one_after_the_other(tmp_path):
+    async def work(engine):
+        async with engine.connect() as connection:
+            await connection.execute(text("SELECT 1"))
+            await asyncio.sleep(0.1)
+
+    async def main():
+        engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path}/app.db", pool_size=1, max_overflow=0)
+        with sqltrace.record("page") as recording:
+            await asyncio.gather(*(work(engine) for _ in range(5)))
+        await engine.dispose()
+        return recording
+
+    [finding] = sqltrace.diagnose(asyncio.run(main()), [pool_wait])
+
+    assert finding.cost > 0.9  # 0.1 + 0.2 + 0.3 + 0.4
+    assert re.match(
+        r"4 waits for a connection took (1\.\d\d s|9\d\d\.\d ms) together, some at once, 1 in use of a pool of 1, held by",
+        finding.message,
+    )
+    assert finding.fix.startswith("create_async_engine(…, pool_size=6), or give connections back sooner in page")
+
+
+def test_wait_of_a_synchronous_engine_is_mended_at_the_synchronous_engine(tmp_path):
+    engine = create_engine(
+        f"sqlite:///{tmp_path}/app.db", poolclass=QueuePool, pool_size=1, max_overflow=0, pool_timeout=0.01
+    )
+    held = engine.connect()
+    with sqltrace.record() as recording, pytest.raises(exc.TimeoutError):
+        engine.connect()
+    held.close()
+    engine.dispose()
+
+    [finding] = sqltrace.diagnose(recording)
+
+    assert re.match(
+        r"\d+\.\d ms went by waiting in vain for a connection, 1 in use of a pool of 1\.$", finding.message
+    )
+    assert finding.fix.startswith("create_engine(…, pool_size=6), or give connections back sooner in those who hold")
 
 
 def test_pool_that_nobody_waits_for_is_not_told(engine):

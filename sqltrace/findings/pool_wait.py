@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from sqltrace.connection import PoolWait
 from sqltrace.finding import Finding
@@ -22,14 +22,18 @@ def pool_wait(recording: Recording, *, wait: float = 0.1) -> Iterator[Finding]:
     if not waits or (waited < wait and not any(one.timed_out for one in waits)):
         return
     worst = next((one for one in waits if one.self_deadlock), waits[0])
-    yield Finding("pool_wait", _message(worst, waited), waited, fix=_fix(worst))
+    at_once = waited > recording.duration + recording.after_response
+    yield Finding("pool_wait", _message(waits, worst, waited, at_once), waited, fix=_fix(recording, worst))
 
 
-def _message(worst: PoolWait, waited: float) -> str:
-    vain = " in vain" if worst.timed_out else ""
-    text = (
-        f"{time(waited)} went by waiting{vain} for a connection, {worst.in_use} in use of a pool of {worst.pool_size}"
-    )
+def _message(waits: Sequence[PoolWait], worst: PoolWait, waited: float, at_once: bool) -> str:
+    in_vain = sum(one.timed_out for one in waits)
+    if at_once:
+        vain = f", {in_vain} in vain" if in_vain else ""
+        text = f"{len(waits)} waits for a connection took {time(waited)} together, some at once{vain}"
+    else:
+        text = f"{time(waited)} went by waiting{' in vain' if worst.timed_out else ''} for a connection"
+    text += f", {worst.in_use} in use of a pool of {worst.pool_size}"
     if worst.overflow:
         text += f" and {worst.overflow} beyond it"
     if worst.self_deadlock:
@@ -38,9 +42,10 @@ def _message(worst: PoolWait, waited: float) -> str:
     return f"{text}, held by {listed(holders)}." if holders else f"{text}."
 
 
-def _fix(worst: PoolWait) -> str:
+def _fix(recording: Recording, worst: PoolWait) -> str:
     if worst.self_deadlock:
         return "one session for the whole request, passed on: it waits for a connection that it holds itself"
     size = max(worst.in_use, worst.pool_size) + 5
     holder = worst.holders[0].name if worst.holders else "those who hold them"
-    return f"create_engine(…, pool_size={size}), or give connections back sooner in {holder}: commit or close"
+    make = "create_async_engine" if any(group.is_async for group in recording.groups) else "create_engine"
+    return f"{make}(…, pool_size={size}), or give connections back sooner in {holder}: commit or close"
