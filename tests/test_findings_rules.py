@@ -18,7 +18,7 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 import sqltrace
-from sqltrace.findings import pool_wait
+from sqltrace.findings import idle_in_transaction, pool_wait
 from sqltrace.recording import Recording
 from tests import shelf as shelves
 from tests.loops import block, get, observed
@@ -65,12 +65,12 @@ def recorded(clock):
     recording.leave(outer)
 
 
-def visit(sink, clock, endpoint):
+def visit(sink, clock, endpoint, **options):
     class Clocked(sqltrace.SQLTraceMiddleware):
         _clock = staticmethod(clock)
 
     app = Starlette(routes=[Route("/", endpoint)])
-    TestClient(Clocked(app, sinks=[sink]), raise_server_exceptions=False).get("/")
+    TestClient(Clocked(app, sinks=[sink], **options), raise_server_exceptions=False).get("/")
     return sink.take(1)[0].findings
 
 
@@ -210,6 +210,32 @@ def test_request_that_waited_for_another_of_its_route_is_not_told_to_see_itself(
     assert finding.kind == "waited_for_loop"
     assert "held by another GET /items/{number} (" in finding.message
     assert finding.fix == "nothing here: see the findings of another request of the same route"
+
+
+@pytest.mark.parametrize(
+    ("elsewhere", "rules", "found"),
+    [
+        (0.05, None, ["blocked_loop"]),
+        (1.0, None, ["blocked_loop", "idle_in_transaction"]),
+        (0.05, [idle_in_transaction], ["idle_in_transaction"]),
+    ],
+    ids=["in the transaction", "elsewhere, maybe", "hold not told"],
+)
+def test_transaction_that_is_idle_as_its_request_holds_the_loop_is_told_once(
+    sink, clock, engine, elsewhere, rules, found
+):
+    async def endpoint(request):
+        with engine.connect() as connection:
+            connection.execute(text("INSERT INTO jobs DEFAULT VALUES"))
+            clock.advance(0.6)
+            connection.commit()
+        await asyncio.sleep(0)
+        clock.advance(elsewhere)
+        return JSONResponse({})
+
+    findings = visit(sink, clock, endpoint, rules=rules)
+
+    assert sorted(finding.kind for finding in findings) == found
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from sqltrace.findings.after_response_sql import after_response_sql
 from sqltrace.findings.blocked_loop import blocked_loop
 from sqltrace.findings.cartesian_product import cartesian_product
 from sqltrace.findings.eager_join import eager_join
-from sqltrace.findings.idle_in_transaction import idle_in_transaction
+from sqltrace.findings.idle_in_transaction import idle_in_transaction, is_idle_of_hold
 from sqltrace.findings.missing_greenlet import missing_greenlet
 from sqltrace.findings.n_plus_one import n_plus_one
 from sqltrace.findings.pool_wait import pool_wait
@@ -94,7 +94,8 @@ def diagnose(recording: Recording, rules: Sequence[Rule] | None = None) -> list[
             findings += _checked(rule(recording))
         except Exception as fault:
             report_fault(f"the rule {_name(rule)}()", fault)
-    return sorted(findings, key=lambda finding: -finding.cost)
+    once = [finding for finding in findings if not is_idle_of_hold(finding, findings, recording)]
+    return sorted(once, key=lambda finding: -finding.cost)
 
 
 def _is_quiet(recording: Recording) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from sqltrace.finding import Finding
 from sqltrace.findings.wording import time
@@ -32,3 +32,14 @@ def idle_in_transaction(recording: Recording, *, idle: float = 0.5, pause: float
             if any(group.is_async for group in recording.groups)
             else "session.commit() before the slow work, or session.close() for reads: it begins anew when needed",
         )
+
+
+def is_idle_of_hold(finding: Finding, others: Sequence[Finding], recording: Recording) -> bool:
+    """
+    Whether it tells again what `blocked_loop` tells: the loop was held nearly all the time, so that no more than a
+    fifth of the idling can have been outside of that.
+    """
+    if finding.kind != "idle_in_transaction":
+        return False
+    all_of_it = recording.duration + recording.after_response
+    return any(other.kind == "blocked_loop" and all_of_it - other.cost <= finding.cost / 5 for other in others)
