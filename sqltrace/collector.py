@@ -68,6 +68,7 @@ class Execution:
         widening: What eager joins made of it.
         digest: Hash of statement and parameters of the first of a kind, in this process; `None` for all others.
         open: Whether rows may still be fetched: such a statement is counted later.
+        reading: Whether all rows are being fetched at this moment.
         more: Whether there is more to count than time and rows.
         span: What `Collector.probe` has said; not set where there is none.
     """
@@ -76,7 +77,7 @@ class Execution:
     __slots__ = (
         "batch_size", "call_site", "collector", "dialect", "digest", "ended", "entities", "executemany", "failure",
         "fetch", "folded", "key", "loop_wait", "mark_at", "marked", "more", "objects", "on_loop", "open", "origin",
-        "parameters", "parents", "roots", "rows", "span", "sql", "started", "tail", "widening",
+        "parameters", "parents", "reading", "roots", "rows", "span", "sql", "started", "tail", "widening",
     )  # fmt: skip
 
     def __init__(self, collector: Collector, started: int, ended: int, sql: str, key: str, dialect: Any) -> None:
@@ -87,7 +88,7 @@ class Execution:
         self.key = key
         self.dialect = dialect
         self.origin = QUERY
-        self.executemany = self.folded = self.more = self.on_loop = self.open = False
+        self.executemany = self.folded = self.more = self.on_loop = self.open = self.reading = False
         self.fetch = self.marked = self.objects = self.tail = 0
         self.mark_at = LEAST_MARK
         self.batch_size: int | None = None
@@ -122,6 +123,7 @@ class Collector:
     Takes executions for one open recording, and passes them on to those around it.
 
     Attributes:
+        capture_parameters, max_sql_length: What is kept for it and for those around it: each shows what it asked for.
         plain: Whether it takes the statements of every engine, without their parameters.
     """
 
@@ -186,6 +188,24 @@ class Collector:
         if self.recording is not None:  # pragma: no branch - another thread may end the recording just now
             self.recording.fold()
 
+    def find_open(self, dialect: Any) -> Collector | None:
+        """
+        The innermost that is open and takes the statements of a dialect: this, or one around it.
+
+        Those on the way that have ended count a statement that came late; if nobody is left to take it, it is missed.
+        """
+        collector: Collector | None = self
+        late = False
+        while collector is not None:
+            if collector.dialects is None or dialect in collector.dialects:
+                if collector.pending is not None:
+                    return collector
+                collector.late += 1
+                late = True
+            collector = collector.parent
+        missed.late += late
+        return None
+
     def settle(self) -> None:
         collector: Collector | None = self
         while collector is not None:
@@ -196,6 +216,9 @@ class Collector:
     def nest_in(self, outer: Collector | None) -> None:
         self.parent = outer
         if outer is not None:
+            self.capture_parameters = self.capture_parameters or outer.capture_parameters
+            self.max_sql_length = max(self.max_sql_length, outer.max_sql_length)
+            self.plain = self.plain and not self.capture_parameters
             self.probe = outer.probe
             self.comment = outer.comment
 

@@ -28,7 +28,7 @@ from sqltrace.collector import Clock, Collector, Execution, Part, current, unmea
 from sqltrace.connection import ConnectionUse, Label
 from sqltrace.event_loop import LoopShare
 from sqltrace.statement import Group, Statement
-from sqltrace.tally import Place, Tally, statement_of
+from sqltrace.tally import Place, Tally
 from sqltrace.time_account import MEASURED, TimeAccount
 
 _SECOND = 1_000_000_000
@@ -70,7 +70,7 @@ class Recording:
         self._label = Label(name)
         self._clock = clock
         self._lock = RLock()  # a finalizer run by the garbage collector may come back in
-        self._tally = Tally(max_statements)
+        self._tally = Tally(max_statements, max_sql_length, parameters=capture_parameters)
         self._loop: LoopShare | None = None
         self._response_ended: int | None = None
         self._ended: int | None = None
@@ -253,7 +253,7 @@ class Recording:
 
     def statement(self, execution: Execution) -> Statement:
         """One of `statements`."""
-        return statement_of(execution, self._started, self._response_ended)
+        return self._tally.statement(execution, self._started, self._response_ended)
 
     def executions(self) -> dict[Place, list[Execution]]:
         """What `statements` are made of, by group: for who needs few of them."""

@@ -20,7 +20,7 @@ from sqltrace.statement import Group, Phase, Statement, system_name
 from sqltrace.time_account import Spent
 
 _MAX_KNOWN = 2_048
-_STARTED, _ENDED, _FETCH, _MARKED = map(attrgetter, ("started", "ended", "fetch", "marked"))
+_STARTED, _ENDED, _FETCH, _MARKED, _FOLDED = map(attrgetter, ("started", "ended", "fetch", "marked", "folded"))
 _IS_READ = attrgetter("is_read")
 _MAX_UNSETTLED = 256  # results that may be read on after they were counted
 _SECOND = 1_000_000_000
@@ -35,6 +35,8 @@ class Tally:
     """
     Takes what a collector holds, and counts it. Memory is bounded by `max_statements`.
 
+    Shows no more of an execution than its recording has asked for: others around it may have asked for more.
+
     Attributes:
         kept: The first `max_statements` executions.
         groups: By fingerprint, system, phase and origin.
@@ -42,8 +44,10 @@ class Tally:
         spent: The stretches of time of each part of the time account.
     """
 
-    def __init__(self, max_statements: int) -> None:
+    def __init__(self, max_statements: int, max_sql_length: int, *, parameters: bool) -> None:
         self._max_statements = max_statements
+        self._max_sql_length = max_sql_length
+        self._parameters = parameters
         self.kept: list[Execution] = []
         self.groups: dict[Place, Group] = {}
         self.counts: dict[Phase, int] = {"response": 0, "after_response": 0}
@@ -112,6 +116,43 @@ class Tally:
             places.setdefault((fingerprint(text, system), system, phase, str(origin)), []).extend(executions)
         return places
 
+    def statement(self, execution: Execution, began: int, boundary: int | None) -> Statement:
+        """
+        An execution as plain data.
+
+        Args:
+            began: Start of the recording.
+            boundary: End of the response, if it has ended.
+        """
+        system = system_name(execution.dialect)
+        started, loop_wait = execution.started, execution.loop_wait
+        return Statement(
+            sql=execution.sql[: self._max_sql_length],
+            fingerprint=fingerprint(execution.key, system),
+            summary=summarize(execution.key, system),
+            start=(started - began) / _SECOND,
+            execute=(execution.ended - started - (loop_wait or 0)) / _SECOND,
+            fetch=execution.fetch / _SECOND,
+            objects=None if "objects" in unmeasurable else execution.objects / _SECOND,
+            entities=execution.entities,
+            roots=execution.roots,
+            loop_wait=None if loop_wait is None else loop_wait / _SECOND,
+            rows=execution.rows,
+            system=system,
+            on_loop=execution.on_loop,
+            phase="response" if boundary is None or started <= boundary else "after_response",
+            failure=execution.failure,
+            executemany=execution.executemany,
+            batch_size=execution.batch_size,
+            call_site=execution.call_site,
+            parameters=execution.parameters if self._parameters else None,
+            origin=execution.origin,
+            parents=parents_of(execution),
+            widening=execution.widening,
+            database=database_of(execution.dialect),
+            span=execution.span,
+        )
+
     def _note_end(self, execution: Execution) -> None:
         for known in self._known.values():
             group = known.get((execution.key, execution.dialect, execution.origin))
@@ -133,8 +174,12 @@ class Tally:
     def _fold_marks(self, marks: Marks, executions: list[Execution], boundary: int | None) -> None:
         if executions:
             # A fetch that has no mark of its own counts right after its statement.
-            ends = map(sub, map(add, map(_ENDED, executions), map(_FETCH, executions)), map(_MARKED, executions))
-            self.spent.add_all("database", [*map(_STARTED, executions)], [*ends], boundary)
+            ends = [*map(sub, map(add, map(_ENDED, executions), map(_FETCH, executions)), map(_MARKED, executions))]
+            if any(map(_FOLDED, executions)):  # by another recording: what was fetched since then will be marked
+                for place, execution in enumerate(executions):
+                    if execution.folded:
+                        ends[place] = execution.ended + execution.tail
+            self.spent.add_all("database", [*map(_STARTED, executions)], ends, boundary)
         for part, marked in marks.items():
             if marked:
                 count = len(marked)
@@ -208,12 +253,12 @@ class Tally:
         group = self.groups.get(place)
         if group is None and len(self.groups) < self._max_statements:
             group = self.groups[place] = Group(
-                execution.sql,
+                execution.sql[: self._max_sql_length],
                 mark,
                 summarize(key, system),
                 system,
                 phase,
-                parameters=execution.parameters,
+                parameters=execution.parameters if self._parameters else None,
                 origin=origin,
                 parents=parents_of(execution),
                 widening=execution.widening,
@@ -240,41 +285,3 @@ def parents_from(parents: ParentKey) -> Parents:
     key, dialect, call_site, origin = parents
     system = system_name(dialect)
     return Parents(fingerprint(key, system), summarize(key, system), call_site, origin)
-
-
-def statement_of(execution: Execution, began: int, boundary: int | None) -> Statement:
-    """
-    An execution as plain data.
-
-    Args:
-        began: Start of the recording.
-        boundary: End of the response, if it has ended.
-    """
-    system = system_name(execution.dialect)
-    started, loop_wait = execution.started, execution.loop_wait
-    return Statement(
-        sql=execution.sql,
-        fingerprint=fingerprint(execution.key, system),
-        summary=summarize(execution.key, system),
-        start=(started - began) / _SECOND,
-        execute=(execution.ended - started - (loop_wait or 0)) / _SECOND,
-        fetch=execution.fetch / _SECOND,
-        objects=None if "objects" in unmeasurable else execution.objects / _SECOND,
-        entities=execution.entities,
-        roots=execution.roots,
-        loop_wait=None if loop_wait is None else loop_wait / _SECOND,
-        rows=execution.rows,
-        system=system,
-        on_loop=execution.on_loop,
-        phase="response" if boundary is None or started <= boundary else "after_response",
-        failure=execution.failure,
-        executemany=execution.executemany,
-        batch_size=execution.batch_size,
-        call_site=execution.call_site,
-        parameters=execution.parameters,
-        origin=execution.origin,
-        parents=parents_of(execution),
-        widening=execution.widening,
-        database=database_of(execution.dialect),
-        span=execution.span,
-    )

@@ -233,6 +233,23 @@ def test_parameters_are_kept_on_request_only_and_shortened(engine, clock):
     assert silent.statement_count == 2
 
 
+def test_each_of_nested_recordings_shows_what_it_has_asked_for(engine, clock):
+    with Opened(clock, max_sql_length=12) as outer, Opened(clock, capture_parameters=True) as inner:
+        run(engine, 0.5)
+
+    assert [(one.parameters, one.sql) for one in inner.statements] == [("(0.5,)", "SELECT spend(?)")]
+    assert [(one.parameters, one.sql) for one in outer.statements] == [(None, "SELECT spend")]
+    assert (outer.groups[0].parameters, outer.groups[0].sql) == (None, "SELECT spend")
+
+
+def test_recording_around_has_what_it_has_asked_for_of_an_inner_one(engine, clock):
+    with Opened(clock, capture_parameters=True) as outer, Opened(clock, max_sql_length=12) as inner:
+        run(engine, 0.5)
+
+    assert [(one.parameters, one.sql) for one in inner.statements] == [(None, "SELECT spend")]
+    assert [(one.parameters, one.sql) for one in outer.statements] == [("(0.5,)", "SELECT spend(?)")]
+
+
 def test_threads_add_while_others_read_and_nothing_is_lost(clock):
     threads_count, each = 8, 400
     recording = Recording("threads", clock=clock)
@@ -267,6 +284,28 @@ def test_what_comes_after_the_end_is_counted_as_late_and_not_kept(engine, clock)
     assert recording.late_count == 2
     assert sqltrace.missed_statements().late == before + 2
     assert (recording.statement_count, recording.statements, recording.groups) == (0, [], [])
+
+
+def test_what_an_open_recording_around_takes_is_not_missed(engine, clock):
+    with Opened(clock) as outer:
+        with Opened(clock) as inner:
+            context = contextvars.copy_context()
+        before = sqltrace.missed_statements().late
+        context.run(run, engine, 1)
+
+    assert (outer.statement_count, inner.statement_count, inner.late_count) == (1, 0, 1)
+    assert sqltrace.missed_statements().late == before
+
+
+def test_late_statements_fill_no_recording_that_has_ended(engine, clock):
+    with Opened(clock) as recording:
+        context = contextvars.copy_context()
+    collector = context[current]
+
+    context.run(run, engine, *range(20))
+
+    assert recording.late_count == 20
+    assert (collector.sites_taken, collector.loads, collector.failed_loads) == ({}, {}, [])
 
 
 def test_recording_around_that_has_ended_counts_as_late_what_the_inner_one_takes(engine, clock):
@@ -362,3 +401,17 @@ def test_recording_that_ends_within_a_moment_keeps_its_answers():
 
     assert recording.time_account is account
     assert account.python == recording.duration
+
+
+def test_fetch_is_counted_once_in_each_of_two_recordings_that_look_while_rows_are_read(engine, clock):
+    with Opened(clock) as outer, engine.connect() as connection, Opened(clock) as inner:
+        result = connection.execute(text("SELECT spend(0.00001) FROM (VALUES (1), (2), (3), (4))"))
+        result.fetchone()
+        assert inner.row_count >= 1
+        result.fetchone()
+        assert outer.row_count >= 2
+        result.all()
+
+    [statement] = outer.statements
+    assert inner.time_account.database == pytest.approx(statement.duration)
+    assert outer.time_account.database == pytest.approx(statement.duration)

@@ -54,7 +54,7 @@ class Block:
         if self.ended:
             return  # a task that was begun inside carries this block in its context
         if not self.broken:
-            self._break()
+            self.begin_pieces()
         if start > self.since:
             self.add(self.since, start)
         self.since = max(self.since, end)
@@ -62,7 +62,7 @@ class Block:
     def leave_out_fetch(self, start: int, end: int) -> None:
         """As `leave_out`, of a short fetch of the very rows, whose time counts for the database."""
         if self.ended or self.broken or self.fetch_end:
-            self._mark_fetch(start, end)
+            self.mark_fetch(start, end)
             self.leave_out(start, end)
         else:
             self.fetch_start, self.fetch_end = start, end
@@ -80,22 +80,22 @@ class Block:
             self.add(now - spent, now)
         else:
             if not self.broken:
-                self._break()
+                self.begin_pieces()
             self.add(self.since, now)
         if self.outer is not None:
             self.outer.leave_out(self.started, now)
 
-    def _break(self) -> None:
+    def begin_pieces(self) -> None:
         """Account for what has happened, each in its place."""
         self.broken = True
         if self.prepared_end:
             self.add(self.prepared_start, self.prepared_end)
         if self.fetch_end:
             self.add(self.since, self.fetch_start)
-            self._mark_fetch(self.fetch_start, self.fetch_end)
+            self.mark_fetch(self.fetch_start, self.fetch_end)
             self.since = self.fetch_end
 
-    def _mark_fetch(self, start: int, end: int) -> None:
+    def mark_fetch(self, start: int, end: int) -> None:
         self.execution.marked += end - start
         mark(self.collector, self.execution.dialect, "database", start, end)
 

@@ -133,7 +133,8 @@ def _note(
     )
     while collector is not None:
         noted = collector.failed_loads
-        if len(noted) < _MAX_FAILED and not any(_same(failed, other) for other in noted):
+        ended = collector.pending is None
+        if not ended and len(noted) < _MAX_FAILED and not any(_same(failed, other) for other in noted):
             noted.append(failed)
         collector = collector.parent
 

@@ -14,7 +14,6 @@ from sqltrace.capture.building import building
 from sqltrace.capture.failure import describe_failure
 from sqltrace.capture.internals import BufferedRowCursorFetchStrategy, CursorFetchStrategy
 from sqltrace.collector import LEAST_MARK, Execution, mark
-from sqltrace.connection import NEGLIGIBLE
 from sqltrace.faults import report_fault
 
 
@@ -71,7 +70,8 @@ class CountedFetch(Execution, CursorFetchStrategy):
 
     def soft_close(self, result: Any, dbapi_cursor: Any) -> None:
         _soft_close(self, result, dbapi_cursor)
-        self.finish()
+        if not self.reading:
+            self.finish()
 
     def hard_close(self, result: Any, dbapi_cursor: Any) -> None:
         _hard_close(self, result, dbapi_cursor)
@@ -106,26 +106,22 @@ class CountedFetch(Execution, CursorFetchStrategy):
 
     def fetchall(self, result: Any, dbapi_cursor: Any) -> Any:
         clock = self.collector.clock
+        self.reading = True
         started = clock()
         try:
             rows = dbapi_cursor.fetchall()
+            internals.soft_close(result, hard=False)  # async drivers may wait in it
         except BaseException as error:
+            self.reading = False
             self.fetch += clock() - started
             self.handle_exception(result, dbapi_cursor, error)
-        ended = clock()
-        self.fetch += ended - started
+        self.reading = False
+        self.fetch += clock() - started
         try:
             self.rows += len(rows)  # type: ignore[operator]  # likewise
         except Exception as fault:
             report_fault("counting rows", fault)
-        try:
-            internals.soft_close(result, hard=False)  # finishes
-        except BaseException as error:
-            self.handle_exception(result, dbapi_cursor, error)
-        closing = clock() - ended
-        if closing > NEGLIGIBLE:  # an async driver may wait in it
-            self.fetch += closing
-            self.finish()
+        self.finish()
         return rows
 
     def mark(self) -> None:

@@ -177,7 +177,7 @@ def _remember(execution: Execution, context: Any) -> None:
     """For loads that these objects will lead to: the state of each has the number of the query that filled it."""
     try:
         loads, number = execution.collector.loads, orm_internals.load_number(context)
-        if number is not None:
+        if number is not None and execution.collector.pending is not None:
             if len(loads) >= _MAX_LOADS:
                 del loads[next(iter(loads))]
             loads[number] = execution

@@ -15,7 +15,7 @@ from sqltrace.capture.building import building
 from sqltrace.capture.failure import describe_failure
 from sqltrace.capture.fetching import CountedFetch
 from sqltrace.capture.origin import NOTHING, Purpose, explain, purpose_of
-from sqltrace.collector import FOLD_AT, Collector, Execution, missed
+from sqltrace.collector import FOLD_AT, Collector, Execution
 from sqltrace.database import note_database
 from sqltrace.faults import report_fault
 from sqltrace.loop_log import HOLD
@@ -66,7 +66,12 @@ def note(
             purpose = context.compiled._sqltrace_purpose
         except AttributeError:
             purpose = _first_of(context)
-        execution: Execution | None
+        if collector.pending is None or collector.dialects is not None:
+            taker = collector.find_open(context.dialect)
+            if taker is None:
+                return
+            collector = taker
+        execution: Execution
         if (  # what most statements are
             purpose.reads
             and collector.plain
@@ -81,12 +86,10 @@ def note(
             execution.open = True
         else:
             execution = _special(collector, context, statement, parameters, started, ended, failure)
-            if execution is None:
-                return
         if purpose.through_orm:
             explain(execution, purpose, context)
 
-        collector, key, elapsed = execution.collector, execution.key, ended - started
+        key, elapsed = execution.key, ended - started
         taken = collector.sites_taken.get(key, 0)
         if not (taken + 1) & taken or elapsed > SLOW_STATEMENT:
             _take_sample(execution, context, taken)
@@ -108,10 +111,7 @@ def note(
         if collector.probe is not None:
             execution.span = collector.probe(context)
         pending = collector.pending
-        if pending is None:
-            collector.late += 1
-            missed.late += 1
-        else:
+        if pending is not None:  # pragma: no branch - another thread may end the recording just now
             if len(pending) >= FOLD_AT:
                 collector.fold()  # before this one comes, of which it is not known yet whether rows will be read
             pending.append(execution)
@@ -142,26 +142,21 @@ def _first_of(context: Any) -> Purpose:
 
 
 def _special(
-    collector: Collector | None,
+    collector: Collector,
     context: Any,
     statement: str,
     parameters: Any,
     started: int,
     ended: int,
     failure: Failure | None,
-) -> Execution | None:
-    """An execution of any kind; `None` if no recording wants it."""
-    dialect = context.dialect
-    while collector is not None and collector.dialects is not None and dialect not in collector.dialects:
-        collector = collector.parent
-    if collector is None:
-        return None
+) -> Execution:
+    """An execution of any kind."""
     style, sql = context.execute_style, statement
     key = _key_of(context, statement, style)
     if len(statement) > collector.max_sql_length:
         sql, key = statement[: collector.max_sql_length], key[: collector.max_sql_length]
     counted = failure is None and rows.work()
-    execution = (rows.kind_of(context) if counted else Execution)(collector, started, ended, sql, key, dialect)
+    execution = (rows.kind_of(context) if counted else Execution)(collector, started, ended, sql, key, context.dialect)
     if counted:
         rows.follow(execution, context)
     if failure is not None:
@@ -182,7 +177,6 @@ def _pass_on(collector: Collector | None, execution: Execution) -> None:
         if collector.dialects is None or execution.dialect in collector.dialects:
             if collector.pending is None:
                 collector.late += 1
-                missed.late += 1
             else:
                 if len(collector.pending) >= FOLD_AT:
                     collector.fold()
