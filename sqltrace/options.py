@@ -7,10 +7,13 @@ from inspect import isasyncgenfunction, iscoroutinefunction
 from typing import Any
 
 from sqltrace.capture.instrument import dialect_of
+from sqltrace.checks import checked_flag, checked_sequence, checked_size
 from sqltrace.findings import Rule
 from sqltrace.route import Scope
 from sqltrace.sinks import Sink, StructlogSink
 from sqltrace.sinks.automatic import OpenTelemetryWhenConfigured
+
+__all__ = ["checked_engines", "checked_exclude", "checked_flag", "checked_rules", "checked_sinks", "checked_size"]
 
 _MOMENTS = {"request_started": "record, scope, app", "response_ready": "record", "request_finished": "record"}
 Exclude = tuple[str, ...] | Callable[[Scope], bool]
@@ -19,9 +22,7 @@ Exclude = tuple[str, ...] | Callable[[Scope], bool]
 def checked_sinks(sinks: Any) -> tuple[Sink, ...]:
     if sinks is None:
         return (StructlogSink(), OpenTelemetryWhenConfigured())
-    if isinstance(sinks, (str, bytes)) or not isinstance(sinks, Iterable):
-        raise TypeError(f"sinks must be a sequence of sinks, got {sinks!r:.100}: write [sink]")
-    checked = tuple(sinks)
+    checked = checked_sequence("sinks", sinks, "sinks", "[sink]")
     for sink in checked:
         if isinstance(sink, type):
             raise TypeError(f"sinks must be objects, got the class {sink.__name__}: write {sink.__name__}()")
@@ -40,9 +41,7 @@ def checked_rules(rules: Any) -> tuple[Rule, ...] | None:
     """The rules; `None` stands for the default ones, as they are when a request is over."""
     if rules is None:
         return None
-    if isinstance(rules, (str, bytes)) or not isinstance(rules, Iterable):
-        raise TypeError(f"rules must be a sequence of functions, got {rules!r:.100}: write [rule]")
-    checked = tuple(rules)
+    checked = checked_sequence("rules", rules, "functions", "[rule]")
     for rule in checked:
         if not callable(rule):
             raise TypeError(f"a rule must be a function that takes a recording, got {rule!r:.100}")
@@ -75,25 +74,9 @@ def checked_engines(engines: Any) -> tuple[Any, ...]:
     """The engines; none stands for all."""
     if engines is None:
         return ()
-    if not isinstance(engines, Iterable):
-        raise TypeError(f"engines must be a sequence of engines, got {engines!r:.100}: write [engine]")
-    checked = tuple(engines)
+    checked = checked_sequence("engines", engines, "engines", "[engine]")
     for engine in checked:
         dialect_of(engine)
     if not checked:
         raise ValueError("engines is empty: leave it out to record every engine")
     return checked
-
-
-def checked_flag(name: str, value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False, got {value!r:.100}")
-    return value
-
-
-def checked_size(name: str, value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name} must be an int, got {value!r:.100}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
-    return value

@@ -30,6 +30,7 @@ FLOORS = {
     "declaration": 0.2,
     "database": 0,
     "callsite": 0,
+    "checks": 0,
     "samples": 0.5,
     "finding": 0,
     "connection": 0,

@@ -311,13 +311,23 @@ def test_unconfigured_structlog_prints_something_readable(app, capsys):
     assert "\x1b[" not in printed
 
 
+def test_top_0_tells_counts_and_times_only(app):
+    with structlog.testing.capture_logs() as lines:
+        get(app, sinks=[sqltrace.sinks.StructlogSink(top=0)])
+
+    assert (lines[0]["sql.count"] > 0, lines[0]["sql.statements"]) == (True, [])
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
         ({"logger": "sqltrace"}, TypeError, "logger must be a structlog logger, got 'sqltrace'"),
         ({"slow": "1s"}, TypeError, "slow must be a number, got '1s'"),
-        ({"slow": -1}, ValueError, "slow must not be negative, got -1"),
-        ({"top": 2.5}, TypeError, "top must be a number, got 2.5"),
+        ({"slow": -1}, ValueError, "slow must be at least 0, got -1"),
+        ({"slow": float("nan")}, ValueError, "slow must be at least 0, got nan"),
+        ({"top": 2.5}, TypeError, "top must be an int, got 2.5"),
+        ({"top": -1}, ValueError, "top must be at least 0, got -1"),
+        ({"literals": "x"}, TypeError, "literals must be True or False, got 'x'"),
         ({"verbose": True}, TypeError, "unexpected keyword argument 'verbose'"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,

@@ -10,6 +10,7 @@ from opentelemetry import trace
 from opentelemetry.propagate import inject
 from opentelemetry.sdk._logs import LoggerProvider
 from opentelemetry.sdk._logs.export import InMemoryLogRecordExporter, SimpleLogRecordProcessor
+from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.trace import SpanKind, StatusCode
 from starlette.testclient import TestClient
 
@@ -39,6 +40,18 @@ def answer(tracing, app, scope=None, **options):
         ({"slow": -1}, ValueError, "slow must be at least 0, got -1"),
         ({"repeats": 0}, ValueError, "repeats must be at least 1, got 0"),
         ({"max_spans": 2.5}, TypeError, "max_spans must be an int, got 2.5"),
+        ({"keep": float("nan")}, ValueError, "keep must be from 0 to 1, got nan"),
+        ({"literals": "x"}, TypeError, "literals must be True or False, got 'x'"),
+        ({"log_line": "x"}, TypeError, "log_line must be True or False, got 'x'"),
+        ({"sql_comments": "x"}, TypeError, "sql_comments must be True or False, got 'x'"),
+        ({"tracer_provider": 5}, TypeError, "tracer_provider must have a method get_tracer(), got 5"),
+        ({"logger_provider": 5}, TypeError, "logger_provider must have a method get_logger(), got 5"),
+        ({"meter_provider": 5}, TypeError, "meter_provider must have a method get_meter(), got 5"),
+        (
+            {"tracer_provider": TracerProvider},
+            TypeError,
+            "tracer_provider must be an object, got the class TracerProvider: write TracerProvider()",
+        ),
     ],
 )
 def test_wrong_option_says_what_was_got_and_what_is_wanted(option, error, message):

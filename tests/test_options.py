@@ -82,6 +82,7 @@ class IsHealth:
         ({"exclude": [""]}, ValueError, "exclude must hold paths that begin with '/', got ''"),
         ({"exclude": IsHealth()}, TypeError, "exclude must be a plain function, got an async one: IsHealth()"),
         ({"engines": 5}, TypeError, "engines must be a sequence of engines, got 5: write [engine]"),
+        ({"engines": "sqlite://"}, TypeError, "engines must be a sequence of engines, got 'sqlite://': write [engine]"),
         ({"engines": []}, ValueError, "engines is empty: leave it out to record every engine"),
         ({"engines": ["sqlite://"]}, TypeError, "expected a SQLAlchemy Engine or AsyncEngine, got str: 'sqlite://'"),
         ({"capture_parameters": 1}, TypeError, "capture_parameters must be True or False, got 1"),

@@ -1,5 +1,7 @@
 import ast
 
+import pytest
+
 from sqltrace.sinks import ReadableRenderer
 
 REQUEST = {
@@ -201,3 +203,19 @@ def test_commit_that_takes_a_good_part_of_the_database_time_is_told():
     printed = ReadableRenderer(colors=False)(None, "info", event)
 
     assert "705.2 ms in the database, 703.6 ms of it committing" in printed
+
+
+@pytest.mark.parametrize(
+    ("option", "error", "message"),
+    [
+        ({"width": "x"}, TypeError, "width must be an int, got 'x'"),
+        ({"width": 0}, ValueError, "width must be at least 1, got 0"),
+        ({"colors": "x"}, TypeError, "colors must be True or False, got 'x'"),
+        ({"others": 5}, TypeError, "others must be a structlog renderer, got 5"),
+    ],
+)
+def test_wrong_option_says_what_was_got_and_what_is_wanted(option, error, message):
+    with pytest.raises(error) as raised:
+        ReadableRenderer(**option)
+
+    assert str(raised.value) == message

@@ -11,6 +11,8 @@ from typing import Any
 
 import structlog
 
+from sqltrace.checks import checked_flag, checked_size
+
 _INDENT = " " * 9
 _COLUMNS = re.compile(r"\bSELECT (?P<columns>(?:(?! FROM ).){40,}?) FROM ", re.DOTALL)
 _TOLD_ABOVE = frozenset(
@@ -41,13 +43,20 @@ class ReadableRenderer:
         colors: By default when standard output is a terminal.
         width: Characters of a line. By default the terminal's, at least 100.
 
+    Raises:
+        TypeError: an option is of the wrong type.
+        ValueError: `width` is less than 1.
+
     .. versionadded:: 0.1.0
     """
 
     def __init__(self, *, others: Any = None, colors: bool | None = None, width: int | None = None) -> None:
-        self._colors = sys.stdout.isatty() if colors is None else colors
+        if others is not None and not callable(others):
+            raise TypeError(f"others must be a structlog renderer, got {others!r:.100}")
+        self._colors = sys.stdout.isatty() if colors is None else checked_flag("colors", colors)
         self._others = others or structlog.dev.ConsoleRenderer(colors=self._colors)
-        self._width = width or max(100, shutil.get_terminal_size().columns)
+        terminal = max(100, shutil.get_terminal_size().columns)
+        self._width = terminal if width is None else checked_size("width", width)
 
     def __call__(self, logger: Any, method: str, event: MutableMapping[str, Any]) -> Any:
         if "sql.statements" not in event:

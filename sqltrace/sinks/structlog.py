@@ -6,6 +6,7 @@ from typing import Any
 
 import structlog
 
+from sqltrace.checks import checked_flag, checked_number, checked_size
 from sqltrace.request import RequestRecord
 from sqltrace.sinks.log_line import log_line
 from sqltrace.sinks.readable import ReadableRenderer
@@ -25,14 +26,14 @@ class StructlogSink:
     Args:
         logger: By default ``structlog.get_logger("sqltrace")``.
         slow: Seconds from which a request is slow.
-        top: How many groups of statements a line tells, most time first.
+        top: How many groups of statements a line tells, most time first; 0 for none.
         literals:
             Leave literals written into raw SQL in the line. By default each is
             replaced by ``?``, for they may be personal data.
 
     Raises:
         TypeError: an option is of the wrong type.
-        ValueError: a number is negative.
+        ValueError: a number is negative, or not a number.
 
     .. versionadded:: 0.1.0
     """
@@ -40,15 +41,10 @@ class StructlogSink:
     def __init__(self, *, logger: Any = None, slow: float = 1.0, top: int = 5, literals: bool = False) -> None:
         if logger is not None and not callable(getattr(logger, "info", None)):
             raise TypeError(f"logger must be a structlog logger, got {logger!r:.100}")
-        for name, value in (("slow", slow), ("top", top)):
-            if isinstance(value, bool) or not isinstance(value, (int, float if name == "slow" else int)):
-                raise TypeError(f"{name} must be a number, got {value!r:.100}")
-            if value < 0:
-                raise ValueError(f"{name} must not be negative, got {value}")
         self._logger = logger
-        self._slow = slow
-        self._top = top
-        self._literals = literals
+        self._slow = checked_number("slow", slow, 0)
+        self._top = checked_size("top", top, 0)
+        self._literals = checked_flag("literals", literals)
 
     def response_ready(self, record: RequestRecord) -> None:
         # A middleware further in may unbind its values before the request has finished.

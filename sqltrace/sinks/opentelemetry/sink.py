@@ -12,6 +12,7 @@ from opentelemetry.context import Context
 from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, TracerProvider
 
+from sqltrace.checks import checked_flag, checked_number, checked_size
 from sqltrace.faults import report_fault
 from sqltrace.request import RequestRecord
 from sqltrace.route import Scope
@@ -92,7 +93,7 @@ class OpenTelemetrySink:
 
     Raises:
         TypeError: an option is of the wrong type.
-        ValueError: a number is out of range.
+        ValueError: a number is out of range, or not a number.
 
     .. versionadded:: 0.1.0
     """
@@ -111,16 +112,16 @@ class OpenTelemetrySink:
         logger_provider: LoggerProvider | None = None,
         meter_provider: MeterProvider | None = None,
     ) -> None:
-        self._keep = _number("keep", keep, 0, 1)
-        self._slow = _number("slow", slow, 0)
-        self._repeats = int(_number("repeats", repeats, 1, whole=True))
-        self._max_spans = int(_number("max_spans", max_spans, 1, whole=True))
-        self._literals = literals
-        self._log_line = log_line
-        self._comments = sql_comments
-        self._tracers = Tracers(tracer_provider)
-        self._loggers = Loggers(logger_provider)
-        self._meters = Meters(meter_provider)
+        self._keep = checked_number("keep", keep, 0, 1)
+        self._slow = checked_number("slow", slow, 0)
+        self._repeats = checked_size("repeats", repeats)
+        self._max_spans = checked_size("max_spans", max_spans)
+        self._literals = checked_flag("literals", literals)
+        self._log_line = checked_flag("log_line", log_line)
+        self._comments = checked_flag("sql_comments", sql_comments)
+        self._tracers = Tracers(_checked_provider("tracer", tracer_provider))
+        self._loggers = Loggers(_checked_provider("logger", logger_provider))
+        self._meters = Meters(_checked_provider("meter", meter_provider))
         self._insides = Insides()
 
     # The moments
@@ -264,10 +265,10 @@ def _context_of(request: _Request | None) -> Context | None:
     return trace.set_span_in_context(NonRecordingSpan(span_context))
 
 
-def _number(name: str, value: Any, least: float, most: float | None = None, *, whole: bool = False) -> float:
-    if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
-        raise TypeError(f"{name} must be {'an int' if whole else 'a number'}, got {value!r:.100}")
-    if value < least or (most is not None and value > most):
-        wanted = f"at least {least}" if most is None else f"from {least} to {most}"
-        raise ValueError(f"{name} must be {wanted}, got {value}")
-    return value
+def _checked_provider(kind: str, provider: Any) -> Any:
+    name = f"{kind}_provider"
+    if isinstance(provider, type):
+        raise TypeError(f"{name} must be an object, got the class {provider.__name__}: write {provider.__name__}()")
+    if provider is not None and not callable(getattr(provider, f"get_{kind}", None)):
+        raise TypeError(f"{name} must have a method get_{kind}(), got {provider!r:.100}")
+    return provider

@@ -1,0 +1,34 @@
+"""Checks of options, whosever they are. Each says what was got and what is wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+
+def checked_flag(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r:.100}")
+    return value
+
+
+def checked_size(name: str, value: Any, least: int = 1) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an int, got {value!r:.100}")
+    checked_number(name, value, least)
+    return value
+
+
+def checked_number(name: str, value: Any, least: float, most: float | None = None) -> float:
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a number, got {value!r:.100}")
+    if not value >= least or (most is not None and value > most):  # not `value < least`: that lets a NaN pass
+        wanted = f"at least {least}" if most is None else f"from {least} to {most}"
+        raise ValueError(f"{name} must be {wanted}, got {value}")
+    return value
+
+
+def checked_sequence(name: str, value: Any, of: str, remedy: str) -> tuple[Any, ...]:
+    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+        raise TypeError(f"{name} must be a sequence of {of}, got {value!r:.100}: write {remedy}")
+    return tuple(value)
