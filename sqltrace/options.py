@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from inspect import isasyncgenfunction, iscoroutinefunction
+from functools import partial
+from inspect import isasyncgenfunction, iscoroutinefunction, signature
 from typing import Any
 
 from sqltrace.capture.instrument import dialect_of
 from sqltrace.checks import checked_flag, checked_sequence, checked_size
-from sqltrace.findings import Rule
+from sqltrace.findings import Rule, default_rules
 from sqltrace.route import Scope
 from sqltrace.sinks import Sink, StructlogSink
 from sqltrace.sinks.automatic import OpenTelemetryWhenConfigured
@@ -41,33 +42,53 @@ def checked_rules(rules: Any) -> tuple[Rule, ...] | None:
     """The rules; `None` stands for the default ones, as they are when a request is over."""
     if rules is None:
         return None
+    if rules is default_rules:
+        raise TypeError("rules must be a sequence of functions, got the function default_rules: write default_rules()")
     checked = checked_sequence("rules", rules, "functions", "[rule]")
     for rule in checked:
+        wanted = "a rule must be a function that takes a recording"
         if not callable(rule):
-            raise TypeError(f"a rule must be a function that takes a recording, got {rule!r:.100}")
-        if iscoroutinefunction(rule) or isasyncgenfunction(rule):
-            raise TypeError(f"a rule must be a plain function, got an async one: {getattr(rule, '__name__', rule)}")
+            raise TypeError(f"{wanted}, got {rule!r:.100}")
+        if _is_async(rule):
+            raise TypeError(f"a rule must be a plain function, got an async one: {_name(rule)}")
+        _check_takes_one(rule, wanted)
     return checked
 
 
 def checked_exclude(exclude: Any) -> Exclude:
     wanted = "exclude must be a sequence of path prefixes or a callable"
+    if exclude is None:
+        return ()
     if callable(exclude):
-        if iscoroutinefunction(exclude) or iscoroutinefunction(exclude.__call__):
+        if _is_async(exclude):
             raise TypeError(f"exclude must be a plain function, got an async one: {exclude!r:.100}")
+        _check_takes_one(exclude, "exclude must be a function that takes the scope")
         function: Callable[[Scope], bool] = exclude
         return function
     if isinstance(exclude, (str, bytes)):
         raise TypeError(f"{wanted}, got {exclude!r:.100}: write [{exclude!r:.100}]")
     if not isinstance(exclude, Iterable):
         raise TypeError(f"{wanted}, got {exclude!r:.100}")
-    prefixes = tuple(exclude)
-    for prefix in prefixes:
-        if not isinstance(prefix, str):
-            raise TypeError(f"exclude must hold path prefixes as str, got {prefix!r:.100}")
-        if not prefix.startswith("/"):
-            raise ValueError(f"exclude must hold paths that begin with '/', got {prefix!r:.100}")
-    return prefixes
+    return tuple(map(_checked_prefix, exclude))
+
+
+def _checked_prefix(prefix: Any) -> str:
+    if not isinstance(prefix, str):
+        raise TypeError(f"exclude must hold path prefixes as str, got {prefix!r:.100}")
+    if not prefix.startswith("/"):
+        raise ValueError(f"exclude must hold paths that begin with '/', got {prefix!r:.100}")
+    if _is_pattern(prefix):
+        below = prefix.removesuffix("/*")
+        instead = "" if not below or _is_pattern(below) else f"{below!r:.100} for all that is below it, or "
+        raise ValueError(
+            f"exclude must hold path prefixes, got the pattern {prefix!r:.100}:"
+            f" write {instead}a callable that takes the scope"
+        )
+    return prefix
+
+
+def _is_pattern(path: str) -> bool:
+    return "*" in path or "{" in path
 
 
 def checked_engines(engines: Any) -> tuple[Any, ...]:
@@ -80,3 +101,32 @@ def checked_engines(engines: Any) -> tuple[Any, ...]:
     if not checked:
         raise ValueError("engines is empty: leave it out to record every engine")
     return checked
+
+
+def _is_async(function: Any) -> bool:
+    return any(
+        is_one(made) for is_one in (iscoroutinefunction, isasyncgenfunction) for made in (function, function.__call__)
+    )
+
+
+def _check_takes_one(function: Any, wanted: str) -> None:
+    """Let pass what has no signature, as some builtins."""
+    try:
+        # Not of what it wraps: a decorator may give that more arguments.
+        taken = signature(_inner(function), follow_wrapped=False)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature(function, follow_wrapped=False).bind(None)
+    except (TypeError, ValueError) as error:  # the latter of a partial, whose own error is its cause
+        got = f"{_name(function)}({', '.join(taken.parameters)})"
+        raise TypeError(f"{wanted}, got {got:.100}: {error.__cause__ or error}") from None
+
+
+def _name(function: Any) -> str:
+    inner = _inner(function)
+    return getattr(inner, "__name__", type(inner).__name__)
+
+
+def _inner(function: Any) -> Any:
+    return function.func if isinstance(function, partial) else function

@@ -1,4 +1,5 @@
 import re
+from functools import partial
 
 import pytest
 from sqlalchemy import create_engine, text
@@ -8,6 +9,7 @@ from starlette.testclient import TestClient
 
 import sqltrace
 from sqltrace import SQLTraceMiddleware
+from sqltrace.findings import default_rules, n_plus_one, slow_statement
 from sqltrace.sinks import StructlogSink
 from tests.asgi import BODY, START, Witness, http_scope, run, sends
 
@@ -46,6 +48,27 @@ class IsHealth:
         return "IsHealth()"
 
 
+class Unasked:
+    def __call__(self):
+        return True
+
+    def __repr__(self):
+        return "Unasked()"
+
+
+class Asked:
+    def __call__(self, recording, *, slow=1.0):
+        return []
+
+
+class AsynchronousRule:
+    async def __call__(self, recording):
+        return []
+
+
+PATTERN = "exclude must hold path prefixes, got the pattern {}: write {}a callable that takes the scope"
+
+
 @pytest.mark.parametrize(
     ("option", "error", "message"),
     [
@@ -53,6 +76,33 @@ class IsHealth:
         ({"rules": "n_plus_one"}, TypeError, "rules must be a sequence of functions, got 'n_plus_one': write [rule]"),
         ({"rules": len}, TypeError, "rules must be a sequence of functions, got <built-in function len>: write [rule]"),
         ({"rules": ["n"]}, TypeError, "a rule must be a function that takes a recording, got 'n'"),
+        (
+            {"rules": default_rules},
+            TypeError,
+            "rules must be a sequence of functions, got the function default_rules: write default_rules()",
+        ),
+        (
+            {"rules": [default_rules]},
+            TypeError,
+            "a rule must be a function that takes a recording, got default_rules(): too many positional arguments",
+        ),
+        (
+            {"rules": [partial(slow_statement, slwo=1)]},
+            TypeError,
+            "a rule must be a function that takes a recording, got slow_statement(recording, slow):"
+            " got an unexpected keyword argument 'slwo'",
+        ),
+        (
+            {"rules": [partial(Asked(), slwo=1)]},
+            TypeError,
+            "a rule must be a function that takes a recording, got Asked(recording, slow):"
+            " got an unexpected keyword argument 'slwo'",
+        ),
+        (
+            {"rules": [AsynchronousRule()]},
+            TypeError,
+            "a rule must be a plain function, got an async one: AsynchronousRule",
+        ),
         (
             {"rules": [asynchronous_rule]},
             TypeError,
@@ -80,6 +130,18 @@ class IsHealth:
         ({"exclude": [re.compile("/h")]}, TypeError, "exclude must hold path prefixes as str, got re.compile('/h')"),
         ({"exclude": ["health"]}, ValueError, "exclude must hold paths that begin with '/', got 'health'"),
         ({"exclude": [""]}, ValueError, "exclude must hold paths that begin with '/', got ''"),
+        (
+            {"exclude": ["/static/*"]},
+            ValueError,
+            PATTERN.format("'/static/*'", "'/static' for all that is below it, or "),
+        ),
+        ({"exclude": ["/v*/health"]}, ValueError, PATTERN.format("'/v*/health'", "")),
+        ({"exclude": ["/tags/{tag_id}"]}, ValueError, PATTERN.format("'/tags/{tag_id}'", "")),
+        (
+            {"exclude": Unasked()},
+            TypeError,
+            "exclude must be a function that takes the scope, got Unasked(): too many positional arguments",
+        ),
         ({"exclude": IsHealth()}, TypeError, "exclude must be a plain function, got an async one: IsHealth()"),
         ({"engines": 5}, TypeError, "engines must be a sequence of engines, got 5: write [engine]"),
         ({"engines": "sqlite://"}, TypeError, "engines must be a sequence of engines, got 'sqlite://': write [engine]"),
@@ -98,6 +160,23 @@ def test_wrong_option_says_what_was_got_and_what_is_wanted(option, error, messag
         SQLTraceMiddleware(sends(START, BODY), **option)
 
     assert str(raised.value) == message
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"exclude": None},
+        {"exclude": {"path": True}.get},
+        {"exclude": lambda scope, *, more=(): False},
+        {"rules": [partial(slow_statement, slow=1.0), Asked(), partial(partial(n_plus_one, loads=2), queries=3)]},
+        {"rules": [iter]},
+    ],
+    ids=["no exclude", "builtin", "defaults", "rules", "rule without a signature"],
+)
+def test_option_that_can_be_used_is_taken(option):
+    sent = run(SQLTraceMiddleware(sends(START, BODY), sinks=[], **option), http_scope())
+
+    assert sent == [START, BODY]
 
 
 def test_async_function_as_exclude_is_refused():
