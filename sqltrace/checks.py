@@ -32,3 +32,13 @@ def checked_sequence(name: str, value: Any, of: str, remedy: str) -> tuple[Any, 
     if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
         raise TypeError(f"{name} must be a sequence of {of}, got {value!r:.100}: write {remedy}")
     return tuple(value)
+
+
+def checked_engines(engines: Any) -> tuple[Any, ...]:
+    """None stands for all. Whether each is an engine, `dialect_of` checks."""
+    if engines is None:
+        return ()
+    checked = checked_sequence("engines", engines, "engines", "[engine]")
+    if not checked:
+        raise ValueError("engines is empty: leave it out to record every engine")
+    return checked

@@ -7,8 +7,7 @@ from functools import partial
 from inspect import isasyncgenfunction, iscoroutinefunction, signature
 from typing import Any
 
-from sqltrace.capture.instrument import dialect_of
-from sqltrace.checks import checked_flag, checked_sequence, checked_size
+from sqltrace.checks import checked_engines, checked_flag, checked_sequence, checked_size
 from sqltrace.findings import Rule, default_rules
 from sqltrace.route import Scope
 from sqltrace.sinks import Sink, StructlogSink
@@ -89,18 +88,6 @@ def _checked_prefix(prefix: Any) -> str:
 
 def _is_pattern(path: str) -> bool:
     return "*" in path or "{" in path
-
-
-def checked_engines(engines: Any) -> tuple[Any, ...]:
-    """The engines; none stands for all."""
-    if engines is None:
-        return ()
-    checked = checked_sequence("engines", engines, "engines", "[engine]")
-    for engine in checked:
-        dialect_of(engine)
-    if not checked:
-        raise ValueError("engines is empty: leave it out to record every engine")
-    return checked
 
 
 def _is_async(function: Any) -> bool:

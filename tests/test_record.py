@@ -133,6 +133,26 @@ def test_wrong_engine_is_refused():
         sqltrace.record(engines=["x"])
 
 
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"name": 5}, TypeError, "name must be a str, got 5"),
+        ({"engines": "sqlite://"}, TypeError, "engines must be a sequence of engines, got 'sqlite://': write [engine]"),
+        ({"engines": []}, ValueError, "engines is empty: leave it out to record every engine"),
+        ({"capture_parameters": "x"}, TypeError, "capture_parameters must be True or False, got 'x'"),
+        ({"max_statements": "x"}, TypeError, "max_statements must be an int, got 'x'"),
+        ({"max_statements": 0}, ValueError, "max_statements must be at least 1, got 0"),
+        ({"max_sql_length": 1.5}, TypeError, "max_sql_length must be an int, got 1.5"),
+        ({"max_sql_length": 0}, ValueError, "max_sql_length must be at least 1, got 0"),
+    ],
+)
+def test_wrong_option_says_what_was_got_and_what_is_wanted(options, error, message):
+    with pytest.raises(error) as raised:
+        sqltrace.record(**options)
+
+    assert str(raised.value) == message
+
+
 def test_bare_thread_is_counted_as_unattributed_and_copy_context_is_the_remedy(engine):
     before = sqltrace.missed_statements().unattributed
 

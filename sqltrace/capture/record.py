@@ -8,6 +8,7 @@ from typing import Any
 
 from sqltrace.capture.failed_loads import note_exception
 from sqltrace.capture.instrument import dialect_of, instrument, is_instrumented
+from sqltrace.checks import checked_engines, checked_flag, checked_size
 from sqltrace.collector import Collector
 from sqltrace.recording import Recording
 
@@ -32,7 +33,8 @@ class record:  # noqa: N801 - used as a verb, like contextlib.suppress
         max_sql_length: Characters of SQL kept of each statement.
 
     Raises:
-        TypeError: `engines` holds something that is not an engine.
+        TypeError: an option is of the wrong type.
+        ValueError: a number is less than 1, or `engines` is empty.
         RuntimeError: entered a second time.
 
     .. versionadded:: 0.1.0
@@ -47,13 +49,14 @@ class record:  # noqa: N801 - used as a verb, like contextlib.suppress
         max_statements: int = 500,
         max_sql_length: int = 10_000,
     ) -> None:
-        dialects = None if engines is None else frozenset(dialect_of(engine) for engine in engines)
+        if not isinstance(name, str):
+            raise TypeError(f"name must be a str, got {name!r:.100}")
         self._recording: Recording | None = Recording(
             name,
-            dialects=dialects,
-            capture_parameters=capture_parameters,
-            max_statements=max_statements,
-            max_sql_length=max_sql_length,
+            dialects=frozenset(map(dialect_of, checked_engines(engines))) or None,
+            capture_parameters=checked_flag("capture_parameters", capture_parameters),
+            max_statements=checked_size("max_statements", max_statements),
+            max_sql_length=checked_size("max_sql_length", max_sql_length),
         )
         self._entered: tuple[Recording, Collector | None] | None = None
 
