@@ -60,6 +60,24 @@ def test_rule_that_answers_something_else_is_reported(caplog):
     assert "the rule <lambda>() failed" in caplog.text
 
 
+@pytest.mark.parametrize("other", [5, None, sqltrace.record("x")], ids=["number", "none", "block"])
+def test_what_is_no_recording_is_refused_by_the_default_rules(other):
+    with pytest.raises(TypeError) as raised:
+        sqltrace.diagnose(other)
+
+    assert str(raised.value) == (
+        f"diagnose() needs a recording, as `with sqltrace.record() as recording` gives one, got {other!r}"
+    )
+
+
+def test_record_of_a_request_is_refused_with_the_remedy(sink):
+    visit([], [sink])
+    [record] = sink.take(1)
+
+    with pytest.raises(TypeError, match=r"got a RequestRecord: write record\.recording"):
+        sqltrace.diagnose(record)
+
+
 def test_no_rules_find_nothing():
     assert sqltrace.diagnose(shelves.record_sync(loop, shelves.mapping()), []) == []
 

@@ -9,6 +9,7 @@ defaults, to be changed with `functools.partial`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from sqltrace.faults import report_fault
 from sqltrace.finding import Finding
@@ -84,10 +85,13 @@ def diagnose(recording: Recording, rules: Sequence[Rule] | None = None) -> list[
     Args:
         rules: By default `default_rules`.
 
+    Raises:
+        TypeError: something else than a recording is given to the default rules.
+
     .. versionadded:: 0.1.0
     """
     if rules is None:
-        rules = () if _is_quiet(recording) else default_rules()
+        rules = () if _is_quiet(_checked_recording(recording)) else default_rules()
     findings: list[Finding] = []
     for rule in rules:
         try:
@@ -96,6 +100,16 @@ def diagnose(recording: Recording, rules: Sequence[Rule] | None = None) -> list[
             report_fault(f"the rule {_name(rule)}()", fault)
     once = [finding for finding in findings if not is_idle_of_hold(finding, findings, recording)]
     return sorted(once, key=lambda finding: -finding.cost)
+
+
+def _checked_recording(recording: Any) -> Recording:
+    if isinstance(recording, Recording):
+        return recording
+    if isinstance(getattr(recording, "recording", None), Recording):
+        raise TypeError(f"diagnose() needs a recording, got a {type(recording).__name__}: write record.recording")
+    raise TypeError(
+        f"diagnose() needs a recording, as `with sqltrace.record() as recording` gives one, got {recording!r:.100}"
+    )
 
 
 def _is_quiet(recording: Recording) -> bool:
