@@ -1,7 +1,7 @@
 """The application's structlog: JSON lines to a file, and the same events readably to the terminal."""
 
 import json
-from collections.abc import Iterable, MutableMapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from pathlib import Path
 from threading import Condition
 from typing import Any
@@ -19,36 +19,39 @@ class JSONLines:
     """
     A structlog processor that writes each event to a file, one JSON object per line.
 
-    It also hands over the lines of awaited requests: a line is written when a request's
-    work is over, and the client has the answer before that. Safe with threads.
+    It also hands over the lines of awaited requests, when they are printed: that is when a request's
+    work is over, and the client has the answer before. Safe with threads.
     """
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("w", encoding="utf-8")
         self._awaited: dict[str, LogLine | None] = {}
-        self._written = Condition()
+        self._changed = Condition()
 
     def __call__(self, _: object, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-        line = json.dumps(dict(event), default=str)
-        with self._written:
-            self._file.write(line + "\n")
+        with self._changed:
+            self._file.write(_to_json(event) + "\n")
             self._file.flush()
-            request_id = event.get("request_id")
-            if request_id in self._awaited and "duration_ms" in event:
-                self._awaited[request_id] = json.loads(line)
-                self._written.notify_all()
         return event
+
+    def note_printed(self, event: Mapping[str, Any]) -> None:
+        """Called for each event, after the last processor."""
+        request_id = event.get("request_id")
+        with self._changed:
+            if request_id in self._awaited and "duration_ms" in event:
+                self._awaited[request_id] = json.loads(_to_json(event))
+                self._changed.notify_all()
 
     def await_requests(self, request_ids: Iterable[str]) -> None:
         """Keep the lines of these requests until they are taken."""
-        with self._written:
+        with self._changed:
             self._awaited |= dict.fromkeys(request_ids)
 
     def take(self, request_ids: Iterable[str], timeout: float = 10) -> dict[str, LogLine]:
         """The awaited lines by request id. One that has not come after `timeout` seconds is left out."""
         wanted = list(request_ids)
-        with self._written:
-            self._written.wait_for(lambda: all(self._awaited[request_id] for request_id in wanted), timeout)
+        with self._changed:
+            self._changed.wait_for(lambda: all(self._awaited[request_id] for request_id in wanted), timeout)
             lines = {request_id: self._awaited.pop(request_id) for request_id in wanted}
         return {request_id: line for request_id, line in lines.items() if line}
 
@@ -57,27 +60,40 @@ class JSONLines:
 
 
 class ConsoleLogger:
-    """Prints through rich, so that a line never lands inside a progress bar."""
+    """Prints through rich, so that a line never lands inside a progress bar, and says so."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, json_lines: JSONLines) -> None:
         self._console = console
+        self._json_lines = json_lines
 
-    def msg(self, text: str) -> None:
-        self._console.print(Text.from_ansi(text), soft_wrap=True)
+    def msg(self, text: str, event: Mapping[str, Any]) -> None:
+        try:
+            self._console.print(Text.from_ansi(text), soft_wrap=True)
+        finally:
+            self._json_lines.note_printed(event)
 
     debug = info = warning = error = critical = exception = msg
 
 
 def configure_logging(console: Console, json_lines: JSONLines) -> None:
     """Set structlog up for the process."""
-    logger = ConsoleLogger(console)
+    logger = ConsoleLogger(console, json_lines)
+    renderer = sqltrace.sinks.ReadableRenderer(colors=console.is_terminal, width=console.width)
+
+    def render(target: object, method: str, event: MutableMapping[str, Any]) -> tuple[Any, ...]:
+        return (renderer(target, method, {**event}), event), {}  # of a copy: a renderer may take it apart
+
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             json_lines,
-            sqltrace.sinks.ReadableRenderer(colors=console.is_terminal, width=console.width),
+            render,
         ],
         logger_factory=lambda *_: logger,
     )
+
+
+def _to_json(event: Mapping[str, Any]) -> str:
+    return json.dumps(dict(event), default=str)

@@ -1,14 +1,19 @@
 import asyncio
+import io
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from threading import Thread
 
 import pytest
+import structlog
 from click.testing import CliRunner
+from rich.console import Console
 from sqlalchemy import create_engine, event, inspect, select, text
 from sqlalchemy.orm import Session
 from starlette.applications import Starlette
@@ -19,6 +24,7 @@ from example_app.__main__ import main
 from example_app.app import create_app
 from example_app.data import SIZES, TAG_IDS, USER_ID, generate, refresh_token, seed_database
 from example_app.database import SCHEMA, open_postgresql, open_sqlite
+from example_app.log import JSONLines, configure_logging
 from example_app.server import listen, serve
 
 ROOT = Path(__file__).parent.parent
@@ -91,6 +97,40 @@ def test_every_request_is_printed_readably(small_run):
     for line in lines:
         assert f"{line['http.request.method']} {line['http.route']}  200" in process.stdout
         assert f"request_id={line['request_id']}" in process.stdout
+
+
+def test_each_request_is_printed_below_the_heading_of_its_page(small_run):
+    pages = re.split(r"─+ (\w+ \w+): a page of 8 requests ─+", small_run[0].stdout)
+
+    printed = {
+        flavour: set(re.findall(r"request_id=(\S+)", page))
+        for flavour, page in zip(pages[1::2], pages[2::2], strict=True)
+    }
+    assert printed == {
+        str(flavour): {flavour.request_id(number) for number in range(len(CALLS))} for flavour in replay.FLAVOURS
+    }
+
+
+def test_lines_are_handed_over_when_they_are_printed(tmp_path):
+    class Slow(io.StringIO):
+        def write(self, text):
+            time.sleep(0.2)
+            return super().write(text)
+
+    log, screen = JSONLines(tmp_path / "lines.jsonl"), Slow()
+    configure_logging(Console(file=screen), log)
+    log.await_requests(["r-1"])
+    thread = Thread(
+        target=structlog.get_logger().info, args=["request"], kwargs={"request_id": "r-1", "duration_ms": 1.0}
+    )
+    thread.start()
+
+    lines = log.take(["r-1"])
+
+    assert lines["r-1"]["event"] == "request"
+    assert "r-1" in screen.getvalue()
+    thread.join()
+    log.close()
 
 
 def test_table_tells_what_the_log_lines_say(small_run):
