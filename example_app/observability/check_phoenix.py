@@ -51,6 +51,7 @@ def main(phoenix: str, size: str, screenshot: Path | None) -> None:
             "PHOENIX_HOST": "127.0.0.1",
             "PHOENIX_PORT": str(port),
             "PHOENIX_GRPC_PORT": str(free_port()),
+            "PHOENIX_ALLOW_EXTERNAL_RESOURCES": "False",  # its page would ask for fonts and a tracking pixel
         }
         log = Path(directory, "phoenix.log")
         with running([program, "serve"], f"{url}/healthz", log, environment=environment):
