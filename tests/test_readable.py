@@ -1,4 +1,5 @@
 import ast
+import re
 
 import pytest
 
@@ -162,6 +163,94 @@ def test_long_fix_is_folded_so_that_it_can_still_be_pasted():
     assert ast.dump(ast.parse(code.strip())) == ast.dump(ast.parse(f"query{fix}"))
 
 
+WIDE = {
+    "http.route": "/guilty/async/api/tags/{tag_id}/contents/all/of/them/and/more",
+    "outcome": "error",
+    "error.type": "sqlalchemy.exc.MissingGreenlet",
+    "sql.rows": 14_406,
+    "sql.on_loop": 12,
+    "sql.failed": 2,
+    "sql.after_response": 3,
+    "findings": [
+        {
+            "kind": "eager_join",
+            "message": "the selectin load of Tag.articles asked for 1 table and was sent with 9, as the mapping joins"
+            " Article.user (example_app/guilty/models-of-the-shop.py:83) → User.contents.",
+            "cost_ms": 3.1,
+            "call_site": "example_app/guilty/some/deep/directory/async_api.py:47 in list_the_authors",
+            "loaded_for": "SELECT tags article_tag articles users contents video_metadata post_metadata tags comments"
+            " at example_app/queries.py:46 in contents_of_tag",
+        }
+    ],
+    "sql.statements": [
+        REQUEST["sql.statements"][0]
+        | {
+            "origin": "selectin",
+            "relationship": "Tag.articles",
+            "loaded_for": "SELECT tags article_tag articles users contents at example_app/queries.py:48 in tags_of_user",
+            "call_site": "example_app/guilty/some/deep/async_api.py:49 in list_the_authors_and_all_of_their_books",
+            "eager_joins": {
+                "asked_tables": 1,
+                "sent_tables": 9,
+                "joins": [
+                    "Article.user",
+                    "Article.user → User.contents",
+                    "Article.user → User.contents → Content.tags",
+                ],
+            },
+            "failed": 2,
+        }
+    ],
+    "connection.pool": "postgresql://shop@localhost:5432/shop",
+}
+
+
+@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("colors", [False, True], ids=["plain", "colors"])
+def test_long_lines_are_wrapped_and_no_file_and_line_is_lost(width, colors):
+    printed = re.sub(r"\x1b\[\d+m", "", render(width=width, colors=colors, **WIDE))
+
+    lines = printed.splitlines()
+    assert [line for line in lines if len(line) > width] == []
+    assert set(re.findall(r"[\w-]+\.py:\d+", printed)) == {
+        *("models-of-the-shop.py:83", "async_api.py:47", "queries.py:46", "queries.py:48", "async_api.py:49")
+    }
+    assert not any(line.lstrip().startswith((". ", ", ")) for line in lines)
+    words = " ".join(printed.split())
+    assert "for SELECT tags article_tag articles users contents at example_app/queries.py:48 in tags_of_user" in words
+    assert "asked 1 table, sent 9: Article.user, Article.user → User.contents," in words
+
+
+def test_wrapped_lines_hang():
+    statement = REQUEST["sql.statements"][0] | {
+        "origin": "selectin",
+        "loaded_for": "SELECT a b c at app/queries.py:46 in f",
+    }
+
+    printed = render(width=60, **{"sql.statements": [statement]}).splitlines()
+
+    assert printed[3:5] == [
+        "                           selectin for SELECT a b c at",
+        "                             app/queries.py:46 in f",
+    ]
+
+
+def test_path_that_is_longer_than_the_line_stays_whole():
+    path = "application/" * 10 + "queries.py:46"
+    statement = REQUEST["sql.statements"][0] | {"call_site": path}
+
+    assert path in render(width=40, **{"sql.statements": [statement]})
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_width_is_that_of_the_terminal(monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+
+    printed = ReadableRenderer(colors=False)(None, "info", REQUEST | WIDE)
+
+    assert columns - 20 < max(map(len, printed.splitlines())) <= columns
+
+
 def test_what_a_client_says_prints_no_line_of_its_own_and_steers_no_terminal():
     path = "/x\n12:00:00 error   POST /admin\x1b[2J\u2028"
     event = {
@@ -191,6 +280,14 @@ def test_long_request_says_where_its_time_went_though_it_is_one_part():
     printed = ReadableRenderer(colors=False)(None, "info", event)
 
     assert "702.8 ms = 702.8 ms python" in printed
+
+
+def test_request_that_waited_for_another_of_its_route_says_so():
+    holders = [{"name": "GET /tags/{tag_id}", "ms": 300.0}, {"name": "GET /tags", "ms": 30.0}]
+
+    printed = render(width=200, **{"time.loop_wait_ms": 330.0, "loop.waited_for": holders})
+
+    assert "held by another GET /tags/{tag_id} (300.0 ms), GET /tags (30.0 ms)" in printed
 
 
 def test_commit_that_takes_a_good_part_of_the_database_time_is_told():

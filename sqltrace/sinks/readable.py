@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shutil
 import sys
-import textwrap
 from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any
 
@@ -25,8 +24,11 @@ _TOLD_ABOVE = frozenset(
     " client.address findings".split()
 )
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-_PIECES = re.compile(r"(?<=\))(?=\.)|(?<= )")
-_SEEN = 0.1  # milliseconds
+_WORDS = re.compile(r"(?<= )")
+_CODE = re.compile(r"(?<=\))(?=\.)|(?<= )")  # between words and between calls: it can still be pasted as one expression
+_PAINT = re.compile(r"\x1b\[\d+m")
+_LEAST = 20  # characters, however narrow the terminal
+_NOTABLE = 0.1  # milliseconds
 _LONG = 50.0  # milliseconds; of a shorter request that is all of one part this needs not be said
 _PARTS = ("connection", "database", "objects", "loop_wait", "python")
 _COLORS = {"info": "32", "warning": "33", "error": "31", "dim": "2", "bold": "1"}
@@ -41,7 +43,7 @@ class ReadableRenderer:
     Args:
         others: Renders all other events. By default structlog's `ConsoleRenderer`.
         colors: By default when standard output is a terminal.
-        width: Characters of a line. By default the terminal's, at least 100.
+        width: Characters of a line. By default the terminal's, or 100 where there is none.
 
     Raises:
         TypeError: an option is of the wrong type.
@@ -55,17 +57,20 @@ class ReadableRenderer:
             raise TypeError(f"others must be a structlog renderer, got {others!r:.100}")
         self._colors = sys.stdout.isatty() if colors is None else checked_flag("colors", colors)
         self._others = others or structlog.dev.ConsoleRenderer(colors=self._colors)
-        terminal = max(100, shutil.get_terminal_size().columns)
+        terminal = shutil.get_terminal_size((100, 24)).columns
         self._width = terminal if width is None else checked_size("width", width)
 
     def __call__(self, logger: Any, method: str, event: MutableMapping[str, Any]) -> Any:
         if "sql.statements" not in event:
             return self._others(logger, method, event)
         event = _printable(event)
-        lines = [self._headline(event), f"{_INDENT}{self._account(event)}"]
+        lines = [
+            *self._wrap(self._headline(event), "", hang=_INDENT + "  "),
+            *self._wrap(self._account(event)),
+        ]
         told = (_parts(event), _waited(event), *map(_wait, event.get("connection.waits", ())))
         for line in filter(None, told):
-            lines += textwrap.wrap(line, self._width, initial_indent=_INDENT, subsequent_indent=_INDENT + "  ")
+            lines += self._wrap(line)
         for finding in event.get("findings", ()):
             lines += self._finding(finding)
         for statement in event["sql.statements"]:
@@ -73,13 +78,11 @@ class ReadableRenderer:
         rest = {key: value for key, value in event.items() if key not in _TOLD_ABOVE}
         if rest.get("url.path") == event.get("http.route"):
             del rest["url.path"]
-        if rest:
-            lines.append(_INDENT + self._paint("dim", "  ".join(f"{key}={value}" for key, value in rest.items())))
+        lines += self._wrap("  ".join(f"{key}={value}" for key, value in rest.items()), color="dim")
         return "\n".join(lines)
 
     def _headline(self, event: Mapping[str, Any]) -> str:
         level = str(event.get("level", "info"))
-        what = f"{event.get('http.request.method', 'WEBSOCKET')} {event.get('http.route') or event.get('url.path', '')}"
         facts = [str(event.get("http.response.status_code", "no response")), _time(event["duration_ms"])]
         if event["outcome"] != "ok":
             facts.append(event["outcome"])
@@ -87,7 +90,7 @@ class ReadableRenderer:
             facts.append(event["error.type"])
         time = str(event.get("timestamp", ""))
         clock = time[11:19] if len(time) > 8 else time
-        return f"{clock:8} {self._paint(level, f'{level:7}')} {self._paint('bold', what)}  {'  '.join(facts)}"
+        return f"{clock:8} {self._paint(level, f'{level:7}')} {self._paint('bold', _who(event))}  {'  '.join(facts)}"
 
     def _account(self, event: Mapping[str, Any]) -> str:
         count = event["sql.count"]
@@ -111,56 +114,73 @@ class ReadableRenderer:
     def _finding(self, finding: Mapping[str, Any]) -> list[str]:
         under = _INDENT + "  "
         text = f"! {finding['kind']}  {_time(finding['cost_ms'])}  {finding['message']}"
-        lines = [
-            self._paint("warning", line)
-            for line in textwrap.wrap(text, self._width, initial_indent=_INDENT, subsequent_indent=under)
-        ]
-        places = (
-            f"{word} {finding[key]}" for key, word in (("call_site", "at"), ("loaded_for", "for")) if key in finding
-        )
-        lines += [under + self._paint("dim", self._cut(place, len(under))) for place in places]
+        lines = self._wrap(text, color="warning")
+        for key, word in (("call_site", "at"), ("loaded_for", "for")):
+            if key in finding:
+                lines += self._wrap(f"{word} {finding[key]}", under, color="dim")
         if "fix" in finding:
             code, mark, comment = finding["fix"].partition("# ")
-            room = self._width - len(under)
-            lines += [under + self._paint("bold", line) for line in _fold(f"fix: {code}", room)]
+            room = self._room(under)
+            lines += [under + self._paint("bold", line) for line in _fold(f"fix: {code}", room, pieces=_CODE)]
             lines += [under + self._paint("dim", f"# {line}") for line in _fold(comment, room - 2) if mark]
         return lines
 
     def _statement(self, statement: Mapping[str, Any]) -> list[str]:
         count = f"{statement['count']} ×"
         facts = f"{count:>6} {_time(statement['total_ms']):>9}{_cost(statement)}"
-        head = self._cut(f"{_INDENT}{facts}  {statement['summary']}")
-        if statement.get("failed"):
-            head += self._paint("error", f"  {statement['failed']} failed")
+        failed = f"  {statement['failed']} failed" if statement.get("failed") else ""
+        head = self._cut(f"{_INDENT}{facts}  {statement['summary']}", len(failed)) + self._paint("error", failed)
         lines = [head]
         under = _INDENT + " " * 18
-        lines += [under + self._cut(line, len(under)) for line in _why(statement)]
+        for line in _why(statement):
+            lines += self._wrap(line, under)
         if "call_site" in statement:
-            lines.append(under + self._paint("dim", f"at {statement['call_site']}"))
+            lines += self._wrap(f"at {statement['call_site']}", under, color="dim")
         sql = _COLUMNS.sub(_elide, " ".join(statement["sql"].split()))
         lines.append(under + self._paint("dim", self._cut(sql, len(under))))
         return lines
 
+    def _wrap(self, text: str, indent: str = _INDENT, hang: str = "", color: str = "") -> list[str]:
+        """Lines with a hanging indent. Nothing is cut, and no word is broken: it may be a file and its line."""
+        hang = hang or indent + "  "
+        folded = _fold(text, self._room(indent), self._room(hang))
+        return [(hang if number else indent) + self._paint(color, line) for number, line in enumerate(folded)]
+
     def _cut(self, text: str, used: int = 0) -> str:
-        room = self._width - used
+        room = max(_LEAST, self._width - used)
         return text if len(text) <= room else text[: room - 1] + "…"
 
+    def _room(self, indent: str) -> int:
+        return max(_LEAST, self._width - len(indent))
+
     def _paint(self, color: str, text: str) -> str:
-        if not self._colors or color not in _COLORS:
+        if not text or not self._colors or color not in _COLORS:
             return text
         return f"\x1b[{_COLORS[color]}m{text}\x1b[0m"
 
 
-def _fold(text: str, width: int) -> Iterator[str]:
-    """Lines that can still be pasted as one expression: broken between words and between calls."""
+def _fold(text: str, width: int, then: int | None = None, *, pieces: re.Pattern[str] = _WORDS) -> Iterator[str]:
+    """
+    Args:
+        then: Width of all lines but the first.
+    """
     line = ""
-    for piece in _PIECES.split(text.strip()):
-        if line and len(line) + len(piece.rstrip()) > width:
+    for piece in pieces.split(text.rstrip()):
+        if line and _seen(line) + _seen(piece.rstrip()) > width:
             yield line.rstrip()
-            line = ""
+            line, width = "", then or width
         line += piece
     if line:
         yield line
+
+
+def _seen(text: str) -> int:
+    return len(_PAINT.sub("", text))
+
+
+def _who(event: Mapping[str, Any]) -> str:
+    """The request, named as in what others waited for."""
+    return f"{event.get('http.request.method', 'WEBSOCKET')} {event.get('http.route') or event.get('url.path', '')}"
 
 
 def _parts(event: Mapping[str, Any]) -> str:
@@ -168,7 +188,7 @@ def _parts(event: Mapping[str, Any]) -> str:
     total = event["duration_ms"]
     parts = {part: event.get(f"time.{part}_ms") or 0.0 for part in _PARTS}
     seen = [
-        f"{_time(time)} {part.replace('_', ' ')}" for part, time in parts.items() if time >= max(_SEEN, total / 200)
+        f"{_time(time)} {part.replace('_', ' ')}" for part, time in parts.items() if time >= max(_NOTABLE, total / 200)
     ]
     worth_it = len(seen) > 1 or (total >= _LONG and sum(parts.values()) > 0.9 * total)
     return f"{_time(total)} = {' + '.join(seen)}" if worth_it else ""
@@ -178,13 +198,17 @@ def _waited(event: Mapping[str, Any]) -> str:
     if not event.get("loop.waited_for"):
         return ""
     about = "about " if event.get("time.loop_wait_estimated") else ""
-    holders = ", ".join(f"{holder['name']} ({_time(holder['ms'])})" for holder in event["loop.waited_for"])
+    own = _who(event)
+    holders = ", ".join(
+        f"{'another ' if holder['name'] == own else ''}{holder['name']} ({_time(holder['ms'])})"
+        for holder in event["loop.waited_for"]
+    )
     return f"waited {about}{_time(event['time.loop_wait_ms'])} for the event loop, held by {holders}"
 
 
 def _cost(statement: Mapping[str, Any]) -> str:
     text = f"  {_plural(statement['rows'], 'row')}" if "rows" in statement else ""
-    if statement.get("objects_ms", 0.0) >= _SEEN:
+    if statement.get("objects_ms", 0.0) >= _NOTABLE:
         text += f", objects {_time(statement['objects_ms'])}"
     return text
 
