@@ -190,7 +190,7 @@ class Checkout:
     """
     One use of a connection, from asking the pool for it to giving it back.
 
-    Refers to no connection, no pool and no recording, so that it may be kept with them.
+    Keeps no connection, no pool and no recording alive, so that it may be kept with them.
 
     Attributes:
         labels: Of the recording that asked and of those around it, the innermost first.
@@ -199,14 +199,15 @@ class Checkout:
         wait_started, wait_ended: Around the wait for the pool.
         repeated: The same connection was handed out once more, and is counted already.
         proxy: Identity of the proxy that SQLAlchemy handed out.
+        connection: A weak reference to it, for asynchronous drivers only.
         calling: Whether a begin, commit or rollback is running.
         transaction: Whether a transaction is open. Not in autocommit.
     """
 
     __slots__ = (
-        "_busy", "_executions", "_first", "_idle", "asked", "begin", "calling", "clock", "commit", "connect", "ended",
-        "labels", "neighbours", "ping", "pool_wait", "proxy", "repeated", "rollback", "taken", "transaction", "wait",
-        "wait_ended", "wait_started",
+        "_busy", "_executions", "_first", "_idle", "asked", "begin", "calling", "clock", "commit", "connect",
+        "connection", "ended", "labels", "neighbours", "ping", "pool_wait", "proxy", "repeated", "rollback", "taken",
+        "transaction", "wait", "wait_ended", "wait_started",
     )  # fmt: skip
 
     def __init__(self, clock: Callable[[], int], labels: tuple[Label, ...], neighbours: Occupants) -> None:
@@ -215,6 +216,7 @@ class Checkout:
         self.neighbours = neighbours
         self.repeated = self.calling = self.transaction = False
         self.proxy = self.wait = self.connect = self.ping = self.begin = self.commit = self.rollback = 0
+        self.connection: Callable[[], object] | None = None
         self.taken: int | None = None
         self.ended: int | None = None
         self.wait_started: int | None = None

@@ -36,6 +36,11 @@ from sqltrace.loop_log import HOLD, UNKNOWN, LoopLog, log_of
 _SECOND: Final = 1_000_000_000
 _NAMED: Final = 5
 _MAX_WAITED_FOR: Final = 64
+_MAX_SUSPENSIONS: Final = 64
+
+
+# Says how long ago data came in on a connection, as the kernel knows it; set by `capture.replies`.
+reply_age: Callable[[Any], int | None] | None = None
 
 
 class LoopShare:
@@ -49,6 +54,7 @@ class LoopShare:
         longest: The longest of these.
         began: Of the step that is running; 0 while the task is suspended.
         left: End of the step before that.
+        suspensions: The latest stretches of a millisecond or more in which the task was suspended: start and end.
         late: Stretches for which the task may have waited before the running step. Not marked yet.
         thread: Identity of the loop's thread; 0 before and after.
         responded: Whether the response has ended: from then on nobody is named any more.
@@ -56,7 +62,7 @@ class LoopShare:
 
     __slots__ = (
         "_estimates", "_waited_for", "began", "collector", "held", "label", "late", "left", "log", "longest",
-        "name_route", "observed", "responded", "thread",
+        "name_route", "observed", "responded", "suspensions", "thread",
     )  # fmt: skip
 
     def __init__(self, collector: Collector, name_route: Callable[[], None] | None = None) -> None:
@@ -67,6 +73,7 @@ class LoopShare:
         self.observed = self.responded = False
         self.held = self.longest = self.began = self.left = self.thread = 0
         self.late: list[tuple[int, int]] = []
+        self.suspensions: deque[tuple[int, int]] = deque(maxlen=_MAX_SUSPENSIONS)
         self._waited_for: dict[Label, int] = {}
         self._estimates: deque[tuple[int, int]] = deque(maxlen=8)
 
@@ -117,17 +124,28 @@ class LoopShare:
     def resume(self, log: LoopLog, left: int, now: int, awaited: Any, suspended: Any) -> None:
         """The task goes on now, having been suspended for a while."""
         try:
+            self.suspensions.append((left, now))
             log.notice(now)
             waits = log.tail(
                 left, now, self.label, lambda: not waits_for_own(awaited, suspended, self.collector, log.loop)
             )
-            if waits and not (now - left >= POLL and polls(suspended)):
+            if waits and now - left >= POLL and polls(suspended):
+                arrived = self._arrived(left, now)
+                waits = [] if arrived is None else [(max(since, arrived), until) for since, until in waits]
+            if waits:
                 worked = self._latest_work()
                 self.late = [
                     (max(since, worked), until) for since, until in waits if until - max(since, worked) >= HOLD
                 ]
         except Exception as fault:
             report_fault("observing the event loop", fault)
+
+    def _arrived(self, left: int, now: int) -> int | None:
+        """When the latest part of a reply came in that the task was suspended for; `None` where none did."""
+        checkouts = self.collector.checkouts
+        connection = checkouts[-1].connection if checkouts and reply_age is not None else None
+        age = None if connection is None or reply_age is None else reply_age(connection())
+        return None if age is None or now - age <= left else now - age
 
     def suspend(self, log: LoopLog | None, began: int, now: int) -> None:
         """The step is over."""
@@ -143,26 +161,45 @@ class LoopShare:
 
     def settle(self) -> None:
         """Take the wait before the running step for real, for want of better knowledge. In other tasks, do nothing."""
-        if not self.late or not self.began or not self.on_its_loop():
+        if not self.late or not self.in_own_task():
             return
         late, self.late = self.late, []
         for since, until in late:
-            mark_estimate(current.get() or self.collector, since, until)
-            self._estimates.append((since, until))
-            self.blame(since, until)
+            self.estimate(since, until)
 
-    def estimated_since(self, start: int) -> int:
-        """The estimates of the stretches that began after `start`, the running step's not included."""
-        return sum(until - since for since, until in self._estimates if since >= start)
+    def in_own_task(self) -> bool:
+        """Whether the caller runs in a step of the request's own task, not in a child's or in somebody else's."""
+        return bool(self.began) and self.on_its_loop()
+
+    def suspended_within(self, start: int, end: int) -> list[tuple[int, int]]:
+        """When the request's own task was suspended, in a stretch. Of very many suspensions not the oldest."""
+        within = [(max(since, start), min(until, end)) for since, until in self.suspensions]
+        return [(since, until) for since, until in within if since < until]
+
+    def estimated_within(self, start: int, end: int) -> int:
+        """The estimates for a stretch, the running step's not included."""
+        within = [min(until, end) - max(since, start) for since, until in self._estimates]
+        return sum(length for length in within if length > 0)
+
+    def estimate(self, since: int, until: int) -> None:
+        """Take a wait for real, for want of better knowledge."""
+        mark_estimate(current.get() or self.collector, since, until)
+        self.blame(since, until)
+        self._estimates.append((since, until))
 
     def blame(self, since: int, until: int, *, unknown: bool = True) -> int:
-        """Remember who held the loop in a stretch that was waited. How much of it other requests held."""
+        """
+        Remember who held the loop in a stretch that was waited, unless an estimate has told it before.
+
+        Returns how much of it other requests held.
+        """
+        told = self.responded or self.estimated_within(since, until) > 0
         known = 0
         if self.log is not None:
             for start, end, label in self.log.within(since, until):
                 if label is not self.label and (unknown or label is not UNKNOWN):
                     known += end - start if label is not UNKNOWN else 0
-                    if not self.responded:
+                    if not told:
                         self._waited_for[label] = self._waited_for.get(label, 0) + end - start
         if len(self._waited_for) > _MAX_WAITED_FOR:  # only requests that last go there, as websockets
             worst = sorted(self._waited_for.items(), key=lambda item: -item[1])

@@ -114,6 +114,19 @@ def test_innocent_refresh_tells_that_it_waited_for_the_loop_and_by_whom(database
     assert worst["time.database_ms"] < worst["time.loop_wait_ms"]
 
 
+def test_parts_of_requests_side_by_side_agree_with_their_statements_and_with_the_loop(database):
+    async def page(client):
+        await asyncio.gather(*(client.get(f"/guilty/async/api/tags/{tag}/contents/all") for tag in TAG_IDS))
+
+    lines = [line for lines in visit(database, page).values() for line in lines]
+
+    assert len(lines) == len(TAG_IDS)
+    for line in lines:
+        held, told = line["loop.held_ms"], sum(group["total_ms"] for group in line["sql.statements"])
+        assert line["time.objects_ms"] <= held + 1  # nothing is made while the loop is another's
+        assert told <= 1.1 * line["time.database_ms"] + 5
+
+
 def test_mended_endpoint_reads_a_row_for_each_object(database):
     path = f"/mended/async/api/tags/{TAG_IDS[0]}/contents/all"
 

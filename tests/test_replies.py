@@ -118,6 +118,47 @@ def test_reply_that_comes_after_the_block_was_not_waited_for(run, driver):
     assert inner.time_account.loop_wait < 0.02
 
 
+def numbers_after(driver, count, seconds):
+    """As `numbers`, and the server takes its time before it begins to answer."""
+    if "postgresql" in DIALECTS[driver]:
+        return text(
+            f"SELECT i, i, i, i, i, i, i, i FROM generate_series(1, {count}) AS i, (SELECT pg_sleep({seconds})) z"
+        )
+    return text(
+        f"SELECT seq, seq, seq, seq, seq, seq, seq, s FROM seq_1_to_{count}, (SELECT SLEEP({seconds}) AS s) AS z ORDER BY 1"
+    )
+
+
+@pytest.mark.parametrize("rows", [100, 1_000])
+@pytest.mark.parametrize("driver", OVER_TCP)
+def test_reply_of_many_rows_waits_for_the_loop_as_one_of_few_does(run, driver, rows):
+    query = numbers_after(driver, rows, 0.02)
+
+    async def work(connection):
+        assert len((await connection.execute(query)).all()) == rows
+
+    inner, outer, blocked = measure(run, driver, work, prepare=query)
+
+    account = inner.time_account
+    assert blocked - 0.08 < account.loop_wait < blocked + 0.02
+    assert account.database < 0.12
+    assert outer.waited_for[0][0] == "GET /guilty/{number}"
+    assert outer.waited_for[0][1] < blocked + 0.02
+
+
+@pytest.mark.parametrize("driver", [POSTGRESQL])
+def test_transaction_that_ends_late_has_waited_for_the_loop(run, driver):
+    async def work(connection):
+        await connection.execute(text("SELECT 1"))
+        asyncio.get_running_loop().call_soon(block, 0.1)  # as soon as the rollback is under way
+        await connection.rollback()
+
+    inner, _, _ = measure(run, driver, work, prepare=text("SELECT 1"), blocked=0)
+
+    assert inner.time_account.loop_wait > 0.08
+    assert inner.time_account.database < 0.08
+
+
 @pytest.mark.parametrize("driver", OVER_TCP)
 def test_driver_that_reads_a_large_reply_does_not_wait(run, driver):
     query = numbers(driver, 40_000)
@@ -200,9 +241,9 @@ def test_aiosqlite_has_an_estimate_only(run):
 
     inner, outer, blocked = measure(run, "aiosqlite", work, after=0)
 
-    assert inner.statements[0].loop_wait is None
     assert inner.loop_wait_estimated
     assert inner.time_account.loop_wait == pytest.approx(blocked, abs=0.05)
+    assert sum(statement.loop_wait or 0.0 for statement in inner.statements) <= inner.time_account.loop_wait + 0.001
     assert outer.waited_for[0][0] == "GET /guilty/{number}"
 
 
@@ -253,6 +294,4 @@ def test_other_sockets_and_systems_are_unknown(monkeypatch):
     ids=["none", "nothing known", "no socket", "closed", "not a method"],
 )
 def test_driver_that_has_changed_is_unknown(connection):
-    context = SimpleNamespace(root_connection=SimpleNamespace(connection=SimpleNamespace(driver_connection=connection)))
-
-    assert internals.driver_descriptor(context) is None
+    assert internals.driver_descriptor(SimpleNamespace(driver_connection=connection)) is None

@@ -5,7 +5,9 @@ from __future__ import annotations
 from contextvars import ContextVar
 from typing import Any, Final
 
+from sqltrace.capture.replies import awake
 from sqltrace.collector import Execution, mark
+from sqltrace.loop_log import HOLD
 
 _AT_ONCE: Final = 100_000  # nanoseconds from the preparation of a query to its reading
 _LEAST_MARK: Final = 2_000  # nanoseconds; between two clock readings next to each other there is less
@@ -101,6 +103,18 @@ class Block:
 
     def add(self, start: int, end: int) -> None:
         """Building took place from `start` to `end`."""
+        execution = self.execution
+        if (
+            end - start >= HOLD and execution.dialect.is_async
+        ):  # cursors of some drivers wait in places that nobody sees
+            pieces = awake(self.collector, start, end)
+            if len(pieces) != 1 or pieces[0] != (start, end):
+                for piece in pieces:
+                    self.add_piece(*piece)
+                return
+        self.add_piece(start, end)
+
+    def add_piece(self, start: int, end: int) -> None:
         execution = self.execution
         execution.objects += end - start
         execution.more = True

@@ -206,6 +206,8 @@ def _take(collector: Collector, checkout: Checkout, dialect: Dialect, connection
             previous.end()  # StaticPool: only the first to close it is told of
         checkout.taken = now
         checkout.proxy = id(connection)
+        if dialect.is_async:
+            checkout.connection = ref(connection)
         entry[KEY] = checkout
         checkout.neighbours.add(checkout)
     except Exception as fault:

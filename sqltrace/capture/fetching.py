@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Any, Final, NoReturn
 
-from sqltrace.capture import internals
+from sqltrace.capture import internals, replies
 from sqltrace.capture.building import building
 from sqltrace.capture.failure import describe_failure
 from sqltrace.capture.internals import BufferedRowCursorFetchStrategy, CursorFetchStrategy
@@ -23,19 +23,34 @@ def begin(execution: Execution) -> None:
     execution.open = True
 
 
-def add_fetch(execution: Execution, started: int, rows: int) -> None:
-    """Note a fetch that ends now, and its time in the time account. Never raises."""
+def add_fetch(execution: Execution, result: Any, started: int, rows: int) -> None:
+    """
+    Note a fetch that ends now, and its time in the time account. Never raises.
+
+    Args:
+        result: SQLAlchemy's; `None` where there is none yet.
+    """
     try:
         ended = execution.collector.clock()
         execution.rows = (execution.rows or 0) + rows
-        execution.fetch += ended - started
-        execution.marked += ended - started
+        spent = ended - started - _loop_wait(execution, result, started, ended, rows)
+        execution.fetch += spent
+        execution.marked += spent
         mark(execution.collector, execution.dialect, "database", started, ended)
         block = building.get()
         if block is not None:
             block.leave_out(started, ended)
     except Exception as fault:
         report_fault("counting rows", fault)
+
+
+def _loop_wait(execution: Execution, result: Any, started: int, ended: int, rows: int) -> int:
+    """How much of a fetch an asynchronous driver waited for the event loop with the rows at hand."""
+    if ended - started < replies.SLOW or result is None or not execution.dialect.is_async:
+        return 0
+    proxy = internals.pooled_connection(result.context)
+    values = rows * len(result.keys())
+    return replies.loop_wait(execution.collector, proxy, execution.dialect, started, ended, values) or 0
 
 
 def _close(execution: Execution) -> None:
@@ -116,9 +131,12 @@ class CountedFetch(Execution, CursorFetchStrategy):
             self.fetch += clock() - started
             self.handle_exception(result, dbapi_cursor, error)
         self.reading = False
-        self.fetch += clock() - started
+        ended = clock()
+        self.fetch += ended - started
         try:
             self.rows += len(rows)  # type: ignore[operator]  # likewise
+            if ended - started >= replies.SLOW:
+                self.fetch -= _loop_wait(self, result, started, ended, len(rows))
         except Exception as fault:
             report_fault("counting rows", fault)
         self.finish()
@@ -173,7 +191,7 @@ class CountedFetch(Execution, CursorFetchStrategy):
         try:
             rows = super().fetchmany(result, dbapi_cursor, size)
         finally:
-            add_fetch(self, started, len(rows))
+            add_fetch(self, result, started, len(rows))
         return rows
 
     def yield_per(self, result: Any, dbapi_cursor: Any, num: int) -> None:
@@ -237,14 +255,14 @@ class CountedStream(BufferedRowCursorFetchStrategy):
             _fail(self.execution, error)
             raise
         finally:
-            add_fetch(self.execution, started, fetched)
+            add_fetch(self.execution, None, started, fetched)
 
     def _buffer_rows(self, result: Any, dbapi_cursor: Any) -> None:
         started = self.execution.collector.clock()
         try:
             internals.buffer_rows(self, result, dbapi_cursor)
         finally:
-            add_fetch(self.execution, started, internals.buffered_rows(self))
+            add_fetch(self.execution, result, started, internals.buffered_rows(self))
 
     def fetchmany(self, result: Any, dbapi_cursor: Any, size: int | None = None) -> Any:
         if size is None:
@@ -255,7 +273,7 @@ class CountedStream(BufferedRowCursorFetchStrategy):
         try:
             rows = super().fetchmany(result, dbapi_cursor, size)
         finally:
-            add_fetch(self.execution, started, len(rows) + internals.buffered_rows(self) - before)
+            add_fetch(self.execution, result, started, len(rows) + internals.buffered_rows(self) - before)
         return rows
 
     def fetchall(self, result: Any, dbapi_cursor: Any) -> Any:
@@ -265,5 +283,5 @@ class CountedStream(BufferedRowCursorFetchStrategy):
         try:
             rows = super().fetchall(result, dbapi_cursor)
         finally:
-            add_fetch(self.execution, started, max(0, len(rows) - before))
+            add_fetch(self.execution, result, started, max(0, len(rows) - before))
         return rows

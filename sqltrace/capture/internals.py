@@ -46,11 +46,16 @@ def batch_size(context: Any, parameters: Any) -> int | None:
         return None
 
 
-def driver_descriptor(context: Any) -> int | None:
-    """The file descriptor on which an asynchronous driver talks to the database; `None` where it has none."""
+def driver_descriptor(adapted: Any) -> int | None:
+    """
+    The file descriptor on which an asynchronous driver talks to the database; `None` where it has none.
+
+    Args:
+        adapted: SQLAlchemy's adapted connection, or the pool's proxy of it.
+    """
     try:
         # Of psycopg the connection tells itself, of asyncpg and asyncmy its transport, of aiomysql its writer.
-        connection = context.root_connection.connection.driver_connection
+        connection = adapted.driver_connection
         source = connection
         if not hasattr(connection, "fileno"):
             transport = getattr(connection, "_transport", None) or getattr(connection, "_writer", None)

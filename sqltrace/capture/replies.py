@@ -12,9 +12,11 @@ import struct
 import sys
 from typing import Any, Final
 
+from sqltrace import event_loop
 from sqltrace.capture import internals
-from sqltrace.collector import Collector, Execution, mark
+from sqltrace.collector import Collector, mark
 from sqltrace.event_loop import LoopShare
+from sqltrace.loop_log import HOLD
 
 SLOW: Final = 10_000_000  # nanoseconds; asking the kernel costs some 5 microseconds
 _RESOLUTION: Final = 4_000_000  # of the kernel's answer: a tick of its clock, at 250 Hz
@@ -47,40 +49,78 @@ def received_before(descriptor: int) -> int | None:
         borrowed.detach()
 
 
-def loop_wait(collector: Collector, context: Any, execution: Execution) -> int | None:
-    """
-    How long the reply of a slow statement that has just ended lay ready; marks it in the recordings.
+def _age(connection: Any) -> int | None:
+    descriptor = internals.driver_descriptor(connection)
+    return None if descriptor is None else received_before(descriptor)
 
-    The driver itself needs the loop to read a large reply: of one, only what
-    other requests are known to have held counts. Estimates for earlier round
-    trips of the same statement are included. Nanoseconds; `None` where it
-    cannot be known.
+
+event_loop.reply_age = _age
+
+
+def loop_wait(collector: Collector, connection: Any, dialect: Any, started: int, ended: int, values: int) -> int | None:
     """
-    descriptor = internals.driver_descriptor(context)
-    ago = None if descriptor is None else received_before(descriptor)
-    if ago is None:
-        return None
-    arrived = collector.clock() - ago
-    if arrived < execution.started:
-        return None  # nothing came in since: this is not the connection that was waited for
+    How long the reply lay ready that has just ended a slow wait for the database; marks it in the recordings.
+
+    What the kernel does not tell is an estimate: of earlier round trips of the
+    same call, of drivers that have no socket, and of what held the loop before
+    the last part of a large reply came in, which waits for its first part to be read.
+    The driver itself needs the loop to read a large reply: after that came in,
+    only what other requests are known to have held counts.
+
+    Args:
+        connection: SQLAlchemy's adapted one, or the pool's proxy of it.
+        values: About how many values the reply has.
+
+    Returns:
+        Nanoseconds; `None` where it cannot be known.
+    """
     share = _share(collector)
-    since, until, before = arrived, execution.ended, 0
-    if share is not None and share.began and share.on_its_loop():  # in the request's own task, not in a child's
-        share.late = []
-        since, until = max(since, share.left), share.began
-        before = share.estimated_since(execution.started)
-    if until - since <= _RESOLUTION:
+    own = share is not None and share.in_own_task()
+    ago = _age(connection)
+    if ago is None:
+        if share is None or not own:
+            return None
+        share.settle()
+        return share.estimated_within(started, ended)
+    arrived = collector.clock() - ago
+    if arrived < started:
+        return None  # nothing came in since: this is not the connection that was waited for
+    large = values > _LARGE
+    before = 0
+    waits = [(arrived, ended)]
+    if share is not None and own:
+        late, share.late = share.late, []
+        for since, until in late if large else ():
+            if min(until, arrived) - since >= HOLD:
+                share.estimate(since, min(until, arrived))
+        before = share.estimated_within(started, arrived)
+        waits = share.suspended_within(arrived, share.began)
+    if sum(until - since for since, until in waits) <= _RESOLUTION:
         return before
     wait = before
-    large = _value_count(context) > _LARGE
-    for start, end in [(since, until)] if share is None else share.without_own_holds(since, until):
+    pieces = (
+        waits if share is None else [piece for since, until in waits for piece in share.without_own_holds(since, until)]
+    )
+    for start, end in pieces:
         others = share.blame(start, end, unknown=not large) if share is not None else 0
         waited = others if large else end - start
         if waited <= SLOW and not others:
             continue  # as long as it may take until the operating system lets the process run
-        mark(collector, execution.dialect, "loop_wait", start, start + waited)
+        mark(collector, dialect, "loop_wait", start, start + waited)
         wait += waited
     return wait
+
+
+def awake(collector: Collector, start: int, end: int) -> list[tuple[int, int]]:
+    """A stretch of work of the request's own task, without its suspensions. In other tasks all of it."""
+    share = _share(collector)
+    if share is None or not share.in_own_task():
+        return [(start, end)]
+    pieces: list[tuple[int, int]] = []
+    for since, until in share.suspended_within(start, end):
+        pieces.append((start, since))
+        start = until
+    return [piece for piece in (*pieces, (start, end)) if piece[0] < piece[1]]
 
 
 def note_hold(collector: Collector, start: int, end: int) -> None:
@@ -90,7 +130,8 @@ def note_hold(collector: Collector, start: int, end: int) -> None:
         share.note_hold(start, end)
 
 
-def _value_count(context: Any) -> int:
+def value_count(context: Any) -> int:
+    """About how many values the reply to a statement has."""
     rows: int = context.cursor.rowcount
     return max(0, rows) * len(context.cursor.description or ())
 

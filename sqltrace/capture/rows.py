@@ -85,7 +85,7 @@ def _follow_batch(execution: Execution, context: Any) -> None:
         try:
             rows = context.fetchall_for_returning(cursor)
         finally:
-            add_fetch(execution, started, len(rows))
+            add_fetch(execution, None, started, len(rows))
             execution.open = False
         return rows
 

@@ -101,7 +101,8 @@ def note(
             execution.more = True
         if execution.dialect.is_async if purpose is NOTHING else purpose.is_async:
             if elapsed >= replies.SLOW and failure is None:
-                execution.loop_wait = replies.loop_wait(collector, context, execution)
+                proxy, values = internals.pooled_connection(context), replies.value_count(context)
+                execution.loop_wait = replies.loop_wait(collector, proxy, execution.dialect, started, ended, values)
                 execution.more = True
         # To be asked for the running loop is dear where one runs: asyncio asks for the process before Python 3.12.
         elif ((loop := collector.loop) and loop.thread == get_ident()) or _get_running_loop() is not None:

@@ -17,7 +17,7 @@ from weakref import WeakSet
 
 from sqlalchemy.engine import Connection, Dialect
 
-from sqltrace.capture import internals
+from sqltrace.capture import internals, replies
 from sqltrace.collector import Collector, Execution, current, mark
 from sqltrace.connection import NEGLIGIBLE, Checkout
 from sqltrace.faults import report_fault
@@ -114,7 +114,8 @@ def _measure_begin(dialect: Dialect, begin: Callable[..., None]) -> Callable[...
             return
         checkout, started = _checkout_of(connection), collector.clock()
         begin(connection, *arguments)
-        _note(collector, dialect, None if checkout is None or checkout.calling else checkout, "begin", started)
+        counts = None if checkout is None or checkout.calling else checkout
+        _note(collector, dialect, connection, counts, "begin", started)
         if checkout is not None and not checkout.calling:
             checkout.transaction = not _commits_itself(dialect, connection)
 
@@ -141,7 +142,7 @@ def _measure_end(dialect: Dialect, end: Callable[..., None], kind: str) -> Calla
         finally:
             if checkout is not None:
                 checkout.calling = False
-            _note(collector, dialect, checkout, kind, started)
+            _note(collector, dialect, connection, checkout, kind, started)
 
     return measured
 
@@ -156,13 +157,17 @@ def _checkout_of(connection: Any) -> Checkout | None:
         return None
 
 
-def _note(collector: Collector, dialect: Dialect, checkout: Checkout | None, kind: str, started: int) -> None:
+def _note(
+    collector: Collector, dialect: Dialect, connection: Any, checkout: Checkout | None, kind: str, started: int
+) -> None:
     try:
         ended = collector.clock()
         if checkout is not None:
             setattr(checkout, kind, getattr(checkout, kind) + ended - started)
         if ended - started > NEGLIGIBLE:
             mark(collector, dialect, "database", started, ended)
+            if dialect.is_async and ended - started >= replies.SLOW:
+                replies.loop_wait(collector, connection, dialect, started, ended, 0)
     except Exception as fault:
         report_fault("measuring a transaction", fault)
 
