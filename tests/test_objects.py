@@ -8,7 +8,7 @@ import weakref
 from functools import partial
 
 import pytest
-from sqlalchemy import create_engine, event, select
+from sqlalchemy import create_engine, delete, event, insert, select
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session, contains_eager, joinedload, loading, selectinload
 
@@ -494,3 +494,23 @@ def test_slow_close_of_a_cursor_takes_nothing_from_the_database_of_an_orm_query(
     engine.dispose()
     statements = sum(statement.duration for statement in recording.statements)
     assert recording.time_account.database == pytest.approx(statements, rel=0.02)
+
+
+def test_what_sorts_the_rows_of_a_selectin_load_to_their_parents_belongs_to_the_load(engine):
+    with engine.begin() as connection:
+        connection.execute(insert(Book), [{"id": n, "author_id": 11} for n in range(1_000, 6_000)])
+    query = select(Author).where(Author.id.in_([11, 12])).options(selectinload(Author.books))
+    with sqltrace.record() as recording, Session(engine) as session:
+        session.scalars(query).all()
+        session.expunge_all()  # the second time without the costs of the mapper's first use
+        authors = session.scalars(query).all()
+    with engine.begin() as connection:
+        connection.execute(delete(Book).where(Book.id >= 1_000))
+
+    outer, load = recording.statements[2:]
+    assert [len(author.books) for author in authors] == [5_000, 0]
+    assert (outer.rows, load.rows) == (2, 5_000)
+    assert outer.objects < load.objects / 20
+    assert recording.groups[0].objects == pytest.approx(
+        sum(one.objects for one in recording.statements if one.rows == 5_000)
+    )

@@ -25,13 +25,14 @@ class Block:
         fetch_start, fetch_end: Of the fetch of the rows, as long as nothing else has happened inside.
         since: Where what is not accounted for begins, once something has.
         broken: Whether something has.
+        load: The one among these that the building is for at the moment.
         loads: Statements that load relationships meanwhile, by their path.
         newest: Of `orm_internals.newest_object`.
     """
 
     __slots__ = (
-        "broken", "collector", "context", "ended", "execution", "fetch_end", "fetch_start", "loads", "newest", "outer",
-        "prepared_end", "prepared_start", "since", "started",
+        "broken", "collector", "context", "ended", "execution", "fetch_end", "fetch_start", "load", "loads", "newest",
+        "outer", "prepared_end", "prepared_start", "since", "started",
     )  # fmt: skip
 
     def __init__(self, execution: Execution, context: Any, prepared_start: int = 0, prepared_end: int = 0) -> None:
@@ -41,6 +42,7 @@ class Block:
         self.prepared_start, self.prepared_end = prepared_start, prepared_end
         self.fetch_start = self.fetch_end = self.since = self.started = 0
         self.broken = self.ended = False
+        self.load: Execution | None = None
         self.loads: dict[tuple[Any, ...], Execution] | None = None
         self.newest: tuple[Any, Any] | None = None
         self.outer: Block | None = None
@@ -84,8 +86,12 @@ class Block:
             if not self.broken:
                 self.begin_pieces()
             self.add(self.since, now)
-        if self.outer is not None:
-            self.outer.leave_out(self.started, now)
+        self.go_on_for(None)
+        outer = self.outer
+        if outer is not None:
+            outer.leave_out(self.started, now)
+            if self.execution.origin.kind == "selectin" and not outer.ended:
+                outer.go_on_for(self.execution)
 
     def begin_pieces(self) -> None:
         """Account for what has happened, each in its place."""
@@ -103,23 +109,27 @@ class Block:
 
     def add(self, start: int, end: int) -> None:
         """Building took place from `start` to `end`."""
-        execution = self.execution
-        if (
-            end - start >= HOLD and execution.dialect.is_async
-        ):  # cursors of some drivers wait in places that nobody sees
-            pieces = awake(self.collector, start, end)
-            if len(pieces) != 1 or pieces[0] != (start, end):
-                for piece in pieces:
-                    self.add_piece(*piece)
-                return
-        self.add_piece(start, end)
+        if end - start >= HOLD and self.execution.dialect.is_async:
+            # Cursors of some drivers wait in places that nobody else sees.
+            for piece in awake(self.collector, start, end):
+                self.add_piece(*piece)
+        else:
+            self.add_piece(start, end)
 
     def add_piece(self, start: int, end: int) -> None:
-        execution = self.execution
+        execution = self.load or self.execution
         execution.objects += end - start
         execution.more = True
         if end - start > _LEAST_MARK:
             mark(self.collector, execution.dialect, "objects", start, end)
+
+    def go_on_for(self, load: Execution | None) -> None:
+        """What is built from now on belongs to a load that has just read its rows, and sorts them to their parents."""
+        if self.load is not None:
+            self.load.open = False
+        self.load = load
+        if load is not None:
+            load.open = True
 
 
 # A context variable, since other tasks run on this thread while an async driver loads a relationship.

@@ -157,7 +157,7 @@ def _end(block: Block, context: Any, *, last: bool) -> None:
             if before:
                 made = {name: before.get(name, 0) + made.get(name, 0) for name in {**before, **made}}
             execution.entities = made
-        if last:
+        if last and (block.outer is None or block.outer.load is not execution):
             execution.open = False
     except Exception as fault:
         report_fault("timing objects", fault)
