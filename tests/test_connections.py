@@ -994,3 +994,17 @@ def test_threads_take_and_give_back_at_once(sqlite):
 
     assert [(use.checkouts, use.failed) for use in uses] == [(200, 0)] * 6
     assert held_now(engine) == set()
+
+
+def test_what_sqlalchemy_asks_of_a_database_that_it_meets_is_part_of_connecting(work):
+    engine = work.engine()
+
+    def unit():
+        with sqltrace.record() as recording, engine.connect() as connection:
+            connection.execute(text("SELECT 1"))
+        return recording
+
+    recording = work.run(unit)
+
+    assert [statement.sql for statement in recording.statements] == ["SELECT 1"]
+    assert recording.connections.connect > 0

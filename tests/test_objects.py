@@ -498,7 +498,7 @@ def test_slow_close_of_a_cursor_takes_nothing_from_the_database_of_an_orm_query(
 
 def test_what_sorts_the_rows_of_a_selectin_load_to_their_parents_belongs_to_the_load(engine):
     with engine.begin() as connection:
-        connection.execute(insert(Book), [{"id": n, "author_id": 11} for n in range(1_000, 6_000)])
+        connection.execute(insert(Book), [{"id": n, "author_id": 11} for n in range(1_000, 21_000)])
     query = select(Author).where(Author.id.in_([11, 12])).options(selectinload(Author.books))
     with sqltrace.record() as recording, Session(engine) as session:
         session.scalars(query).all()
@@ -508,9 +508,9 @@ def test_what_sorts_the_rows_of_a_selectin_load_to_their_parents_belongs_to_the_
         connection.execute(delete(Book).where(Book.id >= 1_000))
 
     outer, load = recording.statements[2:]
-    assert [len(author.books) for author in authors] == [5_000, 0]
-    assert (outer.rows, load.rows) == (2, 5_000)
+    assert [len(author.books) for author in authors] == [20_000, 0]
+    assert (outer.rows, load.rows) == (2, 20_000)
     assert outer.objects < load.objects / 20
     assert recording.groups[0].objects == pytest.approx(
-        sum(one.objects for one in recording.statements if one.rows == 5_000)
+        sum(one.objects for one in recording.statements if one.rows == 20_000)
     )

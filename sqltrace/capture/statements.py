@@ -59,6 +59,8 @@ def note(
         many: Whether it may be anything else than one execution by the driver's ``execute()``.
     """
     try:
+        if transactions.asking.get() is not None:
+            return  # SQLAlchemy gets to know the database: that is part of connecting
         block = building.get()
         if block is not None:
             block.leave_out(started, ended)
