@@ -32,9 +32,9 @@ explain = origin.explain
 fastest: dict[str, float] = {}
 
 
-def timed_explain(collector: Any, execution: Any, context: Any) -> None:
-    explain(collector, execution, context)
-    times = timeit.repeat(lambda: explain(collector, execution, context), number=CALLS, repeat=ROUNDS)
+def timed_explain(execution: Any, purpose: Any, context: Any) -> None:
+    explain(execution, purpose, context)
+    times = timeit.repeat(lambda: explain(execution, purpose, context), number=CALLS, repeat=ROUNDS)
     kind = execution.origin.kind
     fastest[kind] = min(*times, fastest.get(kind, 1.0) * CALLS) / CALLS
 
