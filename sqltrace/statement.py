@@ -64,7 +64,8 @@ class Statement:
 
         loop_wait:
             Seconds in which the reply was there, and the event loop busy with
-            something else. `None` where that cannot be known.
+            something else. An estimate where `Recording.loop_wait_estimated` says
+            so. `None` where that cannot be known.
 
         rows:
             Rows taken from the driver's cursor, also if the application did
