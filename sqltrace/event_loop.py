@@ -37,6 +37,7 @@ _SECOND: Final = 1_000_000_000
 _NAMED: Final = 5
 _MAX_WAITED_FOR: Final = 64
 _MAX_SUSPENSIONS: Final = 64
+_TICK: Final = 5_000_000  # nanoseconds by which the kernel may think that data came later than they did
 
 
 # Says how long ago data came in on a connection, as the kernel knows it; set by `capture.replies`.
@@ -145,7 +146,7 @@ class LoopShare:
         checkouts = self.collector.checkouts
         connection = checkouts[-1].connection if checkouts and reply_age is not None else None
         age = None if connection is None or reply_age is None else reply_age(connection())
-        return None if age is None or now - age <= left else now - age
+        return None if age is None or now - age <= left + _TICK else now - age
 
     def suspend(self, log: LoopLog | None, began: int, now: int) -> None:
         """The step is over."""
