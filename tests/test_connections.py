@@ -12,7 +12,8 @@ from pathlib import Path
 import jsonschema
 import pytest
 from sqlalchemy import create_engine, event, pool, text
-from sqlalchemy.engine import Engine
+from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.engine.default import DefaultExecutionContext
 from sqlalchemy.exc import OperationalError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import create_async_engine
@@ -260,6 +261,16 @@ def test_wait_is_told_when_the_holders_let_go_together(async_work):
     assert (wait.in_use, names(wait)) == (2, {"GET /hog"})
 
 
+def test_time_lost_to_other_threads_is_no_wait_for_a_pool_that_is_not_full(sqlite, monkeypatch):
+    monkeypatch.setattr(pool_wait, "_NOTABLE", 0)
+    engine = sqlite.engine(pool_size=2)
+
+    with sqltrace.record() as recording:
+        sql(engine)
+
+    assert (recording.connections.waits, recording.connections.checkouts) == ([], 1)
+
+
 def test_self_deadlock_is_named(work):
     engine = work.engine(pool_size=1, max_overflow=0, pool_timeout=0.05)
 
@@ -453,6 +464,20 @@ def test_recording_of_some_engines_measures_those(sqlite):
     assert (outer.connections.checkouts, inner.connections.checkouts) == (2, 1)
 
 
+def test_checkouts_are_counted_in_each_recording_and_not_kept(sqlite, monkeypatch):
+    engine = sqlite.engine()
+    for module in (connections, transactions):
+        monkeypatch.setattr(module, "NEGLIGIBLE", float("inf"))  # stretches of time are counted at such moments, too
+
+    with sqltrace.record() as outer, sqltrace.record() as inner:
+        for _ in range(2 * collector.FOLD_AT + 1):
+            engine.connect().close()
+        kept = [len(recording.collector.checkouts) for recording in (outer, inner)]
+
+    assert max(kept) < collector.FOLD_AT
+    assert [recording.connections.checkouts for recording in (outer, inner)] == [2 * collector.FOLD_AT + 1] * 2
+
+
 # Opening and pinging
 
 
@@ -479,7 +504,8 @@ def test_ping_of_a_stale_connection_and_the_new_one_are_measured(work):
 
 def test_connection_of_the_pool_itself_is_pinged_and_not_measured(sqlite):
     engine = sqlite.engine(pool_pre_ping=True)
-    sql(engine)
+    with sqltrace.record():
+        sql(engine)
 
     with sqltrace.record() as recording:
         engine.pool.connect().close()
@@ -652,6 +678,20 @@ def test_autocommit_is_never_idle_in_transaction(work):
 
 
 @thrice
+def test_dialect_that_cannot_tell_of_autocommit_has_transactions(sqlite, monkeypatch):
+    engine = sqlite.engine()
+
+    def detect_autocommit_setting(connection):
+        raise NotImplementedError  # as of SQLAlchemy's own for any other dialect
+
+    monkeypatch.setattr(engine.dialect, "detect_autocommit_setting", detect_autocommit_setting, raising=False)
+    with sqltrace.record() as recording, engine.begin() as one:
+        one.execute(text("SELECT 1"))
+        time.sleep(0.01)
+
+    assert 0.01 <= recording.connections.idle_in_transaction < 0.1
+
+
 def test_savepoint_is_part_of_its_transaction(work):
     engine = work.engine()
     work.run(partial(sql, engine))
@@ -718,18 +758,20 @@ def test_two_phase_transaction_is_measured(tmp_path):
     work.close()
 
 
-@pytest.mark.postgresql
-def test_two_phase_transaction_that_ends_as_an_ordinary_one_is_measured_once(tmp_path):
-    work = make_work("psycopg2", tmp_path)
+@pytest.mark.parametrize("driver", ["psycopg2", "asyncpg"])  # of asyncpg, SQLAlchemy's methods call one another
+def test_two_phase_transaction_that_ends_as_an_ordinary_one_is_measured_once(tmp_path, driver):
+    work = make_work(driver, tmp_path)
     engine = work.engine()
 
-    with sqltrace.record() as recording, engine.connect() as one:
-        transaction = one.begin_twophase()
-        one.execute(text("SELECT 1"))
-        time.sleep(0.01)
-        transaction.rollback()
+    def unit():
+        with sqltrace.record() as recording, engine.connect() as one:
+            transaction = one.begin_twophase()
+            one.execute(text("SELECT 1"))
+            work.pause(0.01)
+            transaction.rollback()
+        return recording.connections
 
-    use = recording.connections
+    use = work.run(unit)
     assert 0.01 <= use.idle_in_transaction < 0.06
     assert 0 < use.rollback < use.held
     work.close()
@@ -860,6 +902,61 @@ def test_wrapper_of_somebody_else_stays(sqlite, monkeypatch):
     assert called == ["before", "before"]
 
 
+def test_wrapper_of_somebody_else_around_ours_stays(sqlite, monkeypatch):
+    sqltrace.uninstrument()
+    monkeypatch.setattr(Engine, "raw_connection", Engine.raw_connection)
+    sqltrace.instrument()
+    ours, called = Engine.raw_connection, []
+
+    def theirs(engine):
+        called.append(engine)
+        return ours(engine)
+
+    Engine.raw_connection = theirs
+    sqltrace.uninstrument()
+    engine = sqlite.engine()
+    sql(engine)
+
+    assert (Engine.raw_connection, called) == (theirs, [engine])
+
+
+def test_dialect_that_two_threads_meet_at_once_is_measured_once(sqlite, monkeypatch):
+    class Crossing:
+        """Both threads have seen that there is something to do, before the first does it."""
+
+        lock, both = threading.Lock(), threading.Barrier(2)
+
+        def __enter__(self):
+            self.both.wait(30)
+            self.lock.acquire()
+
+        def __exit__(self, *_):
+            self.lock.release()
+
+    engine = sqlite.engine()
+    with monkeypatch.context() as changed:
+        changed.setattr(transactions, "_lock", Crossing())
+        work = partial(transactions.watch, engine.dialect)
+        sqlite.together(work, work)
+
+    sqltrace.uninstrument()
+    assert set(transactions._METHODS) & vars(engine.dialect).keys() == set()
+
+
+def test_connection_that_comes_back_after_its_measuring_has_ended_changes_nothing(sqlite):
+    engine = sqlite.engine()
+    with sqltrace.record() as recording:
+        one = engine.connect()
+    sqltrace.uninstrument()
+    held = recording.connections.held
+
+    sqltrace.instrument()
+    time.sleep(0.01)
+    one.close()
+
+    assert (recording.connections.held, recording.connections.checkouts) == (held, 1)
+
+
 class TestChangedSQLAlchemy:
     """Where SQLAlchemy has changed inside, the number is `None`, and the rest goes on."""
 
@@ -909,7 +1006,21 @@ class TestChangedSQLAlchemy:
             with monkeypatch.context() as changed:
                 changed.delattr(owner, name)
                 assert not reader()
-        assert internals.knows_pooled_connection()
+
+    @pytest.mark.parametrize(
+        ("owner", "name", "changed", "reader"),
+        [
+            (pool.AsyncAdaptedQueuePool, "_do_get", lambda self: None, internals.waiting),
+            (pool, "_ConnectionRecord", None, internals.connecting),
+            (Connection, "__init__", lambda self, engine: None, internals.asks_for_raw_connection),
+            (DefaultExecutionContext, "create_default_cursor", None, internals.knows_pooled_connection),
+        ],
+    )
+    def test_each_other_way_of_doing_it_is_noticed(self, monkeypatch, owner, name, changed, reader):
+        assert reader()
+        monkeypatch.setattr(owner, name, changed, raising=name in vars(owner))
+
+        assert not reader()
 
 
 def test_everything_is_measured_with_the_installed_sqlalchemy():

@@ -29,7 +29,7 @@ def measure_wait(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
         waiting, in_use = checkout.neighbours.waiting, pool.checkedout()
         waiting.add(checkout)
         checkout.wait_started = checkout.clock()
-        entry, timed_out = None, False
+        timed_out = False
         try:
             entry = original(pool)
         except PoolTimeoutError:
@@ -43,8 +43,7 @@ def measure_wait(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
             checkout.wait = ended - checkout.wait_started
             if timed_out or checkout.wait >= _NOTABLE:
                 _add_wait(checkout, pool, before, timed_out, in_use)
-            if entry is not None:
-                checkout.neighbours.add(checkout)
+        checkout.neighbours.add(checkout)
         return entry  # type: ignore[no-any-return]  # what SQLAlchemy itself returns
 
     return _do_get
