@@ -14,64 +14,115 @@ from hashlib import blake2b
 
 _SUMMARY_LENGTH = 255  # semantic conventions for db.query.summary
 
-
 # Nothing that begins with a digit is a name: 0b1, 1_000 and 1.5f are numbers somewhere.
-_NUMBER = r"\d\w*(?:\.\w*)?(?:(?<=[eE])[+-]\d+)?"
+_NUMBER = r"\d\w*(?:\.\w*|\$\d\w*)*(?:(?<=[eE])[+-]\d\w*)?"
 
 
 def _nested(depth: int) -> str:
-    """A comment with comments in it, as PostgreSQL and SQL Server read it."""
-    inside = _nested(depth - 1) if depth else "/"
-    return rf"/\*(?: [^*/]++ | \*(?!/) | /(?!\*) | {inside} )*+ (?:\*/|\Z)"
+    """A comment with comments in it, as PostgreSQL and SQL Server read it. Whatever is nested deeper has no end."""
+    inside = _nested(depth - 1) if depth else r"/\*.*"
+    return rf"/\*(?: [^*/]++ | \*(?!/) | /(?!\*) | {inside} )* (?:\*/|\Z)"
 
 
-def _values(quoted: str, comment: str, name: str = r'"(?:[^"]|"")*" | `[^`]*`') -> re.Pattern[str]:
+def _values(quoted: str, comment: str, name: str, number: str, *, opens: str, dollar: str = "") -> re.Pattern[str]:
+    """
+    Args:
+        name: Quoted names. Where one of the marks that `opens` them is not read as a name, the rest is a value.
+        number: What stands before a number.
+        dollar: Placeholders with a dollar sign.
+    """
     return re.compile(
         rf"""
         (?= ['"`\[$\d.\-/_%:?\#] | [nN]?[eEnNbBxXqQ]' )  # where none stands nothing below matches: 3 times faster
-        (?: (?P<comment> {comment} )
-        | (?P<value>
-            {quoted}
-          | \$(?P<tag>[A-Za-z_]\w*|)\$ .*? (?:\$(?P=tag)\$|\Z)
-          | (?<![\w$:@%.\[]) {_NUMBER}
-          | (?: (?<=[aA][rR][rR][aA][yY]\[) | (?<=[^\w"`)\]]\[) ) \d+(?:\.\d*)? (?=\s*[\],])  # not x[1], nor [2fa]
-          | (?<![\w$:@%)\]]) \.\d\w*(?:(?<=[eE])[+-]\d+)?
-        )
-        | (?P<name> {name} )
+        (?: (?P<name> {name} )
+        | (?P<value> {quoted} | [{opens}].* | {number}{_NUMBER} | (?<![\w)\]])\.{_NUMBER} )
+        | (?P<comment> {comment} )
         | (?P<placeholder>
-            __\[POSTCOMPILE_[^\]]+\] | %\(\w+\)s | %s | \$\d+ | (?<![:\w]):[A-Za-z_]\w* | \? ) )
+            __\[POSTCOMPILE_[^\[\]'"]*+\]? | %\(\w+\)s | %s\b | (?<![:\w'"`)\]]):\w+ | \? {dollar} ) )
         """,
         re.VERBOSE | re.DOTALL,
     )
 
 
-_STRING = r"(?:\b[nNbBxX])?'(?:[^']|'')*(?:'|\Z)"
-_ESCAPED = r"""(?:\b[nNbBxX])?'(?:[^'\\]|\\(?:.|\Z)|'')*(?:'|\Z)"""
+# None of these fails behind its opening quote or goes back to it: the time for a text grows with its length. Groups
+# are atomic, (?>(?:..)*), not possessive, (?:..)*+: Python before 3.11.5 does not match those (gh-106052).
+_PREFIX = r"(?:(?<![\w$\#])[nNbBxX])?"
+_STRING = rf"{_PREFIX}'[^']*+(?:''[^']*+)*(?:'|\Z)"
+_BACKSLASHED = r"'[^'\\]*+(?:(?:''|\\.)[^'\\]*+)*(?:'|\\?\Z)"
+_ESCAPED = rf"{_PREFIX}{_BACKSLASHED}"
+_E_STRING = rf"(?<![\w$])[eE]{_BACKSLASHED}"
 # Whether a backslash escapes a quote is up to the session in MySQL and PostgreSQL, and not known of databases that
 # are not known here: where one stands before a quote, all that follows is taken for a value.
-_DOUBTFUL = r"""(?:\b[nNbBxX])?'(?:[^'\\]|\\(?:[^']|\Z)|'')*(?:'|\\'.*|\Z)"""
-_MARKED = r"""
-    \b[nN]?[qQ]'
-    (?: \[.*?(?:\]'|\Z) | \{.*?(?:\}'|\Z) | \(.*?(?:\)'|\Z) | <.*?(?:>'|\Z) | (?P<mark>[^\s\w']).*?(?:(?P=mark)'|\Z) )
-    | \b[eE]'(?:[^'\\]|\\(?:.|\Z)|'')*(?:'|\Z)
-"""  # of Oracle, up to the mark that follows q', and of PostgreSQL
-_COMMENT = rf"--[^\n]* | {_nested(3)}"
-_MYSQL_COMMENT = r"(?:--(?=\s|\Z)|\#)[^\n]* | /\*.*?(?:\*/|\Z)"
-_QUOTED_NAME = r'"(?:[^"]|"")*(?:"|\Z)'
+_DOUBTFUL = rf"""{_PREFIX}'[^'\\]*+(?:(?:''|\\[^'])[^'\\]*+)*(?:'|\\?\Z|\\'.*)"""
+_Q_STRING = r"""
+    (?<![\w$\#])[nN]?[qQ]'
+    (?: \[.*?(?:\]'|\Z) | \{.*?(?:\}'|\Z) | \(.*?(?:\)'|\Z) | <.*?(?:>'|\Z) | (?P<mark>\S).*?(?:(?P=mark)'|\Z) )
+"""
+_TAG = r"\$(?P<tag>[A-Za-z_\x80-\U0010ffff][\w\x80-\U0010ffff]*+|)\$"
+_DOLLARS = rf"(?<![\w$]){_TAG}.*?(?:\$(?P=tag)\$|\Z) | (?<=[\w$]){_TAG.replace('?P<tag>', '?:')}.*"
 
-# For telling statements apart, as most sessions read them; for what is shown, with doubt.
-_SHAPES = {
-    "mysql": _values(rf'{_ESCAPED} | "(?:[^"\\]|\\(?:.|\Z)|"")*(?:"|\Z)', _MYSQL_COMMENT),
-    "microsoft.sql_server": _values(_STRING, _COMMENT, rf"{_QUOTED_NAME} | \[(?:[^\]]|\]\])*\]"),
-    "sqlite": _values(_STRING, _COMMENT, rf"{_QUOTED_NAME} | `[^`]*` | \[[^\]]*\]"),
-    "": _values(rf"{_MARKED} | {_STRING}", _COMMENT),
+_DOUBLE_QUOTED = r'"[^"]*+(?>(?:""[^"]*+)*)"'
+_COMMENT = r"--[^\n]* | /\*.*?(?:\*/|\Z)"
+_NESTED_COMMENT = rf"--[^\n]* | {_nested(9)}"
+_MYSQL_COMMENT = r"(?:--(?=\s|\Z)|\#)[^\n]* | /\*.*?(?:\*/|\Z)"
+
+# x[1] is a subscript, ARRAY[1] and [1] are not.
+_POSTGRESQL_NUMBER = r"""(?<![\w$.]) (?: (?<![\w"`)\]]\[) | (?<=\b[aA][rR][rR][aA][yY]\[) )"""
+_MONEY = r"(?<![\w$.@])\$?"  # $12.5 of SQL Server, where @1 is a placeholder
+_DOLLAR = r"| \$\d+"
+
+
+def _postgresql(string: str) -> re.Pattern[str]:
+    strings = f"{_E_STRING} | {_DOLLARS} | {string}"
+    return _values(strings, _NESTED_COMMENT, _DOUBLE_QUOTED, _POSTGRESQL_NUMBER, opens='"', dollar=_DOLLAR)
+
+
+def _mysql(string: str) -> re.Pattern[str]:
+    double_quoted = string.replace("'", '"')
+    return _values(f"{string} | {double_quoted}", _MYSQL_COMMENT, r"`[^`]*+`", _MONEY, opens="`")
+
+
+_OTHER_NUMBER = r"(?<![\w$.])\$?"
+_EXACT = {
+    "microsoft.sql_server": _values(
+        _STRING, _NESTED_COMMENT, rf"{_DOUBLE_QUOTED} | \[[^\]]*+(?>(?:\]\][^\]]*+)*)\]", _MONEY, opens=r'"\['
+    ),
+    "sqlite": _values(
+        _STRING, _COMMENT, rf"{_DOUBLE_QUOTED} | `[^`]*+` | \[[^\]]*+\]", r"(?<![\w$.@])", opens=r'"`\[', dollar=_DOLLAR
+    ),
+    "oracle.db": _values(f"{_Q_STRING} | {_STRING}", _COMMENT, _DOUBLE_QUOTED, _OTHER_NUMBER, opens='"'),
 }
-_SHAPES["mariadb"] = _SHAPES["mysql"]
-_PATTERNS = _SHAPES | {
-    "mysql": _values(rf'{_DOUBTFUL} | "(?:[^"\\]|\\(?:[^"]|\Z)|"")*(?:"|\\".*|\Z)', _MYSQL_COMMENT),
-    "": _values(rf"{_MARKED} | {_DOUBTFUL}", _COMMENT),
+# Of databases not known here: where one reads a string, a name or a comment and another reads something that ends
+# elsewhere, all that follows is taken for a value.
+_LINE = r"""(?>(?: [^\n'"`\#/-] | /(?!/) | -(?!-) | '[^\n'\\]*+' | "[^\n"\\]*+" | `[^\n`]*+` )*)"""
+_OTHER = rf"""
+    (?: \#|//|--(?!\s) ) {_LINE} ['"`].*
+  | /\* (?>(?: [^*/]++ | \*(?!/) | /(?!\*) )*) /\*.*
+  | '{{3}}[^'\\]*+'{{3}}(?!') | '{{3}}.* | "{{3}}[^"\\]*+"{{3}}(?!")
+  | (?<![\w$\#])[nN]?[qQ]'.* | {_E_STRING} | {_DOLLARS} | {_DOUBTFUL}
+"""
+_OTHER_NAME = r"""(?!"{3})"[^"\\]*+(?>(?:(?:""|\\[^"])[^"\\]*+)*)" | `[^`'"]*+`"""
+
+# For telling statements apart, as most sessions read them.
+_SHAPES = _EXACT | {
+    "postgresql": _postgresql(_STRING),
+    "mysql": _mysql(_ESCAPED),
+    "": _values(
+        f"{_E_STRING} | {_Q_STRING} | {_DOLLARS} | {_STRING}",
+        _NESTED_COMMENT,
+        f"{_DOUBLE_QUOTED} | `[^`]*+`",
+        _OTHER_NUMBER,
+        opens='"`',
+    ),
 }
-_PATTERNS["mariadb"] = _PATTERNS["mysql"]
+# For what is shown, with doubt.
+_PATTERNS = _EXACT | {
+    "postgresql": _postgresql(_DOUBTFUL),
+    "mysql": _mysql(_DOUBTFUL),
+    "": _values(_OTHER, _COMMENT, _OTHER_NAME, _OTHER_NUMBER, opens='"`'),
+}
+for _patterns in (_SHAPES, _PATTERNS):
+    _patterns["cockroachdb"], _patterns["mariadb"] = _patterns["postgresql"], _patterns["mysql"]
 
 # SQLite takes a name in double quotes for a string where no column has it. It is one for sure in these places only.
 _BEFORE_NAME = re.compile(

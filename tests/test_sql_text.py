@@ -2,6 +2,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from sqltrace import sql_text
 from sqltrace.sql_text import fingerprint, redact, summarize
 
 CASE = """SELECT tags_1.id AS tags_1_id, articles.id FROM tags AS tags_1
@@ -129,6 +130,37 @@ def test_summary_is_cut_between_words_at_255_characters():
         ("other_sql", r"SELECT a WHERE b = 'C:\dir' AND c = 'Cork'", "SELECT a WHERE b = ? AND c = ?"),
         ("sqlite", "SELECT 'cut in the mid", "SELECT ?"),
         ("postgresql", "SELECT $a$ cut in the mid", "SELECT ?"),
+        ("postgresql", "SELECT ARRAY[12::bigint, 34::bigint]", "SELECT ARRAY[?::bigint, ?::bigint]"),
+        ("postgresql", "SELECT ARRAY[12+1], ARRAY[0x1F2], ARRAY[1e5]", "SELECT ARRAY[?+?], ARRAY[?], ARRAY[?]"),
+        ("postgresql", "SELECT ARRAY[1.5::numeric], my_array[1]", "SELECT ARRAY[?::numeric], my_array[1]"),
+        ("postgresql", "SELECT x%12, @12, x%.5, @.5", "SELECT x%?, @?, x%?, @?"),
+        ("postgresql", "SELECT $é$it's$é$, $€$it's$€$, a", "SELECT ?, ?, a"),
+        ("postgresql", "SELECT a$b$ 'y$b$secret'", "SELECT a?"),
+        ("postgresql", "SELECT a`'secret'`b", "SELECT a`?`b"),
+        ("postgresql", "/* /* /* /* /* a */ secret */ b */ c */ d */ SELECT 1", "SELECT ?"),
+        ("postgresql", 'SELECT "cut in the mid', "SELECT ?"),
+        ("sqlite", "SELECT /* a /* b */ '*/ secret'", "SELECT   ?"),
+        ("oracle.db", "SELECT /* a /* b */ '*/ secret'", "SELECT   ?"),
+        ("oracle.db", "SELECT q'Xit's secretX', q''it's secret'', a", "SELECT ?, ?, a"),
+        ("oracle.db", r"SELECT 'C:\', a, :1", r"SELECT ?, a, :1"),
+        ("oracle.db", "SELECT a$b$c, v$session FROM t", "SELECT a$b$c, v$session FROM t"),
+        (
+            "microsoft.sql_server",
+            "SELECT a WHERE b > $12.67 OR c = $.5 OR d = @1",
+            "SELECT a WHERE b > ? OR c = $? OR d = @1",
+        ),
+        ("microsoft.sql_server", "SELECT [cut in the mid", "SELECT ?"),
+        ("mysql", "SELECT `a``b`, `cut in the mid", "SELECT `a``b`, ?"),
+        ("mysql", "SELECT $12", "SELECT ?"),
+        ("other_sql", "SELECT {'a':12, 'b':34}, x[5], 1.2.3", "SELECT {?:?, ?:?}, x[?], ?"),
+        ("other_sql", "SELECT '''it''', a, '''it's''', b", "SELECT ?, a, ?"),
+        ("other_sql", "SELECT a`b, 'secret'`, c", "SELECT a?"),
+        ("other_sql", "SELECT `my-project.a.b` FROM `c d`", "SELECT `my-project.a.b` FROM `c d`"),
+        ("other_sql", "SELECT /* a */ b, /* c /* d */ '*/ secret'", "SELECT   b, ?"),
+        ("other_sql", "SELECT a # it's\nWHERE b = 'secret'", "SELECT a ?"),
+        ("other_sql", "SELECT a // it's\nWHERE b = 'secret'", "SELECT a ?"),
+        ("other_sql", "SELECT a FROM #b WHERE c // 2 = 'secret'", "SELECT a FROM #b WHERE c // ? = ?"),
+        ("other_sql", "SELECT 1--'Anna\nSchmidt', 2", "SELECT ??"),
     ],
 )
 def test_literals_become_question_marks_and_nothing_else_does(system, sql, redacted):
@@ -178,6 +210,15 @@ def test_no_part_of_a_string_survives_where_the_text_is_cut(system, pieces):
         assert redact(sql[:cut], system) == "SELECT a FROM t WHERE b = ?"
 
 
+@pytest.mark.parametrize("system", ["postgresql", "mysql", "sqlite", "oracle.db", "microsoft.sql_server", "other_sql"])
+@pytest.mark.parametrize(
+    "before", [" ", *"+-*/%<>=(,&|^~!", "||", "<>", "%-", "CASE WHEN a THEN ", " ARRAY[", " [", ",["]
+)
+def test_no_number_survives_whatever_stands_before_it(system, before):
+    for number in ("12345", "12345.5", ".12345", "0x12345", "1e12345", "1E-12345", "12345::bigint"):
+        assert "12345" not in redact(f"SELECT a{before}{number}, {number} FROM t", system)
+
+
 @given(st.text(alphabet=st.sampled_from("SELECT FROMJOIN'\"$`()[],;:?%-/*\\1aé\n\x00"), max_size=300))
 @example("((((" * 200)
 @example("FROM " * 500)
@@ -214,3 +255,10 @@ def test_texts_that_differ_in_values_only_have_one_fingerprint(one, other):
 )
 def test_different_statements_have_different_fingerprints(one, other):
     assert fingerprint(one) != fingerprint(other)
+
+
+@pytest.mark.parametrize("patterns", [sql_text._PATTERNS, sql_text._SHAPES])
+def test_no_group_is_possessive(patterns):
+    texts = [pattern.pattern for pattern in patterns.values()]
+
+    assert [text for text in texts if ")*+" in text or ")++" in text] == []
