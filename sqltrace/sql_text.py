@@ -124,14 +124,27 @@ _PATTERNS = _EXACT | {
 for _patterns in (_SHAPES, _PATTERNS):
     _patterns["cockroachdb"], _patterns["mariadb"] = _patterns["postgresql"], _patterns["mysql"]
 
-# SQLite takes a name in double quotes for a string where no column has it. It is one for sure in these places only.
-_BEFORE_NAME = re.compile(
-    r"(?: \. | \b(?:FROM|JOIN|INTO|UPDATE|AS|TABLE|EXISTS|INDEX|VIEW|COLUMN|BY|RETURNING|ON|SET|REFERENCES)"
-    r" | \bINTO\s+\S+\s*\([^()]* )\s*\Z",
+# Where what is in double quotes is a name, or in MySQL a string, without a doubt.
+_NO_DOUBT = frozenset({"postgresql", "cockroachdb", "oracle.db", "mysql", "mariadb"})
+# SQLite takes a name in double quotes for a string where no column has it, and to others it is one. It is a name for
+# sure in these places only. The first line passes over what may be a comment, and a FROM that no table follows.
+_TABLE = r'(?!VALUES\b|SELECT\b)(?>(?:[^\s()"\[]|"[^"]*+"|\[[^\[\]]*+\])+)'
+_PLACES = re.compile(
+    rf"""
+    (?:--|\#|//)[^\n]* | \bDISTINCT\s++FROM\b | \b(?:EXTRACT|TRIM|SUBSTRING)\s*+\([^()]*?\bFROM\b
+  | (?P<list> \b
+        (?: (?:INTO|REFERENCES)\s++{_TABLE} | INDEX\s++(?:IF\s++NOT\s++EXISTS\s++)?{_TABLE}\s++ON\s++{_TABLE}
+          | (?:PRIMARY|FOREIGN)\s++KEY | UNIQUE | ON\s++CONFLICT )
+        \s*+ \( (?: \s*+ (?:{_DOUBLE_QUOTED}|[^\s(),"']++) \s*+ (?:,|(?=\))) )* )
+  | (?P<before> \. | \b(?:FROM|JOIN|INTO|UPDATE|AS|TABLE|EXISTS|INDEX|VIEW|COLUMN|RETURNING|SET|REFERENCES|CONSTRAINT
+        |(?:ORDER|GROUP|PARTITION)\s++BY|RENAME\s++TO) ) \s*+ (?=")
+  | (?P<defined> [(,] ) \s*+ (?={_DOUBLE_QUOTED}\s++[^\W\d])
+    """,
     re.IGNORECASE | re.VERBOSE,
 )
-_AFTER_NAME = re.compile(r"\s*(?:\.|=\s*[?:])")
-_DEFINITION = re.compile(r"\s*(?:CREATE|ALTER|DROP)\b", re.IGNORECASE)
+_DEFINITION = re.compile(r"(?:\s*(?:CREATE|ALTER)\b(?:(?!\b(?:AS|SELECT|BEGIN)\b).)*)?", re.IGNORECASE | re.DOTALL)
+_AFTER_NAME = re.compile(r"\s*+(?:\.(?!\d)|=\s*+[?:])")
+_QUOTE = re.compile(_DOUBLE_QUOTED)
 
 _SPACE = re.compile(r"\s+")
 _CAST = r"(?:\s*::\s*[\w\"]+(?:\s*\[\])?)?"
@@ -144,27 +157,38 @@ def redact(sql: str, system: str = "other_sql") -> str:
     """
     The text with every literal replaced by ``?`` and comments left out.
 
-    Placeholders and quoted names stay. `system` is a ``db.system.name``: MySQL
-    and MariaDB quote differently. Already truncated text is safe.
+    Placeholders and quoted names stay. `system` is a ``db.system.name``, which
+    tells what is a literal. Where that is in doubt, as double quotes are for
+    SQLite and all quotes for a system not known, it is. Already truncated text
+    is safe.
     """
+    names = _places_of_names(sql) if '"' in sql and system not in _NO_DOUBT else None
 
     def replace(match: re.Match[str]) -> str:
-        if match["comment"] is not None:
+        kind, text = match.lastgroup, match[0]
+        if kind == "comment":
             return " "
-        if match["value"] is not None or (system == "sqlite" and match[0][0] == '"' and not _is_name(match)):
+        if kind == "value" or (names is not None and text[0] == '"' and not _is_name(match, names)):
             return "?"
-        return match[0]
+        return text
 
     return _PATTERNS.get(system, _PATTERNS[""]).sub(replace, sql).strip()
 
 
-def _is_name(match: re.Match[str]) -> bool:
-    sql, start = match.string, match.start()
-    return bool(
-        _AFTER_NAME.match(sql, match.end())
-        or _BEFORE_NAME.search(sql, max(0, start - 300), start)
-        or _DEFINITION.match(sql)
-    )
+def _is_name(match: re.Match[str], names: set[int]) -> bool:
+    return match.start() in names or _AFTER_NAME.match(match.string, match.end()) is not None
+
+
+def _places_of_names(sql: str) -> set[int]:
+    """Where the double quotes open that hold a name, found once for a text: to look back from each is quadratic."""
+    places: set[int] = set()
+    defined = _DEFINITION.match(sql)
+    for match in _PLACES.finditer(sql):
+        if match["list"]:
+            places.update(quote.start() for quote in _QUOTE.finditer(sql, *match.span()))
+        elif match["before"] or (match["defined"] and defined and match.end() < defined.end()):
+            places.add(match.end())
+    return places
 
 
 @lru_cache(maxsize=2_048)
@@ -172,16 +196,16 @@ def fingerprint(sql: str, system: str = "other_sql") -> str:
     """16 hex digits, equal for texts that differ in values, placeholders, list lengths or space only."""
 
     def replace(match: re.Match[str]) -> str:
-        if match["comment"] is not None:
+        if match.lastgroup == "comment":
             return " "
-        return match[0] if match["name"] is not None else "?"
+        return match[0] if match.lastgroup == "name" else "?"
 
     shape = _SPACE.sub(" ", _SHAPES.get(system, _SHAPES[""]).sub(replace, sql)).strip()
     shape = _ROWS.sub(r"\1", _LIST.sub("(?)", shape))
     return blake2b(shape.encode("utf-8", "replace"), digest_size=8).hexdigest()
 
 
-_NAME = r'(?:"(?:[^"]|"")*"|`[^`]*`|\[[^\]]*\]|[^\W\d]\w*)'
+_NAME = r'(?:"[^"]*+(?:""[^"]*+)*(?:"|\Z)|`[^`]*+(?:`|\Z)|\[[^\]]*+(?:\]|\Z)|[^\W\d]\w*)'
 _WORD = re.compile(rf"(?P<name>{_NAME}(?:\.{_NAME})*)|(?P<sign>[(),;=])")
 _OPERATIONS = frozenset(
     "SELECT INSERT UPDATE DELETE MERGE REPLACE CALL CREATE ALTER DROP TRUNCATE BEGIN START COMMIT"
