@@ -14,6 +14,8 @@ from hashlib import blake2b
 
 _SUMMARY_LENGTH = 255  # semantic conventions for db.query.summary
 
+# Stands for the schema under `schema_translate_map`, until SQLAlchemy renders it.
+_SCHEMA = r"__\[SCHEMA_[^\[\]']*+\]"
 # Nothing that begins with a digit is a name: 0b1, 1_000 and 1.5f are numbers somewhere.
 _NUMBER = r"\d\w*(?:\.\w*|\$\d\w*)*(?:(?<=[eE])[+-]\d\w*)?"
 
@@ -34,7 +36,7 @@ def _values(quoted: str, comment: str, name: str, number: str, *, opens: str, do
     return re.compile(
         rf"""
         (?= ['"`\[$\d.\-/_%:?\#] | [nN]?[eEnNbBxXqQ]' )  # where none stands nothing below matches: 3 times faster
-        (?: (?P<name> {name} )
+        (?: (?P<name> {name} | {_SCHEMA} )
         | (?P<value> {quoted} | [{opens}].* | {number}{_NUMBER} | (?<![\w)\]])\.{_NUMBER} )
         | (?P<comment> {comment} )
         | (?P<placeholder>
@@ -206,6 +208,7 @@ def fingerprint(sql: str, system: str = "other_sql") -> str:
 
 
 _NAME = r'(?:"[^"]*+(?:""[^"]*+)*(?:"|\Z)|`[^`]*+(?:`|\Z)|\[[^\]]*+(?:\]|\Z)|[^\W\d]\w*)'
+_TRANSLATED = re.compile(rf"{_SCHEMA}\.")
 _WORD = re.compile(rf"(?P<name>{_NAME}(?:\.{_NAME})*)|(?P<sign>[(),;=])")
 _OPERATIONS = frozenset(
     "SELECT INSERT UPDATE DELETE MERGE REPLACE CALL CREATE ALTER DROP TRUNCATE BEGIN START COMMIT"
@@ -229,10 +232,11 @@ def summarize(sql: str, system: str = "other_sql") -> str:
 
     Follows the OpenTelemetry semantic conventions for ``db.query.summary``: no
     case is changed, names keep their quotes, at most 255 characters, cut
-    between words. Names of common table expressions are not targets.
+    between words. Names of common table expressions are not targets. A schema
+    of `schema_translate_map` is left out: the text does not tell the one used.
     """
     summary = ""
-    for part in _Words(redact(sql, system)).parts():
+    for part in _Words(_TRANSLATED.sub("", redact(sql, system))).parts():
         if len(summary) + len(part) >= _SUMMARY_LENGTH:
             break
         summary = f"{summary} {part}" if summary else part

@@ -3,6 +3,7 @@ from time import perf_counter
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from sqlalchemy import Column, Integer, MetaData, Table, select
 
 from sqltrace import sql_text
 from sqltrace.sql_text import fingerprint, redact, summarize
@@ -319,7 +320,7 @@ def test_different_statements_have_different_fingerprints(one, other):
         pytest.param(lambda n: "#-- //" * n, id="line comments"),
         pytest.param(lambda n: "$a" * n, id="dollars"),
         pytest.param(lambda n: "(?::a," * n, id="casts"),
-        pytest.param(lambda n: "__[POSTCOMPILE_" * n, id="placeholders"),
+        pytest.param(lambda n: "__[POSTCOMPILE___[SCHEMA_" * n, id="placeholders"),
         pytest.param(lambda n: " " * 5 * n + '"a",' * n, id="names after space"),
         pytest.param(lambda n: "INTO " * (n // 40) + '"a",' * n, id="names after INTO"),
         pytest.param(lambda n: "INTO [" * n + '"a"', id="tables"),
@@ -339,6 +340,20 @@ def test_time_grows_with_the_length_of_hostile_text_not_with_its_square(system, 
         return best
 
     assert seconds(3_200) < 30 * seconds(400)  # eight times the text, 64 times its square
+
+
+@pytest.mark.parametrize("schema", [None, "tenant", "per tenant"])
+def test_summary_leaves_out_the_schema_that_is_translated(schema):
+    users = Table("users", MetaData(), Column("id", Integer), schema=schema)
+    sql = str(select(users).compile(schema_translate_map={schema: "x"}))
+
+    assert "FROM __[SCHEMA_" in sql
+    assert summarize(sql, "sqlite") == summarize(sql, "microsoft.sql_server") == summarize(sql) == "SELECT users"
+    assert redact(sql, "sqlite") == redact(sql) == sql
+
+
+def test_statements_on_different_schemas_that_are_translated_have_different_fingerprints():
+    assert fingerprint("SELECT a FROM __[SCHEMA_b].t") != fingerprint("SELECT a FROM __[SCHEMA_c].t")
 
 
 @pytest.mark.parametrize("patterns", [sql_text._PATTERNS, sql_text._SHAPES])
