@@ -21,7 +21,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.util import await_only, greenlet_spawn
 
 import sqltrace
-from sqltrace import collector, connection, faults
+from sqltrace import collector, connection, faults, findings
 from sqltrace.capture import connections, internals, pool_wait, transactions
 from sqltrace.sinks import ReadableRenderer
 from sqltrace.sinks.log_line import log_line
@@ -991,6 +991,7 @@ class TestChangedSQLAlchemy:
         use = recording.connections
         assert {name for name in connection.TIMES if getattr(use, name) is None} == unknown
         assert (recording.time_account.connection is None) == ("held" in unknown)
+        assert sqltrace.diagnose(recording, [findings.idle_in_transaction]) == []
         assert (sqltrace.capabilities()["connections"], recording.statement_count) == (False, 1)
         assert ["connections" in record.message for record in caplog.records if record.name == "sqltrace"] == [True]
         line = log_line(sqltrace.RequestRecord(recording, protocol="http", path="/"))

@@ -18,11 +18,12 @@ from sqlalchemy import (
     text,
     update,
 )
-from sqlalchemy.engine import Engine
+from sqlalchemy.engine import Engine, make_url
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import Session
 
 import sqltrace
+from sqltrace.database import Database, database_of, note_database
 from tests.databases import Book, books, drivers
 
 pytestmark = pytest.mark.usefixtures("no_faults")
@@ -504,3 +505,19 @@ def test_statement_that_a_listener_after_ours_executes_is_recorded(database, lis
     recording = database.record(add_books(1))
 
     assert [statement.summary for statement in recording.statements] == ["INSERT books"]
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("oracle://scott:tiger@db.example.com/?service_name=shop", Database("db.example.com", None, "shop")),
+        ("oracle://scott:tiger@db.example.com:1521/shop", Database("db.example.com", 1521, "shop")),
+        ("postgresql:///shop?host=/run/postgresql", Database("/run/postgresql", None, "shop")),
+    ],
+)
+def test_database_is_told_as_the_url_says_it(url, told):
+    url = make_url(url)
+    dialect = url.get_dialect()()  # needs no driver
+    note_database(dialect, url)
+
+    assert database_of(dialect) == told

@@ -1,9 +1,16 @@
 """Rows that multiply: what is told, and what is not."""
 
+import re
+from functools import partial
+
 import pytest
 from sqlalchemy import insert, select
 from sqlalchemy.orm import joinedload
 
+import sqltrace
+from sqltrace.capture import objects
+from sqltrace.findings import eager_join
+from tests import shelf as shelves
 from tests.scenarios import RECORDERS, Scenarios, authors, check
 
 SCENARIOS = Scenarios()
@@ -63,3 +70,13 @@ def many_tables_joined_by_the_mapping(session, shelf):
 @pytest.mark.parametrize("case", SCENARIOS)
 def test_multiplied_rows_are_told(case, record, no_faults):
     check(case, record)
+
+
+def test_eager_join_is_told_where_nobody_knows_the_time_of_its_objects(monkeypatch):
+    monkeypatch.setattr(objects, "_works", False)  # as if SQLAlchemy made them in another way
+    sqltrace.uninstrument()
+    recording = shelves.record_sync(authors, shelves.mapping(books="joined", publisher="joined"))
+
+    [finding] = sqltrace.diagnose(recording, [partial(eager_join, tables=2, values=1)])
+
+    assert re.search(r"; \d+ values came with them, [\d.]+ ms in the database\.$", finding.message)

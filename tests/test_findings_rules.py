@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 from sqlalchemy import create_engine, event, exc, select, text
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from sqlalchemy.pool import QueuePool, StaticPool
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
@@ -115,6 +115,29 @@ def test_poll_is_no_repeated_statement(clock, engine, pause, found):
             clock.advance(pause)
 
     assert kinds(recording) == found
+
+
+def test_defaults_of_the_database_that_are_fetched_one_by_one_are_told(engine):
+    class Base(DeclarativeBase):
+        pass
+
+    class Order(Base):
+        __tablename__ = "orders"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        made: Mapped[str] = mapped_column(server_default=text("CURRENT_TIMESTAMP"))
+        __mapper_args__ = {"eager_defaults": False}
+
+    Base.metadata.create_all(engine)
+    with sqltrace.record() as recording, Session(engine) as session:
+        orders = [Order() for _ in range(5)]
+        session.add_all(orders)
+        session.flush()
+        assert all(order.made for order in orders)
+        session.rollback()
+
+    [finding] = sqltrace.diagnose(recording)
+    assert finding.message.startswith("Order.made was loaded by 5 statements, one for each Order after a flush, in ")
+    assert finding.fix == '__mapper_args__ = {"eager_defaults": True}'
 
 
 @pytest.mark.parametrize(("pause", "found"), [(0.0, ["n_plus_one"]), (0.1, [])], ids=["loop", "conversation"])
@@ -325,6 +348,20 @@ def test_wait_of_a_synchronous_engine_is_mended_at_the_synchronous_engine(tmp_pa
 
     assert re.match(r"\d+\.\d ms went by waiting in vain for a connection, 1 in use of a pool of 1\.$", finding.message)
     assert finding.fix.startswith("create_engine(…, pool_size=6), or give connections back sooner in those who hold")
+
+
+def test_connections_beyond_the_size_of_the_pool_are_told(tmp_path):
+    engine = create_engine(
+        f"sqlite:///{tmp_path}/app.db", poolclass=QueuePool, pool_size=1, max_overflow=1, pool_timeout=0.01
+    )
+    with engine.connect(), engine.connect(), sqltrace.record() as recording, pytest.raises(exc.TimeoutError):
+        engine.connect()
+    engine.dispose()
+
+    [finding] = sqltrace.diagnose(recording)
+
+    assert "for a connection, 2 in use of a pool of 1 and 1 beyond it." in finding.message
+    assert finding.fix.startswith("create_engine(…, pool_size=7), or")
 
 
 def test_pool_that_nobody_waits_for_is_not_told(engine):
