@@ -48,6 +48,7 @@ WHERE tags_1.id IN ($1, $2, $3, $4)"""
         ("SELECT a FROM t FOR UPDATE", "SELECT t"),
         ("SELECT * FROM generate_series(1, 100)", "SELECT"),
         ("SELECT pg_catalog.version()", "SELECT"),
+        ("SELECT a FROM unnest($1) AS a", "SELECT"),
         ("CREATE TABLE IF NOT EXISTS t (id INTEGER)", "CREATE t"),
         ("DROP TABLE t", "DROP t"),
         ("PRAGMA foreign_keys = ON", "PRAGMA foreign_keys"),
