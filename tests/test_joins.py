@@ -3,7 +3,19 @@
 import re
 
 import pytest
-from sqlalchemy import Column, ForeignKey, Table, create_engine, func, insert, select, true, union_all
+from sqlalchemy import (
+    Column,
+    ForeignKey,
+    Table,
+    column,
+    create_engine,
+    func,
+    insert,
+    select,
+    text,
+    true,
+    union_all,
+)
 from sqlalchemy.orm import (
     DeclarativeBase,
     Mapped,
@@ -241,6 +253,8 @@ QUERIES = {
     "scalar subquery": select(C, select(func.count(G.id)).scalar_subquery()),
     "join of subquery": select(C).join(LIMITED, LIMITED.c.id == C.id),
     "join of union": select(C).join(union_all(select(C.id), select(E.id)).subquery(), true()),
+    "join of a function": select(C).join(func.json_each("[1]").table_valued("value"), true()),
+    "join of a text": select(C).join(text("SELECT 1 AS one FROM garages").columns(column("one")).subquery(), true()),
     "cte": select(C).join(select(E.employer_id).cte("found"), true()),
     "Query": lambda s: s.query(C).options(joinedload(C.staff)).limit(1) and s.query(C).limit(1).all() and None,
     "get": lambda s: s.get(V, 1) and None,
@@ -278,6 +292,19 @@ def test_what_was_asked_is_the_query_without_eager_joins(engine, name):
 
     assert plain.widening is None
     assert (told.asked_tables, told.asked_columns) == (tables_in(plain.sql), columns_in(plain.sql)), plain.sql
+
+
+@pytest.mark.postgresql
+def test_queries_in_brackets_within_a_union_are_counted(postgres_url):
+    union = union_all(select(C.id).limit(1), union_all(select(E.id), select(G.id)).limit(2)).subquery()
+    engine = create_engine(postgres_url)
+    with engine.connect() as connection:
+        Base.metadata.create_all(connection)
+        [statement] = statements(connection, select(C).join(union, true()))
+        connection.rollback()
+    engine.dispose()
+
+    assert (statement.widening.asked_tables, statement.widening.sent_tables) == (4, 6)
 
 
 def test_the_case():

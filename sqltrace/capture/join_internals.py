@@ -146,10 +146,14 @@ def count_tables(found: Iterable[Any]) -> int:
 def _tables_within(source: Any, element: Any) -> int:
     if isinstance(source, selectable.CTE) or not isinstance(source, selectable.AliasedReturnsRows):
         return 1
-    while isinstance(element, selectable.SelectStatementGrouping):
-        element = element.element
+    return _tables_of(element)
+
+
+def _tables_of(element: Any) -> int:
+    if isinstance(element, selectable.SelectStatementGrouping):  # brackets, in a union
+        return _tables_of(element.element)
     if isinstance(element, selectable.CompoundSelect):
-        return sum(count_tables(_select_sources(select)) for select in element.selects)
+        return sum(_tables_of(select) for select in element.selects)
     if isinstance(element, selectable.Select):
         return count_tables(_select_sources(element))
     return count_tables(sources([element])) if isinstance(element, selectable.FromClause) else 1
