@@ -207,6 +207,13 @@ class LoopShare:
             self._waited_for = dict(worst[: _MAX_WAITED_FOR // 2])
         return known
 
+    def held_by_others(self, since: int, until: int) -> list[tuple[int, int]]:
+        """The parts of a stretch in which other requests are known to have held the loop."""
+        if self.log is None:
+            return []
+        own = (self.label, UNKNOWN)
+        return [(start, end) for start, end, label in self.log.within(since, until) if label not in own]
+
     def without_own_holds(self, since: int, until: int) -> list[tuple[int, int]]:
         """What is left of a stretch in which child tasks are not known to have held the loop, the latest first."""
         pieces: list[tuple[int, int]] = []

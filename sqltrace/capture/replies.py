@@ -16,7 +16,6 @@ from sqltrace import event_loop
 from sqltrace.capture import internals
 from sqltrace.collector import Collector, mark
 from sqltrace.event_loop import LoopShare
-from sqltrace.loop_log import HOLD
 
 SLOW: Final = 10_000_000  # nanoseconds; asking the kernel costs some 5 microseconds
 _RESOLUTION: Final = 4_000_000  # of the kernel's answer: a tick of its clock, at 250 Hz
@@ -91,8 +90,8 @@ def loop_wait(collector: Collector, connection: Any, dialect: Any, started: int,
     if share is not None and own:
         late, share.late = share.late, []
         for since, until in late if large else ():
-            if min(until, arrived) - since >= HOLD:
-                share.estimate(since, min(until, arrived))
+            for start, end in share.held_by_others(since, min(until, arrived)):
+                share.estimate(start, end)
         before = share.estimated_within(started, arrived)
         waits = share.suspended_within(arrived, share.began)
     if sum(until - since for since, until in waits) <= _RESOLUTION:
