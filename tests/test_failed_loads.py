@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import weakref
+from contextvars import copy_context
 from inspect import currentframe
 from typing import Annotated
 
@@ -122,12 +123,20 @@ async def touch_without_connection(session, library):
     touch(author, "bio")
 
 
+async def touch_by_overwriting(session, library):
+    author = await find(session, library.Author)
+    session.expire(author)
+    Lines.touch, Lines.attribute = currentframe().f_lineno + 1, "books"
+    author.id = 7
+
+
 MISSING_GREENLET = {
     touch_relationship: ("lazy Author.books", "Author", (), "SELECT authors"),
     touch_many_to_one: ("lazy Book.author", "Book", (), "SELECT books"),
     touch_expired: ("refresh Author(books, id, name)", "Author", (), "SELECT authors"),
     touch_deferred: ("deferred Author(bio)", "Author", (), "SELECT authors"),
     touch_deferred_by_option: ("deferred Author(name)", "Author", (), "SELECT authors"),
+    touch_by_overwriting: ("refresh Author(books, id, name)", "Author", (), "SELECT authors"),
     touch_below_selectin: ("lazy Book.topics", "Author", ("Author.books",), "SELECT books"),
     touch_below_joined: ("lazy Book.topics", "Author", ("Author.books",), "SELECT SELECT authors books"),
     touch_without_connection: ("deferred Author(bio)", "Author", (), "SELECT authors"),
@@ -390,6 +399,24 @@ def test_loaders_are_given_back():
     assert [vars(owner)[name] for owner in owners] == before
 
 
+def test_wrapper_of_somebody_else_around_a_loader_stays(monkeypatch):
+    owner, name = load_internals.raising_methods()[0]
+    monkeypatch.setattr(owner, name, vars(owner)[name])
+    sqltrace.instrument()
+    ours = vars(owner)[name]
+
+    def theirs(*arguments, **options):
+        return ours(*arguments, **options)
+
+    setattr(owner, name, theirs)
+    sqltrace.uninstrument()
+
+    assert vars(owner)[name] is theirs
+    library = mapping("raise")
+    with Session(open_library(library)) as session, pytest.raises(InvalidRequestError, match="is not available due"):
+        raise_in_mapping(session, library)
+
+
 def test_fault_of_ours_is_reported_and_the_error_is_the_same(monkeypatch, caplog):
     monkeypatch.setattr(load_internals, "path_to", None)
     library = mapping("raise")
@@ -406,6 +433,36 @@ def test_fault_of_ours_is_reported_and_the_error_is_the_same(monkeypatch, caplog
     (record,) = caplog.records
     assert record.getMessage().startswith("describing a failed load failed")
     caplog.clear()
+
+
+def test_fault_of_ours_as_it_is_raised_leaves_missing_greenlet_the_same(monkeypatch, caplog):
+    monkeypatch.setattr(load_internals, "path_to", None)
+
+    async def main():
+        engine = await open_async_library(mapping())
+        with sqltrace.record() as recording:
+            async with AsyncSession(engine) as session:
+                with pytest.raises((MissingGreenlet, StatementError), match="greenlet_spawn has not been called"):
+                    await touch_relationship(session, mapping())
+        await engine.dispose()
+        return recording
+
+    assert asyncio.run(main()).failed_loads == []
+    (record,) = caplog.records
+    assert record.getMessage().startswith("describing a failed load failed")
+    caplog.clear()
+
+
+def test_recording_that_ends_in_another_context_leaves_the_error_alone(caplog):
+    library = mapping("raise")
+    with Session(open_library(library)) as session, pytest.raises(InvalidRequestError) as raised:
+        raise_in_mapping(session, library)
+    recorder = sqltrace.record()
+
+    recording = copy_context().run(recorder.__enter__)  # as the exit of a sync generator dependency
+    swallowed = recorder.__exit__(raised.type, raised.value, raised.tb)
+
+    assert (swallowed, recording.failed_loads, caplog.records) == (None, [], [])
 
 
 def test_errors_outside_of_recordings_are_left_alone():

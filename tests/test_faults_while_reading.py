@@ -6,7 +6,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import DeclarativeBase, Session, joinedload, relationship, selectinload
 
 import sqltrace
-from sqltrace.capture import fetching, objects, rows, transactions
+from sqltrace.capture import fetching, objects, replies, rows, transactions
 
 
 class Base(DeclarativeBase):
@@ -85,6 +85,8 @@ def read(engine):
         (fetching, "mark"),
         (fetching, "building"),
         (fetching, "describe_failure"),
+        (fetching, "_loop_wait"),
+        (rows, "_is_ours_to_choose"),
         (rows, "CountedFetch"),
         (rows, "CountedStream"),
         (objects, "Block"),
@@ -104,6 +106,7 @@ def test_what_the_application_reads_is_untouched(engine, module, name, monkeypat
     assert hasattr(module, name)
     monkeypatch.setattr(module, name, Broken())
     monkeypatch.setattr(transactions, "NEGLIGIBLE", -1)
+    monkeypatch.setattr(replies, "SLOW", -1)
 
     with sqltrace.record() as recording:
         got = read(engine)
@@ -113,3 +116,14 @@ def test_what_the_application_reads_is_untouched(engine, module, name, monkeypat
     faults = [record.message for record in caplog.records if record.name == "sqltrace"]
     assert faults
     assert all(fault.endswith("failed and is skipped; the application is not affected") for fault in faults)
+
+
+def test_objects_that_are_made_at_once_are_untouched(engine, monkeypatch, caplog):
+    monkeypatch.setattr(objects, "next", Broken(), raising=False)  # shadows the builtin, to read what was made
+
+    with sqltrace.record() as recording, Session(engine) as session:
+        shelves = session.scalars(select(Shelf), execution_options={"prebuffer_rows": True}).all()  # as AsyncSession
+
+    assert (len(shelves), recording.statement_count) == (40, 1)
+    faults = [record.message for record in caplog.records if record.name == "sqltrace"]
+    assert faults == ["timing objects failed and is skipped; the application is not affected"]

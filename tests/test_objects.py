@@ -6,14 +6,17 @@ import sys
 import time
 import weakref
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
-from sqlalchemy import create_engine, delete, event, insert, select
+from sqlalchemy import create_engine, delete, event, func, insert, select
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session, contains_eager, joinedload, loading, selectinload
 
 import sqltrace
-from sqltrace.capture import objects
+from sqltrace.capture import objects, orm_internals
+from sqltrace.collector import LEAST_MARK
+from sqltrace.recording import Recording
 from tests.drivers import DRIVERS, ROWS, Author, Book, Databases, Runner
 
 QUERY = select(Author).order_by(Author.id)
@@ -343,6 +346,21 @@ def test_rows_per_root_of_joined_collections(engine):
     assert max(recording.groups, key=lambda group: group.rows).roots == ROWS
 
 
+def test_object_that_dies_while_others_are_counted_leaves_their_number_unknown():
+    class State:
+        class_ = Author
+
+        @property
+        def runid(self):
+            states.clear()
+            return 1
+
+    states = {n: State() for n in range(2)}
+    context = SimpleNamespace(runid=1, session=SimpleNamespace(identity_map=SimpleNamespace(_dict=states)))
+
+    assert orm_internals.objects_since(context, (None, None)) is None
+
+
 def test_error_while_objects_are_made_is_left_alone(engine):
     @event.listens_for(Author, "load")
     def load(target, context):
@@ -406,6 +424,22 @@ def test_installing_is_idempotent_and_undone(engine):
     sqltrace.uninstrument(engine)
 
     assert (once is objects.instances, kept is original, loading.instances is original) == (True, True, True)
+
+
+def test_query_that_is_on_its_way_as_we_are_taken_out_is_answered(engine, monkeypatch):
+    original = loading.instances
+    sqltrace.instrument()
+    ours = loading.instances
+    sqltrace.uninstrument()
+
+    def late(cursor, context):
+        loading.instances = original
+        return ours(cursor, context)
+
+    monkeypatch.setattr(loading, "instances", late)
+    with Session(engine) as session:
+        assert len(session.scalars(QUERY).all()) == ROWS
+    assert loading.instances is original
 
 
 def test_wrapper_of_somebody_else_stays(engine, monkeypatch):
@@ -494,6 +528,85 @@ def test_slow_close_of_a_cursor_takes_nothing_from_the_database_of_an_orm_query(
     engine.dispose()
     statements = sum(statement.duration for statement in recording.statements)
     assert recording.time_account.database == pytest.approx(statements, rel=0.02)
+
+
+class Clock:
+    """Moves only as SQL says, with the function ``wait(nanoseconds)``."""
+
+    def __init__(self, engine):
+        self.now = 1_000_000_000
+        event.listen(engine, "connect", lambda connection, _: connection.create_function("wait", 1, self.wait))
+
+    def __call__(self):
+        return self.now
+
+    def wait(self, nanoseconds):
+        self.now += nanoseconds
+
+    def record(self, work):
+        sqltrace.instrument()
+        recording = Recording(clock=self)
+        outer = recording.open()
+        work()
+        recording.end()
+        recording.leave(outer)
+        return recording
+
+
+@pytest.fixture
+def on_load():
+    """Listens for the loading of authors."""
+    listeners = []
+
+    def listen(listener):
+        listeners.append(listener)
+        event.listen(Author, "load", listener)
+
+    yield listen
+    for listener in listeners:
+        event.remove(Author, "load", listener)
+
+
+def test_rows_of_another_result_whose_reading_began_before_the_objects_take_nothing_from_them(engine, on_load):
+    clock = Clock(engine)
+    slow = select(func.wait(LEAST_MARK * 6 // 10)).select_from(Author)
+
+    def work():
+        with engine.connect() as connection, Session(engine) as session:
+            rows = iter(connection.execute(slow))
+            next(rows)
+            on_load(lambda *_: next(rows))
+            session.scalars(QUERY.limit(1)).all()
+
+    account = clock.record(work).time_account
+
+    assert account.objects == 0
+    assert account.database == pytest.approx(3 * 0.6 * LEAST_MARK / 1e9)  # sqlite3 is one row ahead
+
+
+def test_statement_that_sql_runs_as_its_rows_are_fetched_is_not_in_the_time_of_the_objects(engine, on_load):
+    clock = Clock(engine)
+    inner = create_engine(engine.url)
+    event.listen(inner, "do_execute", lambda *_: clock.wait(20_000))
+
+    def run(_):
+        with inner.connect() as connection:
+            connection.execute(select(Author.id).limit(1)).all()
+
+    event.listen(engine, "connect", lambda connection, _: connection.create_function("run", 1, run))
+    on_load(lambda *_: clock.wait(10_000))
+
+    def work():
+        with Session(engine) as session:
+            slow = func.run(Author.id).is_(None), func.wait(Author.id * 10_000).is_(None)
+            session.scalars(QUERY.where(Author.id.in_([2, 3]), *slow)).all()
+
+    recording = clock.record(work)
+
+    inner.dispose()
+    _, outer, _ = recording.statements  # sqlite3 runs the function for the first row in execute()
+    assert outer.objects == pytest.approx(20e-6) == recording.time_account.objects
+    assert recording.time_account.database == pytest.approx(20e-6 + 20e-6 + 30e-6 + 20e-6)
 
 
 def test_what_sorts_the_rows_of_a_selectin_load_to_their_parents_belongs_to_the_load(engine):

@@ -28,7 +28,7 @@ from sqlalchemy.pool import StaticPool
 
 import sqltrace
 from sqltrace import Origin
-from sqltrace.capture import join_internals, load_internals
+from sqltrace.capture import join_internals, load_internals, objects
 from sqltrace.origin import QUERY
 from tests.library import mapping, open_async_library, open_library
 
@@ -296,6 +296,22 @@ def test_object_that_was_refreshed_still_comes_from_its_query(run):
     assert {other.parents.fingerprint for other in others} == {query.fingerprint}
 
 
+def test_parents_beyond_the_latest_thousand_loads_are_forgotten(monkeypatch):
+    monkeypatch.setattr(objects, "_MAX_LOADS", 2)
+    library = mapping("select")
+    engine = open_library(library)
+
+    with sqltrace.record() as recording, Session(engine) as session:
+        first, _, last = [session.scalars(select(library.Author).offset(n).limit(1)).one() for n in range(3)]
+        kept = len(recording.collector.loads)
+        for author in (last, first):
+            author.books
+    engine.dispose()
+
+    assert kept == 2
+    assert [statement.parents is None for statement in recording.statements[3:]] == [False, True]
+
+
 def test_parents_of_another_recording_are_not_known():
     engine = open_library(mapping())
     with Session(engine) as session:
@@ -530,7 +546,10 @@ def test_words_of_an_origin():
     assert str(Origin("deferred", entity="Author", attributes=("bio", "name"))) == "deferred Author(bio, name)"
 
 
-@pytest.mark.parametrize(("module", "reader"), [(load_internals, "load"), (join_internals, "sources")])
+@pytest.mark.parametrize(
+    ("module", "reader"),
+    [(load_internals, "load"), (load_internals, "goes_through_orm"), (join_internals, "sources")],
+)
 def test_fault_of_ours_is_reported_and_the_statement_goes_on(monkeypatch, caplog, module, reader):
     monkeypatch.setattr(module, reader, None)
 

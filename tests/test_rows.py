@@ -1,4 +1,5 @@
 import gc
+import sqlite3
 import time
 import weakref
 from functools import partial
@@ -74,6 +75,7 @@ READ_ALL = {
         row for part in c.execute(QUERY, execution_options=STREAM).partitions(700) for row in part
     ],
     "stream buffer": lambda c: list(c.execute(QUERY, execution_options={**STREAM, "max_row_buffer": 77})),
+    "stream fetchmany without a size": lambda c: c.execute(QUERY, execution_options=STREAM).fetchmany(),
     "text": lambda c: c.execute(text(f"SELECT * FROM {Author.__tablename__} ORDER BY id")).all(),
     "text stream": lambda c: list(
         c.execute(text(f"SELECT * FROM {Author.__tablename__} ORDER BY id"), execution_options=STREAM)
@@ -266,6 +268,31 @@ def test_error_while_fetching_is_that_of_the_driver_and_is_recorded(engine, read
     assert found == expected
     assert (recording.failed_count, recording.groups[0].failed) == (1, 1)
     assert last(recording).failure.type.startswith("sqlite3.")
+
+
+@pytest.mark.parametrize("read", [list, lambda result: result.all()], ids=["single rows", "all"])
+def test_interrupt_as_a_cursor_is_closed_comes_through(databases, read):
+    class Cursor(sqlite3.Cursor):
+        interrupts = []
+
+        def close(self):
+            super().close()
+            if self.interrupts:
+                raise self.interrupts.pop()
+
+    class Connection(sqlite3.Connection):
+        def cursor(self, *arguments):
+            return super().cursor(Cursor)
+
+    databases.fill("sqlite3")
+    engine = create_engine(databases.url("sqlite3"), connect_args={"factory": Connection})
+    with sqltrace.record() as recording, engine.connect() as connection:
+        Cursor.interrupts.append(KeyboardInterrupt("theirs"))
+        with pytest.raises(KeyboardInterrupt, match="theirs"):
+            read(connection.execute(QUERY))
+    engine.dispose()
+
+    assert last(recording).failure.type == "builtins.KeyboardInterrupt"
 
 
 @pytest.mark.parametrize("count", [FOLD_AT - 1, FOLD_AT, 2 * FOLD_AT])
