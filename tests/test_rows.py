@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 import sqltrace
 from sqltrace.capture import rows
+from sqltrace.capture.internals import DEFAULT_FETCH
 from sqltrace.collector import FOLD_AT
 from tests.drivers import ASYNC, DRIVERS, ROWS, Author, Databases, Runner
 
@@ -414,14 +415,16 @@ def test_error_in_a_stream_is_that_of_the_driver_and_is_recorded(databases, driv
     assert last(recording).rows == expected[0]
 
 
-def test_first_row_of_a_stream_fails_where_it_did_before(databases):
+@pytest.mark.postgresql
+@pytest.mark.parametrize("sql", ["SELECT 1 / 0", "SELECT 1 / (n - 1) FROM generate_series(1, 3) AS n"])
+def test_first_row_of_a_stream_fails_where_it_did_before(databases, sql):
     runner = Runner("psycopg2", databases.url("psycopg2"))
     seen = []
 
     def attempt(connection):
         event.listen(connection, "after_cursor_execute", lambda *arguments: seen.append("after"))
         with pytest.raises(DBAPIError, match="division by zero"):
-            connection.execute(text("SELECT 1 / 0"), execution_options=STREAM)
+            connection.execute(text(sql), execution_options=STREAM)
 
     runner.connection(attempt)
     with sqltrace.record() as recording:
@@ -430,6 +433,35 @@ def test_first_row_of_a_stream_fails_where_it_did_before(databases):
 
     assert len(seen) in {0, 2}
     assert last(recording).failed
+
+
+def test_stream_is_read_from_its_first_row_by_whoever_asks_for_its_description_before(engine):
+    @event.listens_for(engine, "after_cursor_execute")
+    def ask(connection, cursor, statement, parameters, context, executemany):
+        assert context.cursor_fetch_strategy.alternate_cursor_description is None
+
+    with sqltrace.record() as recording, engine.connect() as connection:
+        found = connection.execute(QUERY, execution_options=STREAM).all()
+
+    assert (len(found), last(recording).rows) == (ROWS, ROWS)
+
+
+def test_context_that_refuses_to_be_made_ahead_is_recorded(engine):
+    class Context(engine.dialect.execution_ctx_cls):
+        @property
+        def cursor_fetch_strategy(self):
+            return vars(self).get("strategy", DEFAULT_FETCH)
+
+        @cursor_fetch_strategy.setter
+        def cursor_fetch_strategy(self, strategy):
+            assert self.dialect is engine.dialect
+            vars(self)["strategy"] = strategy
+
+    engine.dialect.execution_ctx_cls = Context
+    with sqltrace.record() as recording, engine.connect() as connection:
+        found = connection.execute(QUERY).all()
+
+    assert (len(found), last(recording).rows) == (ROWS, ROWS)
 
 
 @pytest.mark.parametrize("options", [{}, STREAM, {"yield_per": 10}], ids=["plain", "stream", "yield_per"])
