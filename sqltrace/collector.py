@@ -172,7 +172,7 @@ class Collector:
         self.plain = dialects is None and not capture_parameters
         self.loop: LoopObserver | None = None
         self.loop_wait_estimated = False
-        self.probe: Callable[[Any], Any] | None = None  # is asked for the span of each statement
+        self.probe: Callable[[Any], Any] | None = None  # is asked for the span of each statement and checkout
         self.comment: Callable[[str, Any], str] | None = None  # says what a dialect is sent; must not raise
         self.unkept: Callable[[list[Execution]], None] | None = None  # is told of those that are let go; must not raise
         self.pending: list[Execution] | None = []
@@ -224,7 +224,8 @@ class Collector:
 
     def note_spans(self, probe: Callable[[Any], Any]) -> bool:
         """
-        Keep with each statement from now on what `probe` says of its `ExecutionContext`. It must not raise.
+        Keep with each statement from now on what `probe` says of its `ExecutionContext`, and with each checkout
+        of a connection what it says of `None`. It must not raise.
 
         `False`, and nothing done, where a collector around this one does so already.
         """

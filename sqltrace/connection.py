@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 NEGLIGIBLE = 10_000  # nanoseconds: below that a stretch of the time account costs more than it tells
 _SECOND = 1_000_000_000
 _WORST = 10  # waits that are kept
+_NOTABLE = 1_000_000  # nanoseconds from asking for a connection to having it
+_LONGEST = 20  # of these that are kept
 _MAX_EXECUTIONS = 64  # of one transaction that are kept one by one
 
 TIMES = ("wait", "connect", "ping", "begin", "commit", "rollback", "held", "idle_in_transaction")
@@ -123,13 +125,19 @@ class ConnectionUse:
 
 
 class ConnectionTotals:
-    """Adds checkouts up. In nanoseconds."""
+    """
+    Adds checkouts up. In nanoseconds.
+
+    Attributes:
+        acquired: Of the longest acquisitions of a millisecond or more: start, end and `Checkout.span`.
+    """
 
     def __init__(self) -> None:
         self.checkouts = self.failed = self.timeouts = 0
         self.wait = self.connect = self.ping = self.begin = self.commit = self.rollback = 0
         self.held = self.idle_in_transaction = 0
         self.waits: list[PoolWait] = []
+        self.acquired: list[tuple[int, int, Any]] = []
 
     def add(self, checkout: Checkout, now: int) -> None:
         """Count a checkout, up to the reading `now` if it is still open."""
@@ -147,6 +155,10 @@ class ConnectionTotals:
         self.rollback += checkout.rollback
         self.held += checkout.held(now)
         self.idle_in_transaction += checkout.idle(now)
+        got = checkout.taken or checkout.ended or now
+        if got - checkout.asked >= _NOTABLE:
+            acquired = [*self.acquired, (checkout.asked, got, checkout.span)]
+            self.acquired = sorted(acquired, key=lambda one: one[0] - one[1])[:_LONGEST]
         if checkout.pool_wait is not None:
             self.timeouts += checkout.pool_wait.timed_out
             self.waits = sorted([*self.waits, checkout.pool_wait], key=lambda wait: -wait.waited)[:_WORST]
@@ -197,6 +209,7 @@ class Checkout:
         neighbours: Those that occupy a place of the same pool now: with a connection, or opening it.
         asked, taken, ended: `None` where it has not come to that.
         wait_started, wait_ended: Around the wait for the pool.
+        span: What `Collector.probe` has said; `None` where there is none.
         repeated: The same connection was handed out once more, and is counted already.
         proxy: Identity of the proxy that SQLAlchemy handed out.
         connection: A weak reference to it, for asynchronous drivers only.
@@ -206,8 +219,8 @@ class Checkout:
 
     __slots__ = (
         "_busy", "_executions", "_first", "_idle", "asked", "begin", "calling", "clock", "commit", "connect",
-        "connection", "ended", "labels", "neighbours", "ping", "pool_wait", "proxy", "repeated", "rollback", "taken",
-        "transaction", "wait", "wait_ended", "wait_started",
+        "connection", "ended", "labels", "neighbours", "ping", "pool_wait", "proxy", "repeated", "rollback", "span",
+        "taken", "transaction", "wait", "wait_ended", "wait_started",
     )  # fmt: skip
 
     def __init__(self, clock: Callable[[], int], labels: tuple[Label, ...], neighbours: Occupants) -> None:
@@ -222,6 +235,7 @@ class Checkout:
         self.wait_started: int | None = None
         self.wait_ended: int | None = None
         self.pool_wait: PoolWait | None = None
+        self.span: Any = None
         self._executions: list[TimedExecution] = []  # from the first statement of a transaction on
         self._first: int | None = None
         self._idle = self._busy = 0

@@ -59,10 +59,6 @@ class Coverage:
         """End of the older half of the stretches."""
         return self._ends[len(self._ends) // 2 - 1]
 
-    def stretches(self) -> list[tuple[int, int]]:
-        """Starts and ends."""
-        return list(zip(self._starts, self._ends, strict=True))
-
     def until(self, end: int) -> int:
         """Time before `end` that some interval covers."""
         begun = bisect_left(self._starts, end)

@@ -24,7 +24,7 @@ from datetime import UTC, datetime
 from threading import RLock
 from typing import Any
 
-from sqltrace.collector import Clock, Collector, Execution, Part, current, unmeasurable
+from sqltrace.collector import Clock, Collector, Execution, current, unmeasurable
 from sqltrace.connection import ConnectionUse, Label
 from sqltrace.event_loop import LoopShare
 from sqltrace.statement import Group, Statement
@@ -309,11 +309,11 @@ class Recording:
         """Statements that came after the end, from a task that outlived it. In no other count."""
         return self._collector.late
 
-    def stretches(self, part: Part) -> list[tuple[float, float]]:
-        """Starts and ends of what was spent on a part, in seconds from the start. Of very many not the oldest."""
+    def acquisitions(self) -> list[tuple[float, float, Any]]:
+        """The longest of connections: starts and ends in seconds from the start, and what a sink has had noted."""
         with self._lock:
             self.fold()
-            return [(self.since_start(a), self.since_start(b)) for a, b in self._tally.spent.stretches(part)]
+            return [(self.since_start(a), self.since_start(b), span) for a, b, span in self._tally.connections.acquired]
 
     def since_start(self, reading: int) -> float:
         """Seconds from the start to a reading of this recording's clock."""

@@ -86,10 +86,6 @@ class Spent:
             before = total
         return spent
 
-    def stretches(self, part: Part) -> list[tuple[int, int]]:
-        """Starts and ends, of very many not the oldest."""
-        return self._covered[part].stretches()
-
     def account(self, end: int, duration: int, measured: frozenset[Part]) -> TimeAccount:
         """
         The account of the stretches before the reading `end`.

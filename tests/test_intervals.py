@@ -44,7 +44,7 @@ def test_time_beyond_the_limit_is_exact_for_parts_that_take_turns():
 
     account = account_of(spent, 3_000 * second)
     assert (account.database, account.objects, account.python) == (1_000, 1_000, 1_000)
-    assert len(spent.stretches("database")) <= 10
+    assert len(spent._covered["database"]) <= 10
 
 
 def test_one_part_beyond_the_limit_takes_nothing_from_another():

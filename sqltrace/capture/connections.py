@@ -145,6 +145,8 @@ def _ask(collector: Collector, engine: Engine) -> Checkout | None:
             return None
         if collector.parent is None and collector.dialects is None and collector.pending is not None:
             checkout = Checkout(collector.clock, (collector.label,), neighbours)
+            if collector.probe is not None:
+                checkout.span = collector.probe(None)
             collector.checkouts.append(checkout)
             if not len(collector.checkouts) % FOLD_AT:
                 collector.fold()
@@ -165,6 +167,8 @@ def _ask_for_several(innermost: Collector, engine: Engine, neighbours: Occupants
     if not wanting:
         return None
     checkout = Checkout(wanting[0].clock, tuple([wanted.label for wanted in wanting]), neighbours)
+    if wanting[0].probe is not None:
+        checkout.span = wanting[0].probe(None)
     for wanted in wanting:
         wanted.checkouts.append(checkout)
         if not len(wanted.checkouts) % FOLD_AT:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from opentelemetry.context import Context
 from opentelemetry.trace import (
@@ -19,11 +20,10 @@ from opentelemetry.trace import (
 from sqltrace.recording import Recording
 from sqltrace.sinks.opentelemetry.attributes import of_execution, of_group, of_rest
 from sqltrace.sinks.opentelemetry.telling import Told
+from sqltrace.statement import Phase
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
-_NOTABLE_WAIT = 0.001  # seconds
-_MOST_WAITS = 20
 
 
 def epoch_time(recording: Recording, seconds: float = 0.0) -> int:
@@ -55,11 +55,10 @@ class StatementSpans:
 
     def make(self, told: Iterable[Told]) -> None:
         for span in told:
-            parent = self._parent(span)
+            parent = self._parent_of(span.statement.span if span.statement is not None else None, span.group.phase)
             if parent is not None and parent.trace_flags.sampled:
                 self._make(span, parent)
-        if self._server is not None:
-            self._make_waits(self._server)
+        self._make_waits()
 
     def _make(self, told: Told, parent: SpanContext) -> None:
         attributes = of_group(told.group, told.statement, literals=self._literals)
@@ -67,7 +66,7 @@ class StatementSpans:
         if told.rest is not None:
             name = f"{name} ×{told.rest.count}"
             attributes |= of_rest(told.rest)
-        elif told.statement is not None:
+        elif told.statement is not None:  # pragma: no branch - for the type checker: one of both is there
             attributes |= of_execution(told.statement)
         span = self._tracer.start_span(
             name,
@@ -80,26 +79,23 @@ class StatementSpans:
             span.set_status(StatusCode.ERROR)
         span.end(self._started + round(told.end * 1_000_000_000))
 
-    def _make_waits(self, server: SpanContext) -> None:
-        waits = [
-            stretch for stretch in self._recording.stretches("connection") if stretch[1] - stretch[0] >= _NOTABLE_WAIT
-        ]
-        waits.sort(key=lambda wait: wait[0] - wait[1])
-        for start, end in waits[:_MOST_WAITS]:
-            span = self._tracer.start_span(
-                "connection", context=self._context(server), start_time=epoch_time(self._recording, start)
-            )
-            span.end(epoch_time(self._recording, end))
+    def _make_waits(self) -> None:
+        for start, end, noted in self._recording.acquisitions():
+            parent = self._parent_of(noted, "response" if start <= self._recording.duration else "after_response")
+            if parent is not None and parent.trace_flags.sampled:
+                span = self._tracer.start_span(
+                    "connection", context=self._context(parent), start_time=epoch_time(self._recording, start)
+                )
+                span.end(epoch_time(self._recording, end))
 
-    def _parent(self, told: Told) -> SpanContext | None:
-        """What was current when the statement ran, or the request itself; after the response, a span beside it."""
-        noted = told.statement.span if told.statement is not None else None
+    def _parent_of(self, noted: Any, phase: Phase) -> SpanContext | None:
+        """What was current at that moment, or the request itself; after the response, a span beside it."""
         current = noted if isinstance(noted, SpanContext) and noted.is_valid else None
         if self._server is None:
             return current
         if current is not None and current.span_id != self._server.span_id:
             return current
-        if told.group.phase == "response":
+        if phase == "response":
             return self._server
         if self._background is None:
             self._background = self._make_background(self._server)
