@@ -173,9 +173,9 @@ class Routes:
         await websocket.close()
 
 
-def plain(routes, sink, provider):
+def plain(routes, sink, provider, **options):
     app = Starlette(routes=routes)
-    app.add_middleware(SQLTraceMiddleware, sinks=[sink])
+    app.add_middleware(SQLTraceMiddleware, sinks=[sink], **options)
     return app
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from types import SimpleNamespace
 from urllib.parse import unquote
 
 import pytest
@@ -9,7 +10,7 @@ from sqlalchemy import event, text
 
 from sqltrace import SQLTraceMiddleware
 from sqltrace.sinks import OpenTelemetrySink
-from tests.asgi import BODY, START, http_scope, run
+from tests.asgi import BODY, START, http_scope, run, select
 from tests.databases import books
 from tests.telemetry import server_span
 
@@ -129,3 +130,13 @@ def test_statements_outside_of_a_request_have_none(memory_engine, tracing):
         connection.execute(text("SELECT 1")).all()
 
     assert "SELECT 1" in statements
+
+
+def test_comment_without_a_span_has_the_route_and_the_line(memory_engine):
+    statements = seen_by_sqlite(memory_engine)
+
+    commented(lambda: select(memory_engine), tracing=SimpleNamespace(provider=None))
+
+    [statement] = [statement for statement in statements if statement.startswith("SELECT")]
+    assert "route='" in statement
+    assert "traceparent" not in statement

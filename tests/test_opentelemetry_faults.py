@@ -1,6 +1,7 @@
 """What goes wrong in an exporter or a provider does not reach the response."""
 
 import threading
+from functools import partial
 
 import pytest
 from opentelemetry.sdk.metrics import MeterProvider
@@ -117,3 +118,37 @@ def test_disabled_sdk_measures_nothing_and_harms_nobody(memory_engine, monkeypat
 
     assert TestClient(traced(plain, memory_engine, None, meter_provider=provider)).get("/sync/1").text == "fine"
     assert reader.get_metrics_data() is None
+
+
+def broken(*arguments, **options):
+    raise RuntimeError("ours")
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "comments.find_call_site",
+        "metrics.Unkept",
+        "pool_metrics.pool_states",
+        "sink.sys",
+        "unkept.system_name",
+    ],
+)
+def test_fault_of_ours_does_not_reach_the_response(memory_engine, tracing, meters, monkeypatch, caplog, place):
+    client = TestClient(
+        traced(
+            partial(plain, max_statements=1),
+            memory_engine,
+            tracing.provider,
+            meter_provider=meters.provider,
+            sql_comments=True,
+        )
+    )
+    monkeypatch.setattr(f"sqltrace.sinks.opentelemetry.{place}", broken)
+    answers = [client.get(path).text for path in ("/sync/1", "/many/600")]
+    points = meters.points("sqltrace.request.statements")
+    monkeypatch.undo()
+
+    assert answers == ["fine"] * 2
+    assert [point.sum for point in points] == [2, 600]
+    assert len([record for record in caplog.records if record.name == "sqltrace"]) == 1

@@ -9,6 +9,7 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from sqltrace import SQLTraceMiddleware
+from sqltrace.collector import unmeasurable
 from sqltrace.finding import Finding
 from sqltrace.sinks import OpenTelemetrySink
 from sqltrace.sinks.opentelemetry import metrics as ours
@@ -89,6 +90,17 @@ def test_time_account_is_measured_for_each_route(memory_engine, meters):
         assert point.sum == pytest.approx(sum(getattr(r.recording.time_account, part) for r in kept.records))
     assert [(p.count, p.sum) for p in meters.points("sqltrace.request.statements")] == [(2, 4)]
     assert [(p.count, p.sum) for p in meters.points("sqltrace.request.rows")] == [(2, 4)]
+
+
+def test_part_of_the_time_that_is_not_known_has_no_points(memory_engine, meters):
+    unmeasurable.add("objects")
+    try:
+        client_of(memory_engine, meters).get("/sync/1")
+    finally:
+        unmeasurable.discard("objects")
+
+    assert meters.points("sqltrace.request.objects") == []
+    assert [point.count for point in meters.points("sqltrace.request.database")] == [1]
 
 
 def test_findings_are_counted_by_kind(memory_engine, meters):

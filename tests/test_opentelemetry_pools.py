@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections import deque
 from contextlib import ExitStack
 
 import pytest
@@ -17,6 +18,7 @@ import sqltrace
 from sqltrace import SQLTraceMiddleware
 from sqltrace.database import Database
 from sqltrace.sinks import OpenTelemetrySink
+from sqltrace.sinks.opentelemetry import pool_metrics
 from tests.telemetry import metric_names
 
 pytestmark = pytest.mark.usefixtures("no_faults")
@@ -160,6 +162,18 @@ def test_checkout_of_a_job_is_measured_with_the_next_request(engines, meters):
     assert values(meters, "timeouts") == {("shop", None): 1}
     [point] = meters.points("db.client.connection.use_time")
     assert point.count == 3
+
+
+def test_checkout_that_another_thread_has_just_measured_is_passed_over(engines, meters, monkeypatch):
+    class Late(deque):
+        def popleft(self):
+            self.clear()
+            raise IndexError
+
+    monkeypatch.setattr(pool_metrics, "deque", Late)
+    response = client_of(engines(pool_logging_name="shop"), meters).get("/")
+
+    assert (response.text, meters.points("db.client.connection.use_time")) == ("fine", [])
 
 
 def test_names_and_units_are_those_of_the_conventions(engines, meters):

@@ -1,24 +1,27 @@
 """The sink's options, what it adds to the server span, and when it does nothing."""
 
+import asyncio
 import subprocess
 import sys
 import textwrap
 
 import pytest
+from fastapi import FastAPI
 from opentelemetry import context as otel_context
-from opentelemetry import trace
+from opentelemetry import propagate, trace
 from opentelemetry.propagate import inject
 from opentelemetry.sdk._logs import LoggerProvider
 from opentelemetry.sdk._logs.export import InMemoryLogRecordExporter, SimpleLogRecordProcessor
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.trace import SpanKind, StatusCode
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from starlette.testclient import TestClient
 
 from sqltrace import SQLTraceMiddleware
 from sqltrace.sinks import OpenTelemetrySink, Sink, StartingSink
 from sqltrace.sinks.opentelemetry.server_span import redact_query
 from tests.asgi import BODY, START, Clock, http_scope, run, select, sends, websocket_scope
-from tests.telemetry import INCOMING, plain, server_span, statement_spans, traced
+from tests.telemetry import INCOMING, TRACE_ID, native, plain, server_span, statement_spans, traced
 
 pytestmark = pytest.mark.usefixtures("no_faults")
 
@@ -152,6 +155,55 @@ def test_exception_is_the_type_of_the_error(tracing):
     assert (span.status.status_code, span.attributes["error.type"]) == (StatusCode.ERROR, "KeyError")
 
 
+def test_request_whose_client_went_away_before_the_answer_has_no_status(tracing):
+    async def app(scope, receive, send):
+        await receive()
+
+    async def receive():
+        return {"type": "http.disconnect"}
+
+    middleware = SQLTraceMiddleware(app, sinks=[OpenTelemetrySink(tracer_provider=tracing.provider)])
+    asyncio.run(middleware(http_scope(), receive, None))
+
+    span = server_span(tracing.spans())
+    assert (span.attributes["sqltrace.outcome"], span.status.is_unset) == ("disconnected", True)
+    assert "http.response.status_code" not in span.attributes
+
+
+def test_application_that_refers_to_itself_is_traced(tracing):
+    class App:
+        def __init__(self):
+            self.app = self
+
+        async def __call__(self, scope, receive, send):
+            await sends(START, BODY)(scope, receive, send)
+
+    assert answer(tracing, App()).attributes["http.response.status_code"] == 200
+
+
+@native
+def test_request_that_fastapi_was_told_to_leave_out_has_no_span(tracing):
+    app = FastAPI(telemetry={"tracer_provider": tracing.provider, "metrics": False, "exclude": lambda scope: True})
+    sink = OpenTelemetrySink(tracer_provider=tracing.provider)
+    TestClient(SQLTraceMiddleware(app, sinks=[sink])).get("/")
+
+    assert tracing.spans() == ()
+
+
+def test_propagator_that_looks_through_all_headers_finds_its_own(tracing, monkeypatch):
+    class Propagator(TraceContextTextMapPropagator):
+        def extract(self, carrier, context=None, getter=None):
+            found = {name[2:]: getter.get(carrier, name) for name in getter.keys(carrier) if name.startswith("x-")}
+            return super().extract(found, context)
+
+    monkeypatch.setattr(propagate, "_HTTP_TEXT_FORMAT", Propagator())
+    span = answer(
+        tracing, sends(START, BODY), http_scope(headers=[(b"X-Traceparent", INCOMING["traceparent"].encode())])
+    )
+
+    assert f"{span.context.trace_id:032x}" == TRACE_ID
+
+
 def test_what_the_application_calls_is_in_its_trace(tracing):
     async def app(scope, receive, send):
         inject(carried)
@@ -264,6 +316,33 @@ def test_log_line_is_sent_as_a_record_in_the_span_of_the_request(memory_engine, 
     assert (record.event_name, record.severity_text) == ("sqltrace.request", "INFO")
     assert record.attributes["sql.count"] == 1
     assert record.attributes["sql.statements"][0]["summary"] == "SELECT"
+
+
+@pytest.fixture
+def logs():
+    """A logger provider, and what it has exported."""
+    exporter, provider = InMemoryLogRecordExporter(), LoggerProvider()
+    provider.add_log_record_processor(SimpleLogRecordProcessor(exporter))
+    yield provider, exporter
+    provider.shutdown()
+
+
+def test_log_line_of_a_request_that_failed_is_an_error(tracing, logs):
+    provider, exporter = logs
+
+    answer(tracing, sends({**START, "status": 500}, BODY), logger_provider=provider, log_line=True)
+
+    [data] = exporter.get_finished_logs()
+    assert (data.log_record.event_name, data.log_record.severity_text) == ("sqltrace.request", "ERROR")
+
+
+def test_log_line_needs_no_traces(logs):
+    provider, exporter = logs
+    sink = OpenTelemetrySink(logger_provider=provider, log_line=True)
+    run(SQLTraceMiddleware(sends(START, BODY), sinks=[sink]), http_scope())
+
+    [data] = exporter.get_finished_logs()
+    assert (data.log_record.event_name, data.log_record.trace_id) == ("sqltrace.request", 0)
 
 
 def test_log_line_without_a_provider_is_not_sent(tracing):

@@ -1,6 +1,9 @@
 """What the spans of statements say, and which statements have one."""
 
 import asyncio
+import threading
+import time
+from contextvars import copy_context
 
 import pytest
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
@@ -8,6 +11,7 @@ from opentelemetry.trace import StatusCode
 from sqlalchemy import QueuePool, create_engine, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
 import sqltrace
@@ -17,8 +21,10 @@ from tests.asgi import BODY, START, http_scope, run, select
 from tests.databases import books
 from tests.telemetry import (
     UNSAMPLED,
+    Routes,
     Tracing,
     is_below,
+    manual,
     names,
     plain,
     server_span,
@@ -132,6 +138,33 @@ def test_statement_says_where_it_went_and_what_came_back(database, tracing):
     assert span.end_time - span.start_time >= attributes["sqltrace.fetch"] * 1_000_000_000
 
 
+def test_statement_that_no_line_of_the_application_runs_has_none(memory_engine, tracing):
+    def work():
+        thread = threading.Thread(target=copy_context().run, args=(connection.exec_driver_sql, "SELECT 1"))
+        thread.start()
+        thread.join()
+
+    with memory_engine.connect() as connection:
+        [span] = statement_spans(ask(tracing, work))
+
+    assert span.attributes["db.query.summary"] == "SELECT"
+    assert {name: value for name, value in span.attributes.items() if name.startswith("code.")} == {}
+
+
+def test_slowest_that_is_told_itself_is_not_among_the_compressed(memory_engine, tracing):
+    def work():
+        with memory_engine.connect() as connection:
+            connection.connection.create_function("wait", 1, time.sleep)
+            for seconds in (0.05, *[0] * 600):  # of which not all are kept
+                connection.execute(text("SELECT wait(:seconds)"), {"seconds": seconds}).all()
+
+    *singles, rest = statement_spans(ask(tracing, work))
+
+    assert singles[0].end_time - singles[0].start_time >= 50_000_000
+    assert rest.attributes["sqltrace.compressed.count"] == 598
+    assert rest.attributes["sqltrace.compressed.max"] < 0.05
+
+
 def test_failed_statement_says_the_error_of_the_driver(database, tracing):
     def work():
         with pytest.raises(DBAPIError):
@@ -188,6 +221,41 @@ def test_work_after_the_response_has_a_span_that_links_to_the_request(memory_eng
     assert [span.parent.span_id for span in statement_spans(spans)] == [server.context.span_id, after.context.span_id]
 
 
+def test_all_work_after_the_response_has_one_span(memory_engine, tracing):
+    async def app(scope, receive, send):
+        await send(START)
+        await send(BODY)
+        select(memory_engine, 2)
+
+    sink = OpenTelemetrySink(tracer_provider=tracing.provider)
+    run(SQLTraceMiddleware(app, sinks=[sink]), http_scope())
+
+    spans = tracing.spans()
+    [after] = [span for span in spans if span.name.endswith("after response")]
+    assert {span.parent.span_id for span in statement_spans(spans)} == {after.context.span_id}
+
+
+def test_request_that_another_instrumentation_leaves_out_has_no_spans(memory_engine, tracing):
+    asgi = pytest.importorskip("opentelemetry.instrumentation.asgi")
+    excluded = pytest.importorskip("opentelemetry.util.http").ExcludeList(["sync"])
+    app = asgi.OpenTelemetryMiddleware(
+        Starlette(routes=Routes(memory_engine).list), excluded_urls=excluded, tracer_provider=tracing.provider
+    )
+    sink = OpenTelemetrySink(tracer_provider=tracing.provider)
+
+    response = TestClient(SQLTraceMiddleware(app, sinks=[sink])).get("/sync/1")
+
+    assert (response.text, tracing.spans()) == ("fine", ())
+
+
+def test_request_in_a_span_that_somebody_else_does_not_sample_has_no_spans(memory_engine):
+    tracing = Tracing(sampler=ALWAYS_OFF)
+
+    response = TestClient(traced(manual, memory_engine, tracing.provider)).get("/sync/1")
+
+    assert (response.text, tracing.spans()) == ("fine", ())
+
+
 @pytest.mark.parametrize("headers", [UNSAMPLED, {}], ids=["by the caller", "here"])
 def test_unsampled_request_has_no_spans(memory_engine, headers):
     tracing = Tracing() if headers else Tracing(sampler=ALWAYS_OFF)
@@ -229,6 +297,25 @@ def test_wait_for_a_connection_has_a_span(tracing, tmp_path):
     assert server.attributes["sqltrace.connection.held_by"] == ("nightly",)
     waited = (wait.end_time - wait.start_time) / 1_000_000_000
     assert waited == pytest.approx(server.attributes["sqltrace.time.connection"], abs=0.001)
+
+
+def test_wait_for_a_connection_within_a_span_of_the_application_is_below_it(tracing, tmp_path):
+    def work():
+        tracer = tracing.provider.get_tracer("application")
+        with tracer.start_as_current_span("loading"), pytest.raises(PoolTimeoutError):
+            engine.connect()
+
+    options = {"poolclass": QueuePool, "pool_size": 1, "max_overflow": 0, "pool_timeout": 0.05}
+    engine = create_engine(f"sqlite:///{tmp_path}/test.db", **options)
+    with sqltrace.record("nightly"), engine.connect():
+        spans = ask(tracing, work)
+    engine.dispose()
+
+    [loading] = [span for span in spans if span.name == "loading"]
+    [wait] = [span for span in spans if span.name == "connection"]
+    assert wait.parent.span_id == loading.context.span_id
+    assert loading.start_time <= wait.start_time + 1_000_000
+    assert wait.end_time <= loading.end_time + 1_000_000
 
 
 @pytest.mark.parametrize("statements", [1, 20])
