@@ -59,13 +59,13 @@ def _suspended_codes(suspended: Any) -> Iterator[CodeType]:
 
 def _has_tasks(collector: Collector, loop: AbstractEventLoop | None) -> bool:
     own = current_task()
-    for task in all_tasks(loop):
+    for task in all_tasks(loop):  # pragma: no branch - before Python 3.12 it never ends
         get_context = getattr(task, "get_context", None)
         if get_context is None:  # pragma: no branch - before Python 3.12
             return False
         if task is not own and _belongs_to(collector, get_context().get(current)):  # pragma: no cover - from 3.12 on
             return True
-    return False
+    return False  # pragma: no cover - from Python 3.12 on
 
 
 def _belongs_to(collector: Collector, theirs: Collector | None) -> bool:  # pragma: no cover - from Python 3.12 on
