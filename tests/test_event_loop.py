@@ -20,6 +20,7 @@ from starlette.routing import Route
 
 import sqltrace
 from sqltrace.event_loop import stepped
+from sqltrace.loop_log import LoopLog
 from sqltrace.recording import Recording
 from sqltrace.sinks.log_line import log_line
 from tests.loops import RUNNERS, block, get, observed, respond
@@ -836,3 +837,19 @@ def test_fault_of_ours_does_not_reach_the_application(monkeypatch, caplog):
 
     assert records.by_path["/"].outcome == "ok"
     assert sum("observing the event loop failed" in record.message for record in caplog.records) == 1
+
+
+def test_hold_within_another_is_waited_for_once():
+    log, ms = LoopLog(lambda: 0), 1_000_000
+    log.add(5 * ms, 9 * ms, "child")
+    log.add(2 * ms, 10 * ms, "other")
+
+    assert log.tail(0, 10 * ms, "mine", lambda: True) == [(2 * ms, 10 * ms)]
+
+
+def test_loop_that_nobody_is_on_is_not_watched():
+    log = LoopLog(lambda: 0)
+
+    log.watch()
+
+    assert log.beat is None

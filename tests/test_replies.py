@@ -295,3 +295,32 @@ def test_other_sockets_and_systems_are_unknown(monkeypatch):
 )
 def test_driver_that_has_changed_is_unknown(connection):
     assert internals.driver_descriptor(SimpleNamespace(driver_connection=connection)) is None
+
+
+@pytest.mark.parametrize("driver", [POSTGRESQL])
+def test_reply_that_lay_ready_is_told_where_the_loop_cannot_be_observed(run, driver, monkeypatch, caplog):
+    def broken(*arguments):
+        raise RuntimeError("ours")
+
+    monkeypatch.setattr("sqltrace.loop_log.LoopLog.enter", broken)
+    query = sleep(driver, 0.02)
+    recording, _, blocked = measure(run, driver, lambda connection: connection.execute(query), prepare=query)
+
+    [statement] = recording.statements
+    assert blocked - 0.05 < statement.loop_wait < blocked + 0.02
+    assert "observing the event loop failed" in caplog.text
+    sqltrace.faults.forget_faults()
+
+
+def test_synchronous_statement_on_a_loop_outside_of_requests_is_recorded():
+    async def main():
+        engine = create_engine("sqlite://")
+        with sqltrace.record() as recording, engine.connect() as connection:
+            connection.connection.create_function("hold", 0, lambda: block(0.02))
+            connection.execute(text("SELECT hold()"))
+        engine.dispose()
+        return recording
+
+    [group] = asyncio.run(main()).groups
+
+    assert (group.on_loop, group.total >= 0.02) == (1, True)
