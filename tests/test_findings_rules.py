@@ -423,3 +423,32 @@ def test_gathered_gets_are_told(tmp_path):
     assert finding.kind == "n_plus_one"
     assert finding.call_site.endswith("get")
     assert finding.fix.startswith("select(Author).where(Author.id.in_(ids))")
+
+
+def test_objects_that_expired_without_a_commit_are_loaded_by_one_query_instead(engine):
+    class Base(DeclarativeBase):
+        pass
+
+    class Order(Base):
+        __tablename__ = "expiring_orders"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        state: Mapped[str] = mapped_column(default="new")
+
+    Base.metadata.create_all(engine)
+    with Session(engine) as session:
+        session.add_all([Order() for _ in range(6)])
+        session.commit()
+
+    def work(remedy):
+        with sqltrace.record() as recording, Session(engine) as session:
+            orders = session.scalars(select(Order)).all()
+            session.expire_all()
+            if remedy:
+                session.scalars(select(Order)).all()
+            assert {order.state for order in orders} == {"new"}
+        return sqltrace.diagnose(recording)
+
+    [finding] = work(remedy=False)
+    assert "one for each Order as it had expired" in finding.message
+    assert finding.fix == "session.scalars(select(Order).where(…)).all()  # once, before the loop"
+    assert work(remedy=True) == []

@@ -80,19 +80,26 @@ def _of_load(recording: Recording, group: Group) -> Finding:
         columns = [f"{origin.entity}.{attribute}" for attribute in origin.attributes]
         what = ", ".join(columns) or str(origin.entity)
         fix = options(((*path, column), "undefer({})") for path in paths for column in columns)
-    if origin.kind == "refresh":
-        fix = '__mapper_args__ = {"eager_defaults": True}'
     why = {"lazy": "as it was touched", "immediate": "right after it", "deferred": "as it was touched"}
+    if origin.kind == "refresh" and _writes(recording):
+        why["refresh"], fix = "after a flush", '__mapper_args__ = {"eager_defaults": True}'
+    elif origin.kind == "refresh":
+        why["refresh"] = "as it had expired"
+        fix = f"session.scalars(select({origin.entity}).where(…)).all()  # once, before the loop"
     return Finding(
         "n_plus_one",
         f"{what} was loaded by {plural(group.count, 'statement')}, one for each {origin.entity}"
-        f" {why.get(origin.kind, 'after a flush')}, in {time(cost(group))}.",
+        f" {why[origin.kind]}, in {time(cost(group))}.",
         cost(group),
         place(group),
         origin.relationship,
         loaded_by(group.parents),
         fix,
     )
+
+
+def _writes(recording: Recording) -> bool:
+    return any(group.summary.partition(" ")[0].upper() in ("INSERT", "UPDATE") for group in recording.groups)
 
 
 def _of_query(group: Group) -> Finding:
