@@ -12,6 +12,8 @@ from sqlalchemy import QueuePool, create_engine, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
 from starlette.testclient import TestClient
 
 import sqltrace
@@ -332,3 +334,25 @@ def test_statements_that_another_instrumentation_tells_are_not_told_twice(memory
     assert len(told) == statements
     assert {span.instrumentation_scope.name for span in told} == {"opentelemetry.instrumentation.sqlalchemy"}
     assert server_span(spans).attributes["sqltrace.statement.count"] == statements
+
+
+def test_wait_for_a_connection_of_a_request_without_a_span_has_none(tracing, tmp_path):
+    asgi = pytest.importorskip("opentelemetry.instrumentation.asgi")
+    excluded = pytest.importorskip("opentelemetry.util.http").ExcludeList(["wait"])
+
+    def wait(request):
+        with pytest.raises(PoolTimeoutError):
+            engine.connect()
+        return PlainTextResponse("fine")
+
+    options = {"poolclass": QueuePool, "pool_size": 1, "max_overflow": 0, "pool_timeout": 0.05}
+    engine = create_engine(f"sqlite:///{tmp_path}/test.db", **options)
+    app = asgi.OpenTelemetryMiddleware(
+        Starlette(routes=[Route("/wait", wait)]), excluded_urls=excluded, tracer_provider=tracing.provider
+    )
+    client = TestClient(SQLTraceMiddleware(app, sinks=[OpenTelemetrySink(tracer_provider=tracing.provider)]))
+    with engine.connect():
+        response = client.get("/wait")
+    engine.dispose()
+
+    assert (response.text, tracing.spans()) == ("fine", ())
