@@ -42,15 +42,21 @@ def objects_since(context: Any, newest: tuple[Any, Any] | None) -> dict[str, int
     if newest is None:
         return None
     try:
-        states = context.session.identity_map._dict
+        states, last = context.session.identity_map._dict, newest[0]
         runid = context.runid
-        made: dict[str, int] = {}
+        classes: dict[type, int] = {}
         for state in reversed(states.values()):
-            if state is newest[0]:
+            if state is last:
                 break
             if state.runid == runid:
-                name = state.class_.__name__
-                made[name] = made.get(name, 0) + 1
+                cls = state.class_
+                if cls in classes:
+                    classes[cls] += 1
+                else:
+                    classes[cls] = 1
+        made: dict[str, int] = {}
+        for cls, count in classes.items():
+            made[cls.__name__] = made.get(cls.__name__, 0) + count
         return made
     except RuntimeError:
         return None  # an object died while its place was passed
