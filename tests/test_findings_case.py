@@ -1,6 +1,7 @@
 """What is found in the case that this project exists for, and that the fix mends it."""
 
 import asyncio
+import gc
 import re
 from pathlib import Path
 
@@ -34,6 +35,15 @@ def database(request, tmp_path_factory):
     yield database
     database.drop_tables()
     database.sync_engine.dispose()
+
+
+@pytest.fixture(autouse=True)
+def no_garbage_collection():
+    """A full collection of all that the tests have left holds the loop for longer than a rule allows."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
 
 
 def visit(database, sink, flavour, calls=CALLS):
