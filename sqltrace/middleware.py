@@ -83,7 +83,7 @@ class SQLTraceMiddleware:
         engines: Iterable[Any] | None = None,
         sinks: Iterable[Sink] | None = None,
         rules: Iterable[Rule] | None = None,
-        exclude: Iterable[str] | Callable[[Scope], bool] = (),
+        exclude: Iterable[str] | Callable[[Scope], bool] | None = (),
         capture_parameters: bool = False,
         max_statements: int = 500,
         max_sql_length: int = 10_000,

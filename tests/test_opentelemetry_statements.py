@@ -283,16 +283,22 @@ def test_nothing_is_noted_of_the_statements_of_an_unsampled_request(memory_engin
     assert [statement.span for statement in record.recording.statements] == [None]
 
 
-def test_wait_for_a_connection_has_a_span(tracing, tmp_path):
-    def work():
-        with pytest.raises(PoolTimeoutError):
-            engine.connect()
-
+@pytest.fixture
+def small_pool(tmp_path):
+    """Of one connection, for which nobody waits long."""
     options = {"poolclass": QueuePool, "pool_size": 1, "max_overflow": 0, "pool_timeout": 0.05}
     engine = create_engine(f"sqlite:///{tmp_path}/test.db", **options)
-    with sqltrace.record("nightly"), engine.connect():
-        spans = ask(tracing, work)
+    yield engine
     engine.dispose()
+
+
+def test_wait_for_a_connection_has_a_span(tracing, small_pool):
+    def work():
+        with pytest.raises(PoolTimeoutError):
+            small_pool.connect()
+
+    with sqltrace.record("nightly"), small_pool.connect():
+        spans = ask(tracing, work)
 
     server, [wait] = server_span(spans), [span for span in spans if span.name == "connection"]
     assert is_below(wait, server, spans)
@@ -301,17 +307,14 @@ def test_wait_for_a_connection_has_a_span(tracing, tmp_path):
     assert waited == pytest.approx(server.attributes["sqltrace.time.connection"], abs=0.001)
 
 
-def test_wait_for_a_connection_within_a_span_of_the_application_is_below_it(tracing, tmp_path):
+def test_wait_for_a_connection_within_a_span_of_the_application_is_below_it(tracing, small_pool):
     def work():
         tracer = tracing.provider.get_tracer("application")
         with tracer.start_as_current_span("loading"), pytest.raises(PoolTimeoutError):
-            engine.connect()
+            small_pool.connect()
 
-    options = {"poolclass": QueuePool, "pool_size": 1, "max_overflow": 0, "pool_timeout": 0.05}
-    engine = create_engine(f"sqlite:///{tmp_path}/test.db", **options)
-    with sqltrace.record("nightly"), engine.connect():
+    with sqltrace.record("nightly"), small_pool.connect():
         spans = ask(tracing, work)
-    engine.dispose()
 
     [loading] = [span for span in spans if span.name == "loading"]
     [wait] = [span for span in spans if span.name == "connection"]
@@ -336,23 +339,20 @@ def test_statements_that_another_instrumentation_tells_are_not_told_twice(memory
     assert server_span(spans).attributes["sqltrace.statement.count"] == statements
 
 
-def test_wait_for_a_connection_of_a_request_without_a_span_has_none(tracing, tmp_path):
+def test_wait_for_a_connection_of_a_request_without_a_span_has_none(tracing, small_pool):
     asgi = pytest.importorskip("opentelemetry.instrumentation.asgi")
     excluded = pytest.importorskip("opentelemetry.util.http").ExcludeList(["wait"])
 
     def wait(request):
         with pytest.raises(PoolTimeoutError):
-            engine.connect()
+            small_pool.connect()
         return PlainTextResponse("fine")
 
-    options = {"poolclass": QueuePool, "pool_size": 1, "max_overflow": 0, "pool_timeout": 0.05}
-    engine = create_engine(f"sqlite:///{tmp_path}/test.db", **options)
     app = asgi.OpenTelemetryMiddleware(
         Starlette(routes=[Route("/wait", wait)]), excluded_urls=excluded, tracer_provider=tracing.provider
     )
     client = TestClient(SQLTraceMiddleware(app, sinks=[OpenTelemetrySink(tracer_provider=tracing.provider)]))
-    with engine.connect():
+    with small_pool.connect():
         response = client.get("/wait")
-    engine.dispose()
 
     assert (response.text, tracing.spans()) == ("fine", ())

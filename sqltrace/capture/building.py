@@ -25,8 +25,8 @@ class Block:
         fetch_start, fetch_end: Of the fetch of the rows, as long as nothing else has happened inside.
         since: Where what is not accounted for begins, once something has.
         broken: Whether something has.
-        load: The one among these that the building is for at the moment.
         loads: Statements that load relationships meanwhile, by their path.
+        load: The one among these that the building is for at the moment; `None` while it is for the query itself.
         newest: Of `orm_internals.newest_object`.
     """
 

@@ -17,7 +17,7 @@ from typing import Any, Final
 from sqlalchemy.engine.interfaces import ExecuteStyle
 
 from sqltrace.capture import internals
-from sqltrace.capture.fetching import CountedFetch, CountedReturning, CountedStream, add_fetch
+from sqltrace.capture.fetching import CountedFetch, CountedReturning, CountedStream, add_fetch, begin
 from sqltrace.collector import Collector, Execution
 from sqltrace.faults import report_fault
 
@@ -42,9 +42,10 @@ def follow(execution: Execution, context: Any) -> None:
     try:
         if isinstance(execution, CountedFetch):
             context.cursor_fetch_strategy = execution
-            execution.open = True
-            if not context.is_crud:
-                execution.rows = 0
+            if context.is_crud:
+                execution.open = True  # whether rows come, it is told later
+            else:
+                begin(execution)
         elif context.execute_style is _INSERTMANYVALUES:
             if context.compiled.effective_returning:
                 _follow_batch(execution, context)
