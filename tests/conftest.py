@@ -73,6 +73,18 @@ def tracing():
 
 
 @pytest.fixture
+def logs():
+    """A logger provider, and what it has exported."""
+    from opentelemetry.sdk._logs import LoggerProvider
+    from opentelemetry.sdk._logs.export import InMemoryLogRecordExporter, SimpleLogRecordProcessor
+
+    exporter, provider = InMemoryLogRecordExporter(), LoggerProvider()
+    provider.add_log_record_processor(SimpleLogRecordProcessor(exporter))
+    yield provider, exporter
+    provider.shutdown()
+
+
+@pytest.fixture
 def meters():
     """Metrics of the test's own provider."""
     from tests.telemetry import Meters

@@ -2,8 +2,6 @@
 
 import pytest
 from fastapi import FastAPI
-from opentelemetry.sdk._logs import LoggerProvider
-from opentelemetry.sdk._logs.export import InMemoryLogRecordExporter, SimpleLogRecordProcessor
 from starlette.testclient import TestClient
 
 from sqltrace import SQLTraceMiddleware
@@ -38,15 +36,6 @@ def ask(engine, tracing, statements=1, **options):
     sink = OpenTelemetrySink(tracer_provider=tracing.provider, **options)
     run(SQLTraceMiddleware(app, sinks=[sink], rules=[too_much]), http_scope())
     return tracing.spans()
-
-
-@pytest.fixture
-def logs():
-    """A logger provider, and what it has exported."""
-    exporter, provider = InMemoryLogRecordExporter(), LoggerProvider()
-    provider.add_log_record_processor(SimpleLogRecordProcessor(exporter))
-    yield provider, exporter
-    provider.shutdown()
 
 
 def test_findings_are_events_of_the_server_span(memory_engine, tracing):

@@ -10,8 +10,6 @@ from fastapi import FastAPI
 from opentelemetry import context as otel_context
 from opentelemetry import propagate, trace
 from opentelemetry.propagate import inject
-from opentelemetry.sdk._logs import LoggerProvider
-from opentelemetry.sdk._logs.export import InMemoryLogRecordExporter, SimpleLogRecordProcessor
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.trace import SpanKind, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
@@ -300,9 +298,8 @@ def test_statements_of_failed_requests_are_kept_always(memory_engine, tracing):
     assert case.statements() == 1
 
 
-def test_log_line_is_sent_as_a_record_in_the_span_of_the_request(memory_engine, tracing):
-    exporter, provider = InMemoryLogRecordExporter(), LoggerProvider()
-    provider.add_log_record_processor(SimpleLogRecordProcessor(exporter))
+def test_log_line_is_sent_as_a_record_in_the_span_of_the_request(memory_engine, tracing, logs):
+    provider, exporter = logs
 
     async def app(scope, receive, send):
         select(memory_engine)
@@ -316,15 +313,6 @@ def test_log_line_is_sent_as_a_record_in_the_span_of_the_request(memory_engine, 
     assert (record.event_name, record.severity_text) == ("sqltrace.request", "INFO")
     assert record.attributes["sql.count"] == 1
     assert record.attributes["sql.statements"][0]["summary"] == "SELECT"
-
-
-@pytest.fixture
-def logs():
-    """A logger provider, and what it has exported."""
-    exporter, provider = InMemoryLogRecordExporter(), LoggerProvider()
-    provider.add_log_record_processor(SimpleLogRecordProcessor(exporter))
-    yield provider, exporter
-    provider.shutdown()
 
 
 def test_log_line_of_a_request_that_failed_is_an_error(tracing, logs):
