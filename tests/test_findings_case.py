@@ -163,10 +163,13 @@ def test_innocent_request_is_told_whom_it_waited_for(database, sink):
             await guilty_ones
         await database.async_engine.dispose()
 
-    asyncio.run(page())
-
-    refreshes = [record for record in sink.records if record.method == "POST"]
-    worst = max(refreshes, key=lambda record: record.recording.time_account.loop_wait)
-    [finding] = worst.findings
-    assert finding.kind == "waited_for_loop"
-    assert "held by GET /guilty/async/api/tags/{tag_id}/contents/all" in finding.message
+    waits = {}
+    for _ in range(5):  # the loop may be held just while a refresh has answered, and puts its session away
+        asyncio.run(page())
+        waits |= {record.recording.time_account.loop_wait: record for record in sink.records if record.method == "POST"}
+        if max(waits) > 0.5:
+            break
+    worst = waits[max(waits)]
+    account, holders = worst.recording.time_account, worst.recording.waited_for
+    assert [finding.kind for finding in worst.findings] == ["waited_for_loop"], (account, holders)
+    assert "held by GET /guilty/async/api/tags/{tag_id}/contents/all" in worst.findings[0].message
