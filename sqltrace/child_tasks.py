@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-from asyncio import AbstractEventLoop, Task, all_tasks, current_task
+from asyncio import Task, all_tasks
 from collections.abc import Iterator
 from types import CodeType
 from typing import Any, Final
 
 from sqltrace.collector import Collector, current
+from sqltrace.loop_log import LoopLog
 
 # Functions of libraries, by qualified name, which wait for tasks or threads of their caller.
 _WAITS_FOR_OWN: Final = frozenset(
@@ -16,6 +17,7 @@ _WAITS_FOR_OWN: Final = frozenset(
     " to_thread run_in_threadpool run_sync AsyncIOBackend.run_sync_in_worker_thread run_sync_in_worker_thread".split()
     + (["wait_for"] if sys.version_info < (3, 12) else [])
 )
+_TASKS_TELL_THEIR_CONTEXT: Final = sys.version_info >= (3, 12)
 POLL: Final = 100_000_000  # nanoseconds after which psycopg wakes up to look around, without a reply
 
 
@@ -24,7 +26,7 @@ def polls(suspended: Any) -> bool:
     return any(code.co_qualname == "wait_async" for code in _suspended_codes(suspended))
 
 
-def waits_for_own(awaited: Any, suspended: Any, collector: Collector, loop: AbstractEventLoop | None) -> bool:
+def waits_for_own(awaited: Any, suspended: Any, collector: Collector, log: LoopLog) -> bool:
     """
     Whether a request may be waiting for tasks or threads of its own.
 
@@ -36,12 +38,13 @@ def waits_for_own(awaited: Any, suspended: Any, collector: Collector, loop: Abst
         awaited: What the task yielded to the event loop.
         suspended: The coroutine, or what else it awaits from the inside.
         collector: That of the request.
+        log: That of its loop.
     """
     if isinstance(awaited, Task) or hasattr(awaited, "_children"):  # asyncio.gather()
         return True
     if any(code.co_qualname in _WAITS_FOR_OWN for code in _suspended_codes(suspended)):
         return True
-    return _has_tasks(collector, loop)
+    return _has_tasks(collector, log)
 
 
 def _suspended_codes(suspended: Any) -> Iterator[CodeType]:
@@ -57,15 +60,32 @@ def _suspended_codes(suspended: Any) -> Iterator[CodeType]:
             return
 
 
-def _has_tasks(collector: Collector, loop: AbstractEventLoop | None) -> bool:
-    own = current_task()
-    for task in all_tasks(loop):  # pragma: no branch - before Python 3.12 it never ends
-        get_context = getattr(task, "get_context", None)
-        if get_context is None:  # pragma: no branch - before Python 3.12
-            return False
-        if task is not own and _belongs_to(collector, get_context().get(current)):  # pragma: no cover - from 3.12 on
-            return True
-    return False  # pragma: no cover - from Python 3.12 on
+def _has_tasks(collector: Collector, log: LoopLog) -> bool:
+    if not _TASKS_TELL_THEIR_CONTEXT:
+        return False
+    return _count_tasks(collector, log) > _belongs_to(collector, current.get())  # pragma: no cover - from 3.12 on
+
+
+def _count_tasks(collector: Collector, log: LoopLog) -> int:  # pragma: no cover - from Python 3.12 on
+    """
+    How many tasks of the loop belong to a request, its own included.
+
+    All are counted at once, and not anew until twenty times as long has
+    passed as that took: of a thousand requests each would look at a thousand.
+    """
+    now = log.clock()
+    if now >= log.counted_until:
+        counts: dict[int, int] = {}
+        for task in all_tasks(log.loop):
+            get_context = getattr(task, "get_context", None)  # a library's own kind of task may lack it
+            theirs = get_context().get(current) if get_context is not None else None
+            while theirs is not None:
+                counts[id(theirs)] = counts.get(id(theirs), 0) + 1
+                theirs = theirs.parent
+        log.task_counts = counts
+        ended = log.clock()
+        log.counted_until = ended + 20 * (ended - now)
+    return log.task_counts.get(id(collector), 0)
 
 
 def _belongs_to(collector: Collector, theirs: Collector | None) -> bool:  # pragma: no cover - from Python 3.12 on

@@ -127,9 +127,7 @@ class LoopShare:
         try:
             self.suspensions.append((left, now))
             log.notice(now)
-            waits = log.tail(
-                left, now, self.label, lambda: not waits_for_own(awaited, suspended, self.collector, log.loop)
-            )
+            waits = log.tail(left, now, self.label, lambda: not waits_for_own(awaited, suspended, self.collector, log))
             if waits and now - left >= POLL and polls(suspended):
                 arrived = self._arrived(left, now)
                 waits = [] if arrived is None else [(max(since, arrived), until) for since, until in waits]

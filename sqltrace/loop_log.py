@@ -45,6 +45,7 @@ class LoopLog:
         held_until: End of the latest step or hold that was told, however short.
         beat_due: The loop is not known to be late before this.
         busy_since, busy_until: The latest stretch in which a due beat did not get its turn.
+        task_counts, counted_until: Of `child_tasks`.
     """
 
     __slots__ = (
@@ -55,9 +56,11 @@ class LoopLog:
         "busy_since",
         "busy_until",
         "clock",
+        "counted_until",
         "held_until",
         "holds",
         "loop",
+        "task_counts",
     )
 
     def __init__(self, clock: Callable[[], int]) -> None:
@@ -67,6 +70,8 @@ class LoopLog:
         self.holds: deque[Hold] = deque(maxlen=_ENTRIES)
         self.held_until = self.beat_due = self.busy_since = self.busy_until = 0
         self.beat: asyncio.TimerHandle | None = None
+        self.task_counts: dict[int, int] = {}  # by id: requests are not kept alive
+        self.counted_until = 0
         self._context = Context()  # empty: the beat would keep alive what the context of the first request refers to
 
     def enter(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -90,7 +95,7 @@ class LoopLog:
                 self.beat.cancel()
             self.beat = self.loop = None
             self.holds.clear()
-            self.busy_until = 0
+            self.busy_until = self.counted_until = 0
 
     def add(self, start: int, end: int, label: Label) -> None:
         self.holds.append((start, end, label))

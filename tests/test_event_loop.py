@@ -19,6 +19,7 @@ from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Route
 
 import sqltrace
+from sqltrace.child_tasks import waits_for_own
 from sqltrace.event_loop import stepped
 from sqltrace.loop_log import LoopLog
 from sqltrace.recording import Recording
@@ -539,6 +540,23 @@ class TestLoopWait:
         run(get(app, "/endpoint/1"))
 
         assert records["/endpoint/1"].time_account.loop_wait < 0.05
+
+    @pytest.mark.skipif(sys.version_info < (3, 12), reason="tasks do not tell their context")
+    def test_tasks_are_counted_again_only_when_twenty_times_as_long_has_passed(self):
+        now = iter([1_000, 1_100, 2_000, 3_099, 3_100, 3_200])  # counted from 1,000 to 1,100, and again from 3,100
+
+        async def main():
+            with sqltrace.record() as recording:
+                log = LoopLog(lambda: next(now))
+                log.enter(asyncio.get_running_loop())
+                nothing = asyncio.Future()
+                answers = [waits_for_own(nothing, None, recording.collector, log)]
+                task = asyncio.create_task(asyncio.sleep(60))
+                answers += [waits_for_own(nothing, None, recording.collector, log) for _ in range(3)]
+                task.cancel()
+                return answers
+
+        assert asyncio.run(main()) == [False, False, False, True]
 
     def test_own_sql_in_a_thread_is_not_waiting(self, run, tmp_path):
         engine = create_engine(f"sqlite:///{tmp_path}/thread.db")
