@@ -26,10 +26,21 @@ _INFRASTRUCTURE = frozenset(
     " asyncmy MySQLdb click typer pytest _pytest pluggy pytest_asyncio pydantic jinja2 opentelemetry".split()
 )
 
-_SKIP, _LIBRARY, _APPLICATION = range(3)
-_MAX_FRAMES = 200
+_SKIP, _LIBRARY, _APPLICATION = range(3)  # the first is false
+_FRAMES = range(200)
 _MAX_FILES = 10_000
-_kinds: dict[str, int] = {}
+
+
+class _Kinds(dict[str, int]):
+    """What code files are, by name: each is looked at once."""
+
+    def __missing__(self, filename: str) -> int:
+        if len(self) >= _MAX_FILES:
+            self.clear()  # only code that makes files as it runs gets here
+        return self.setdefault(filename, _kind(filename))
+
+
+_kinds = _Kinds()
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,24 +86,21 @@ def find_call_site(skip: int = 0) -> CallSite | None:
         skip: Frames above the caller that are known to be none of the application's.
     """
     second_best: FrameType | None = None
-    frame: FrameType | None = sys._getframe(1 + skip)
+    frame = sys._getframe(1 + skip)
     greenlet: Any = None
     kinds = _kinds
-    for _ in range(_MAX_FRAMES):
-        if frame is None:
-            greenlet = getattr(greenlet or _current_greenlet(), "parent", None)
-            frame = getattr(greenlet, "gr_frame", None)
-            if frame is None:
-                break
-        filename = frame.f_code.co_filename
-        kind = kinds.get(filename)
-        if kind is None:
-            kind = _remember(filename)
-        if kind != _SKIP:
+    for _ in _FRAMES:  # some thirty of an AsyncSession: what is done for each is dear
+        if kind := kinds[frame.f_code.co_filename]:
             if kind == _APPLICATION:
                 return _site(frame)
             second_best = second_best or frame
-        frame = frame.f_back
+        caller = frame.f_back
+        if caller is None:
+            greenlet = getattr(greenlet or _current_greenlet(), "parent", None)
+            caller = getattr(greenlet, "gr_frame", None)
+            if caller is None:
+                break
+        frame = caller
     return _site(second_best) if second_best is not None else None
 
 
@@ -102,9 +110,7 @@ def call_site_in(traceback: TracebackType) -> CallSite | None:
     entry: TracebackType | None = traceback
     while entry is not None:
         code = entry.tb_frame.f_code
-        best[_kinds.get(code.co_filename) or _remember(code.co_filename)] = _call_site(
-            code.co_filename, entry.tb_lineno, code.co_qualname
-        )
+        best[_kinds[code.co_filename]] = _call_site(code.co_filename, entry.tb_lineno, code.co_qualname)
         entry = entry.tb_next
     return best.get(_APPLICATION) or best.get(_LIBRARY)
 
@@ -126,12 +132,6 @@ def _current_greenlet() -> Any:
     # SQLAlchemy 2.1 no longer installs greenlet; without its module nothing runs in one.
     module = sys.modules.get("greenlet")
     return module.getcurrent() if module is not None else None
-
-
-def _remember(filename: str) -> int:
-    if len(_kinds) >= _MAX_FILES:
-        _kinds.clear()  # only code that makes files as it runs gets here
-    return _kinds.setdefault(filename, _kind(filename))
 
 
 def _kind(filename: str) -> int:

@@ -67,7 +67,7 @@ def test_installed_libraries_are_passed_over(tmp_path):
 def test_installed_application_is_second_best(tmp_path, monkeypatch):
     application = load(tmp_path / "site-packages" / "shop" / "api.py", "def list_items():\n    return find()\n")
     monkeypatch.setitem(callsite._kinds, HERE, callsite._SKIP)
-    monkeypatch.setattr(callsite, "_MAX_FRAMES", 2)
+    monkeypatch.setattr(callsite, "_FRAMES", range(2))
 
     site = application["list_items"]()
 
@@ -87,7 +87,7 @@ def test_virtual_environment_inside_the_project_is_no_application(tmp_path):
 def test_framework_is_never_the_answer(tmp_path, monkeypatch):
     framework = load(tmp_path / "site-packages" / "starlette" / "routing.py", "def handle():\n    return find()\n")
     monkeypatch.setitem(callsite._kinds, HERE, callsite._SKIP)
-    monkeypatch.setattr(callsite, "_MAX_FRAMES", 2)
+    monkeypatch.setattr(callsite, "_FRAMES", range(2))
 
     assert framework["handle"]() is None
 
@@ -98,7 +98,7 @@ def test_what_starts_a_server_is_never_the_answer(file, tmp_path, monkeypatch):
     assert sysconfig.get_path("scripts") + os.sep in callsite._LIBRARIES
     starter = load(tmp_path / file, "def start():\n    return find()\n")
     monkeypatch.setitem(callsite._kinds, HERE, callsite._SKIP)
-    monkeypatch.setattr(callsite, "_MAX_FRAMES", 2)
+    monkeypatch.setattr(callsite, "_FRAMES", range(2))
 
     assert starter["start"]() is None
 

@@ -6,12 +6,16 @@ Each reader answers `None` when SQLAlchemy has changed under it, and says so onc
 
 from __future__ import annotations
 
-from itertools import chain
+from collections import Counter
+from functools import partial
+from itertools import chain, takewhile
+from operator import attrgetter, is_not
 from types import SimpleNamespace
 from typing import Any, cast
 
 from sqltrace.faults import logger
 
+_NUMBER_AND_CLASS = attrgetter("runid", "class_")  # of an object's state
 _warned: set[str] = set()
 
 
@@ -42,21 +46,12 @@ def objects_since(context: Any, newest: tuple[Any, Any] | None) -> dict[str, int
     if newest is None:
         return None
     try:
-        states, last = context.session.identity_map._dict, newest[0]
+        newer = takewhile(partial(is_not, newest[0]), reversed(context.session.identity_map._dict.values()))
         runid = context.runid
-        classes: dict[type, int] = {}
-        for state in reversed(states.values()):
-            if state is last:
-                break
-            if state.runid == runid:
-                cls = state.class_
-                if cls in classes:
-                    classes[cls] += 1
-                else:
-                    classes[cls] = 1
         made: dict[str, int] = {}
-        for cls, count in classes.items():
-            made[cls.__name__] = made.get(cls.__name__, 0) + count
+        for (number, cls), count in Counter(map(_NUMBER_AND_CLASS, newer)).items():
+            if number == runid:
+                made[cls.__name__] = made.get(cls.__name__, 0) + count
         return made
     except RuntimeError:
         return None  # an object died while its place was passed
