@@ -16,6 +16,7 @@ from typing import Any, Final
 from weakref import WeakSet
 
 from sqlalchemy.engine import Connection, Dialect
+from sqlalchemy.engine.default import DefaultDialect
 
 from sqltrace.capture import internals, replies
 from sqltrace.collector import Collector, Execution, current, mark
@@ -106,6 +107,9 @@ def _measure_ping(do_ping: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 
 def _measure_begin(dialect: Dialect, begin: Callable[..., None]) -> Callable[..., None]:
+    # Most drivers begin with the first statement: there is nothing to be measured.
+    takes_time = getattr(begin, "__func__", None) is not DefaultDialect.do_begin
+
     @wraps(begin)
     def measured(connection: Any, *arguments: Any) -> None:
         collector = _collector()
@@ -115,9 +119,10 @@ def _measure_begin(dialect: Dialect, begin: Callable[..., None]) -> Callable[...
         checkout, started = _checkout_of(connection), collector.clock()
         begin(connection, *arguments)
         counts = None if checkout is None or checkout.calling else checkout
-        _note(collector, dialect, connection, counts, "begin", started)
-        if checkout is not None and not checkout.calling:
-            checkout.transaction = not _commits_itself(dialect, connection)
+        if takes_time:
+            _note(collector, dialect, connection, counts, "begin", started)
+        if counts is not None:
+            counts.transaction = not _commits_itself(dialect, connection)
 
     return measured
 
