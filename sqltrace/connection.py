@@ -244,15 +244,6 @@ class Checkout:
     def held(self, now: int) -> int:
         return 0 if self.taken is None else max(0, (self.ended or now) - self.taken)
 
-    def occupied(self, now: int) -> int:
-        """How long it has had its place in the pool: as `held`, with the time of opening the connection."""
-        return max(0, (self.ended or now) - (self.since or now))
-
-    @property
-    def since(self) -> int | None:
-        """When it got its place in the pool."""
-        return self.wait_ended or self.taken
-
     def idle(self, now: int) -> int:
         """Idle in transaction."""
         first = self._first

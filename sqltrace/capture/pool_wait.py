@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
+from operator import itemgetter
 from typing import Any, Final
 
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 
 from sqltrace.capture.transactions import asking
-from sqltrace.connection import Checkout, Holder, PoolWait
+from sqltrace.connection import Checkout, Holder, Label, PoolWait
 from sqltrace.faults import report_fault
 
 _NOTABLE: Final = 1_000_000  # nanoseconds; a thread may lose less to others in the pool's own work
 _MAX_HOLDERS: Final = 10
+_SECOND: Final = 1_000_000_000
 _BRIEF: Final = 20  # who held a connection for less than this part of the wait is not named
+_OWN_AND_HELD: Final = itemgetter(0, 1)
+_HELD: Final = itemgetter(1)
 
 
 def measure_wait(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -62,23 +66,23 @@ def _add_wait(checkout: Checkout, pool: QueuePool, before: set[Checkout] | None,
 
 
 def _describe(checkout: Checkout, pool: QueuePool, holders: set[Checkout], timed_out: bool, in_use: int) -> PoolWait:
-    during = [holder for holder in holders if _meanwhile(holder, checkout) * _BRIEF >= checkout.wait]
-    named = [
-        Holder(holder.labels[0], holder.occupied(holder.clock()) / 1_000_000_000, _is_own(holder, checkout))
-        for holder in during or holders
+    """In one pass without calls: where every request waits, each of them looks at a whole pool."""
+    began, ended, labels = checkout.wait_started or 0, checkout.wait_ended or 0, checkout.labels
+    least, label = checkout.wait / _BRIEF, labels[0]
+    during: list[tuple[bool, int, Label]] = []
+    briefly: list[tuple[bool, int, Label]] = []
+    for holder in holders:
+        since = holder.wait_ended or holder.taken or ended  # when it got its place
+        until = holder.ended or ended
+        if until > ended:  # noqa: PLR1730 - max() and min() take four times as long
+            until = ended
+        meanwhile = until - (since if since > began else began)  # noqa: FURB136 - likewise
+        # Siblings inside a common recording are strangers; a recording and the one around it are not.
+        own = label in holder.labels or holder.labels[0] in labels
+        (during if meanwhile >= least else briefly).append((own, until - since, holder.labels[0]))
+    named = sorted(during or briefly, key=_OWN_AND_HELD, reverse=True)[:_MAX_HOLDERS]
+    longest = [
+        Holder(label, max(0, held) / _SECOND, own) for own, held, label in sorted(named, key=_HELD, reverse=True)
     ]
-    named.sort(key=lambda holder: (-holder.own, -holder.held))
-    longest = sorted(named[:_MAX_HOLDERS], key=lambda holder: -holder.held)
-    waited, overflow = checkout.wait / 1_000_000_000, max(0, pool.overflow())
-    return PoolWait(waited, timed_out, pool.size(), in_use, overflow, tuple(longest))
-
-
-def _meanwhile(holder: Checkout, waiting: Checkout) -> int:
-    """How long one had its place in the pool while the other waited."""
-    started, ended = waiting.wait_started or 0, waiting.wait_ended or 0
-    return min(holder.ended or ended, ended) - max(holder.since or ended, started)
-
-
-def _is_own(holder: Checkout, waiting: Checkout) -> bool:
-    # Siblings inside a common recording are strangers; a recording and the one around it are not.
-    return waiting.labels[0] in holder.labels or holder.labels[0] in waiting.labels
+    overflow = max(0, pool.overflow())
+    return PoolWait(checkout.wait / _SECOND, timed_out, pool.size(), in_use, overflow, tuple(longest))
