@@ -46,15 +46,17 @@ class Workload(NamedTuple):
     """
     What a request does: how many statements, all of one text (repeated) or in turn of ten (distinct).
 
-    Of `mapped.py`: so many ORM queries (orm), or one statement of so many rows, read at once (rows) or made
-    into a hundred objects and their collections (joined).
+    Of `mapped.py`: so many ORM queries (orm; session: of an `AsyncSession`), or one statement of so many rows: read
+    at once (rows), made into an object each and a hundred more (joined), or two collections of one object that
+    multiply each other (product).
     """
 
     statements: int
     variant: str
 
     def __str__(self) -> str:
-        return f"{self.statements} {self.variant}" if self.statements > 1 else str(self.statements)
+        alike = self.statements < 2 and self.variant != "session"  # whether repeated or distinct
+        return str(self.statements) if alike else f"{self.statements} {self.variant}"
 
 
 WORKLOADS = (

@@ -4,11 +4,16 @@ What sqltrace adds to requests that make ORM objects or read many rows: CPU time
     python tests/benchmarks/mapped.py [--turns N]
 
 As `overhead.py`. The ORM is imported with the first of these requests, so that the others are without it.
+
+The requests of an `AsyncSession` ask PostgreSQL through asyncpg, at SQLTRACE_TEST_POSTGRES if that is set. Between its
+system calls a processor does all work several times slower than in a loop, sqltrace's and the application's alike:
+of these numbers the percentage is what travels to other machines.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
@@ -21,11 +26,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 OBJECTS, EACH = 100, 50
+POSTGRESQL = os.environ.get("SQLTRACE_TEST_POSTGRES", "postgresql://postgres@127.0.0.1:5432/test")
 
 
 @cache
 def _mapping(engine: Engine) -> Any:
-    """A hundred shelves with fifty books each."""
+    """A hundred shelves with fifty books each; the first has one label, the second a hundred."""
     from sqlalchemy.orm import DeclarativeBase, Session, relationship
 
     class Base(DeclarativeBase):
@@ -36,6 +42,7 @@ def _mapping(engine: Engine) -> Any:
         id = Column(Integer, primary_key=True)
         name = Column(String(40))
         books = relationship("Book")
+        labels = relationship("Label")
 
     class Book(Base):
         __tablename__ = "books"
@@ -43,14 +50,48 @@ def _mapping(engine: Engine) -> Any:
         shelf_id = Column(ForeignKey("shelves.id"))
         title = Column(String(40))
 
+    class Label(Base):
+        __tablename__ = "labels"
+        id = Column(Integer, primary_key=True)
+        shelf_id = Column(ForeignKey("shelves.id"))
+
     Base.registry.configure()
     Base.metadata.create_all(engine)
     with Session(engine) as session:
         session.execute(insert(Shelf), [{"id": n, "name": f"shelf {n}"} for n in range(OBJECTS)])
         books = [{"id": n, "shelf_id": n % OBJECTS, "title": f"book {n}"} for n in range(OBJECTS * EACH)]
         session.execute(insert(Book), books)
+        session.execute(insert(Label), [{"id": n, "shelf_id": 1 if n else 0} for n in range(1 + OBJECTS)])
         session.commit()
     return Shelf, Book
+
+
+@cache
+def _numbers() -> Any:
+    """What makes sessions, and a class whose objects PostgreSQL invents."""
+    from sqlalchemy import column, func, make_url
+    from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
+    from sqlalchemy.orm import DeclarativeBase
+
+    class Base(DeclarativeBase):
+        pass
+
+    number = func.generate_series(1, OBJECTS).table_valued(column("id", Integer), name="numbers").render_derived()
+
+    class Number(Base):
+        __table__ = number
+        __mapper_args__ = {"primary_key": [number.c.id]}
+
+    url = make_url(POSTGRESQL).set(drivername="postgresql+asyncpg")
+    return async_sessionmaker(create_async_engine(url)), Number
+
+
+async def _ask_a_session(request: Request) -> Response:
+    sessions, number = _numbers()
+    async with sessions() as session:
+        for place in range(int(request.path_params["count"])):
+            (await session.scalars(select(number).where(number.id == place + 1))).one()
+    return Response(b"done")
 
 
 def routes(engine: Engine) -> list[Route]:
@@ -80,7 +121,15 @@ def routes(engine: Engine) -> list[Route]:
         shelf, _ = _mapping(engine)
         session.scalars(select(shelf).options(joinedload(shelf.books)).limit(count // EACH)).unique().all()
 
-    return [Route(f"/{work.__name__}/{{count}}", endpoint(work)) for work in (orm, rows, joined)]
+    def product(session: Any, count: int) -> None:
+        from sqlalchemy.orm import joinedload
+
+        shelf, _ = _mapping(engine)
+        wide = select(shelf).options(joinedload(shelf.books), joinedload(shelf.labels))
+        session.scalars(wide.where(shelf.id == int(count > EACH))).unique().one()
+
+    works = [Route(f"/{work.__name__}/{{count}}", endpoint(work)) for work in (orm, rows, joined, product)]
+    return [*works, Route("/session/{count}", _ask_a_session)]
 
 
 def main() -> None:
@@ -90,8 +139,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measure what sqltrace adds to ORM objects and rows.")
     parser.add_argument("--turns", type=int, default=40, help="of each contender (default: %(default)s)")
     turns = parser.parse_args().turns
-    workloads = Workload(64, "orm"), Workload(5_000, "rows"), Workload(5_000, "joined")
-    few = {variant: Workload(EACH, variant) for variant in ("rows", "joined")}  # what does not depend on rows
+    sessions = Workload(1, "session"), Workload(10, "session"), Workload(64, "session")
+    many = [Workload(5_000, variant) for variant in ("rows", "joined", "product")]
+    few = {workload.variant: Workload(EACH, workload.variant) for workload in many}  # what does not depend on rows
+    workloads = Workload(64, "orm"), *many, *sessions
     prepare()
     samples: dict[tuple[Workload, str], list[float]] = defaultdict(list)
     with ExitStack() as stack:
