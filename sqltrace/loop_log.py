@@ -134,7 +134,10 @@ class LoopLog:
             if label is UNKNOWN and not unknown_counts():
                 break
             if start < reach:
-                waits.append((max(start, since), reach if gap <= _GAP else end))
+                if waits and gap <= _GAP:  # on a busy loop every wait is behind many
+                    waits[-1] = max(start, since), waits[-1][1]
+                else:
+                    waits.append((max(start, since), reach if gap <= _GAP else end))
                 reach = start
         return waits
 

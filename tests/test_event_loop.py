@@ -865,6 +865,14 @@ def test_hold_within_another_is_waited_for_once():
     assert log.tail(0, 10 * ms, "mine", lambda: True) == [(2 * ms, 10 * ms)]
 
 
+def test_wait_behind_many_is_one_stretch_as_long_as_there_is_no_rest_between_them():
+    log, ms = LoopLog(lambda: 0), 1_000_000
+    for number in range(4, 100):
+        log.add(number * ms, number * ms + ms, f"request {number}")
+
+    assert log.tail(20 * ms, 100 * ms, "mine", lambda: True) == [(20 * ms, 100 * ms)]
+
+
 def test_loop_that_nobody_is_on_is_not_watched():
     log = LoopLog(lambda: 0)
 
