@@ -19,12 +19,18 @@ unmeasurable: set[str] = set()  # of these, with the installed SQLAlchemy
 
 
 class Label:
-    """The name of a recording. Shared with it, as the route may become known late, and never keeps it alive."""
+    """
+    The name of a recording. Shared with it, as the route may become known late, and never keeps it alive.
 
-    __slots__ = ("name",)
+    Attributes:
+        turns: Ends of the latest two stretches in which it held an event loop, the latest first.
+    """
+
+    __slots__ = ("name", "turns")
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.turns = (0, 0)
 
 
 class TimedExecution(Protocol):

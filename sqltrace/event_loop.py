@@ -195,11 +195,11 @@ class LoopShare:
         told = self.responded or self.estimated_within(since, until) > 0
         known = 0
         if self.log is not None:
-            for start, end, label in self.log.within(since, until):
+            for label, held in self.log.holders(since, until):
                 if label is not self.label and (unknown or label is not UNKNOWN):
-                    known += end - start if label is not UNKNOWN else 0
+                    known += held if label is not UNKNOWN else 0
                     if not told:
-                        self._waited_for[label] = self._waited_for.get(label, 0) + end - start
+                        self._waited_for[label] = self._waited_for.get(label, 0) + held
         if len(self._waited_for) > _MAX_WAITED_FOR:  # only requests that last go there, as websockets
             worst = sorted(self._waited_for.items(), key=lambda item: -item[1])
             self._waited_for = dict(worst[: _MAX_WAITED_FOR // 2])

@@ -22,10 +22,13 @@ _SOON: Final = 2_000_000  # after a late beat, as one hold often follows upon an
 _LATE: Final = 10_000_000  # a beat later than this was held up; threads that compete for the GIL delay it by 5 ms
 _GAP: Final = 1_000_000  # between two holds: the loop's own work
 _TURNS: Final = 2
-_ENTRIES: Final = 512
+_SUMMED: Final = 32  # holds that become one `Sum`; as many to twice as many are told one by one
+_SUMS: Final = 64
+_MAX_NAMES: Final = 256
 _UNTIL_THE_BEAT: Final = 1 << 63
 
 Hold = tuple[int, int, Label]
+Sum = tuple[int, int, list[tuple[Label, int]]]
 UNKNOWN: Final = Label("(another task or thread)")
 
 
@@ -45,11 +48,16 @@ class LoopLog:
         held_until: End of the latest step or hold that was told, however short.
         beat_due: The loop is not known to be late before this.
         busy_since, busy_until: The latest stretch in which a due beat did not get its turn.
+        holds: The latest, one by one.
+        sums: What came before: start and end of many, and who held the loop for how long in all.
+        run_since: Since when one hold has followed upon the other without a rest.
+        third_turn: End of the latest hold that was the last but two of one and the same.
         task_counts, counted_until: Of `child_tasks`.
     """
 
     __slots__ = (
         "_context",
+        "_names",
         "active",
         "beat",
         "beat_due",
@@ -60,14 +68,22 @@ class LoopLog:
         "held_until",
         "holds",
         "loop",
+        "run_since",
+        "sums",
         "task_counts",
+        "third_turn",
+        "unknown_turns",
     )
 
     def __init__(self, clock: Callable[[], int]) -> None:
         self.clock = clock
         self.loop: asyncio.AbstractEventLoop | None = None
         self.active = 0
-        self.holds: deque[Hold] = deque(maxlen=_ENTRIES)
+        self.holds: deque[Hold] = deque()
+        self.sums: deque[Sum] = deque(maxlen=_SUMS)
+        self.run_since = self.third_turn = 0
+        self.unknown_turns = (0, 0)
+        self._names: dict[str, Label] = {}
         self.held_until = self.beat_due = self.busy_since = self.busy_until = 0
         self.beat: asyncio.TimerHandle | None = None
         self.task_counts: dict[int, int] = {}  # by id: requests are not kept alive
@@ -95,11 +111,40 @@ class LoopLog:
                 self.beat.cancel()
             self.beat = self.loop = None
             self.holds.clear()
-            self.busy_until = self.counted_until = 0
+            self.sums.clear()
+            self._names.clear()
+            self.busy_until = self.counted_until = self.third_turn = 0
+            self.unknown_turns = (0, 0)
 
     def add(self, start: int, end: int, label: Label) -> None:
-        self.holds.append((start, end, label))
+        holds = self.holds
+        if not holds or self._rested(*holds[-1][:2], start):
+            self.run_since = start
+        if label is UNKNOWN:  # of every log
+            last, before = self.unknown_turns
+            self.unknown_turns = end, last
+        else:
+            last, before = label.turns
+            label.turns = end, last
+        self.third_turn = max(self.third_turn, before)
+        holds.append((start, end, label))
         self.held_until = end
+        if len(holds) >= 2 * _SUMMED:
+            self._sum_up()
+
+    def _name(self, name: str) -> Label:
+        if len(self._names) >= _MAX_NAMES:
+            self._names.clear()  # only requests without a route get here
+        return self._names.setdefault(name, Label(name))
+
+    def _sum_up(self) -> None:
+        start, until, held = self.holds[0][0], 0, dict[Label, int]()
+        for _ in range(_SUMMED):
+            since, until, label = self.holds.popleft()
+            if label is not UNKNOWN:  # one for all of a name: they are as many as there are routes
+                label = self._names.get(label.name) or self._name(label.name)
+            held[label] = held.get(label, 0) + until - since
+        self.sums.append((start, until, [*held.items()]))
 
     def notice(self, now: int) -> None:
         """The loop is alive now. Note what held it, if the beat is overdue."""
@@ -126,31 +171,50 @@ class LoopLog:
         reach = until
         for start, end, label in reversed(self.holds):
             turns[label] = turns.get(label, 0) + 1
-            gap = reach - end
             if end <= since or label is own or turns[label] > _TURNS:
                 break
-            if gap > _tolerance(end - start) and not self._was_busy(end, reach):
+            if self._rested(start, end, reach):
                 break
             if label is UNKNOWN and not unknown_counts():
                 break
             if start < reach:
-                if waits and gap <= _GAP:  # on a busy loop every wait is behind many
-                    waits[-1] = max(start, since), waits[-1][1]
-                else:
-                    waits.append((max(start, since), reach if gap <= _GAP else end))
+                _extend(waits, max(start, since), reach if reach - end <= _GAP else end)
                 reach = start
+        else:
+            if self.sums:
+                far = max(since, self.run_since, self.third_turn, own.turns[0])
+                unknown = self.unknown_turns[0]
+                if unknown > far and not unknown_counts():
+                    far = unknown
+                _extend(waits, min(far, reach), reach)
         return waits
+
+    def _rested(self, start: int, end: int, next_start: int) -> bool:
+        """Whether the loop had nothing to do between a hold and the next."""
+        return next_start - end > _tolerance(end - start) and not self._was_busy(end, next_start)
 
     def _was_busy(self, since: int, until: int) -> bool:
         return self.busy_since <= since and until <= self.busy_until + _tolerance(self.busy_until - self.busy_since)
 
     def within(self, since: int, until: int) -> Iterator[Hold]:
-        """The parts of holds that lie in a stretch, the latest first."""
+        """The parts of the latest holds that lie in a stretch, the latest first."""
         for start, end, label in reversed(self.holds):
             if end <= since:
                 return
             if start < until:
                 yield max(start, since), min(end, until), label
+
+    def holders(self, since: int, until: int) -> Iterator[tuple[Label, int]]:
+        """Who held the loop in a stretch, and how long: some several times, and long ago by name only."""
+        for start, end, label in self.within(since, until):
+            yield label, end - start
+        for start, end, held in reversed(self.sums):
+            if end <= since:
+                return
+            inside = min(end, until) - max(start, since)
+            if inside > 0:
+                for label, length in held:
+                    yield label, length * inside // (end - start)
 
     def _arm(self, now: int, delay: int) -> None:
         loop = self.loop
@@ -164,6 +228,14 @@ class LoopLog:
         self.notice(now)
         self.busy_until = min(self.busy_until, now)
         self._arm(now, _SOON if late else _BEAT)
+
+
+def _extend(waits: list[tuple[int, int]], start: int, end: int) -> None:
+    """Add a stretch right before the last, or as one with it: on a busy loop every wait is behind many."""
+    if waits and waits[-1][0] == end:
+        waits[-1] = start, waits[-1][1]
+    else:
+        waits.append((start, end))
 
 
 def _tolerance(held: int) -> int:

@@ -20,8 +20,9 @@ from starlette.routing import Route
 
 import sqltrace
 from sqltrace.child_tasks import waits_for_own
+from sqltrace.connection import Label
 from sqltrace.event_loop import stepped
-from sqltrace.loop_log import LoopLog
+from sqltrace.loop_log import UNKNOWN, LoopLog
 from sqltrace.recording import Recording
 from sqltrace.sinks.log_line import log_line
 from tests.loops import RUNNERS, block, get, observed, respond
@@ -859,18 +860,83 @@ def test_fault_of_ours_does_not_reach_the_application(monkeypatch, caplog):
 
 def test_hold_within_another_is_waited_for_once():
     log, ms = LoopLog(lambda: 0), 1_000_000
-    log.add(5 * ms, 9 * ms, "child")
-    log.add(2 * ms, 10 * ms, "other")
+    log.add(5 * ms, 9 * ms, Label("child"))
+    log.add(2 * ms, 10 * ms, Label("other"))
 
-    assert log.tail(0, 10 * ms, "mine", lambda: True) == [(2 * ms, 10 * ms)]
+    assert log.tail(0, 10 * ms, Label("mine"), lambda: True) == [(2 * ms, 10 * ms)]
 
 
 def test_wait_behind_many_is_one_stretch_as_long_as_there_is_no_rest_between_them():
     log, ms = LoopLog(lambda: 0), 1_000_000
     for number in range(4, 100):
-        log.add(number * ms, number * ms + ms, f"request {number}")
+        log.add(number * ms, number * ms + ms, Label(f"request {number}"))
 
-    assert log.tail(20 * ms, 100 * ms, "mine", lambda: True) == [(20 * ms, 100 * ms)]
+    assert log.tail(20 * ms, 100 * ms, Label("mine"), lambda: True) == [(20 * ms, 100 * ms)]
+
+
+class TestWaitBehindHundreds:
+    """200 requests hold the loop for 10 ms each, one after the other from 0 to 2 s."""
+
+    MS = 1_000_000
+    END = 2_000 * MS
+
+    def log(self, *, rest=0, labels=None):
+        log, started = LoopLog(lambda: 0), 0
+        for number in range(200):
+            log.add(
+                started,
+                started + 10 * self.MS - (rest if number == 99 else 0),
+                (labels or {}).get(number) or Label(f"GET /{number % 4}"),
+            )
+            started += 10 * self.MS
+        return log
+
+    def wait(self, log, own=None, since=0, counts=True):
+        return log.tail(since, self.END, own or Label("mine"), lambda: counts)
+
+    def test_goes_back_to_where_the_request_was_suspended(self):
+        assert self.wait(self.log(), since=345 * self.MS) == [(345 * self.MS, self.END)]
+
+    def test_goes_back_no_further_than_a_rest(self):
+        assert self.wait(self.log(rest=5 * self.MS)) == [(1_000 * self.MS, self.END)]
+
+    def test_goes_back_no_further_than_the_last_turn_but_two_of_another(self):
+        often = Label("GET /often")
+
+        assert self.wait(self.log(labels={90: often, 120: often, 190: often})) == [(910 * self.MS, self.END)]
+
+    def test_goes_back_no_further_than_a_hold_of_its_own(self):
+        own = Label("GET /own")
+
+        assert self.wait(self.log(labels={70: own}), own) == [(710 * self.MS, self.END)]
+
+    @pytest.mark.parametrize("counts, start", [(True, 0), (False, 610)])
+    def test_goes_back_behind_what_is_unknown_only_if_that_counts(self, counts, start):
+        assert self.wait(self.log(labels={60: UNKNOWN}), counts=counts) == [(start * self.MS, self.END)]
+
+    def test_tells_by_name_who_held_the_loop_and_how_long(self):
+        held = {}
+        for label, length in self.log(labels={3: UNKNOWN}).holders(0, self.END):
+            held[label.name] = held.get(label.name, 0) + length / self.MS
+
+        assert held == {"GET /0": 500, "GET /1": 500, "GET /2": 500, "GET /3": 490, UNKNOWN.name: 10}
+
+    def test_tells_the_share_of_what_began_before(self):
+        assert sum(length for _, length in self.log().holders(105 * self.MS, self.END)) == 1_895 * self.MS
+
+    def test_looks_at_a_few_of_them_one_by_one(self):
+        log = self.log()
+
+        assert len(log.holds) < 64
+        assert sum(len(held) for *_, held in log.sums) <= 4 * 6
+
+    def test_keeps_few_names_of_requests_without_a_route(self):
+        log = LoopLog(lambda: 0)
+        for number in range(10_000):
+            log.add(number * 2 * self.MS, (number * 2 + 1) * self.MS, Label(f"GET /{number}"))
+
+        assert len(log._names) <= 256
+        assert len(log.sums) <= 64
 
 
 def test_loop_that_nobody_is_on_is_not_watched():
