@@ -26,7 +26,7 @@ def polls(suspended: Any) -> bool:
     return any(code.co_qualname == "wait_async" for code in _suspended_codes(suspended))
 
 
-def waits_for_own(awaited: Any, suspended: Any, collector: Collector, log: LoopLog) -> bool:
+def waits_for_own(awaited: Any, suspended: Any, collector: Collector, log: LoopLog, left: int) -> bool:
     """
     Whether a request may be waiting for tasks or threads of its own.
 
@@ -39,12 +39,13 @@ def waits_for_own(awaited: Any, suspended: Any, collector: Collector, log: LoopL
         suspended: The coroutine, or what else it awaits from the inside.
         collector: That of the request.
         log: That of its loop.
+        left: When the task was suspended.
     """
     if isinstance(awaited, Task) or hasattr(awaited, "_children"):  # asyncio.gather()
         return True
     if any(code.co_qualname in _WAITS_FOR_OWN for code in _suspended_codes(suspended)):
         return True
-    return _has_tasks(collector, log)
+    return _has_tasks(collector, log, left)
 
 
 def _suspended_codes(suspended: Any) -> Iterator[CodeType]:
@@ -60,21 +61,20 @@ def _suspended_codes(suspended: Any) -> Iterator[CodeType]:
             return
 
 
-def _has_tasks(collector: Collector, log: LoopLog) -> bool:
+def _has_tasks(collector: Collector, log: LoopLog, left: int) -> bool:
     if not _TASKS_TELL_THEIR_CONTEXT:
         return False
-    return _count_tasks(collector, log) > _belongs_to(collector, current.get())  # pragma: no cover - from 3.12 on
+    return _count_tasks(collector, log, left) > _belongs_to(collector, current.get())  # pragma: no cover - from 3.12 on
 
 
-def _count_tasks(collector: Collector, log: LoopLog) -> int:  # pragma: no cover - from Python 3.12 on
+def _count_tasks(collector: Collector, log: LoopLog, left: int) -> int:  # pragma: no cover - from Python 3.12 on
     """
     How many tasks of the loop belong to a request, its own included.
 
-    All are counted at once, and not anew until twenty times as long has
-    passed as that took: of a thousand requests each would look at a thousand.
+    All are counted at once, and not anew for those who have not run since: of
+    a thousand requests that are resumed each would look at a thousand.
     """
-    now = log.clock()
-    if now >= log.counted_until:
+    if log.counted_at <= left:
         counts: dict[int, int] = {}
         for task in all_tasks(log.loop):
             get_context = getattr(task, "get_context", None)  # a library's own kind of task may lack it
@@ -83,8 +83,7 @@ def _count_tasks(collector: Collector, log: LoopLog) -> int:  # pragma: no cover
                 counts[id(theirs)] = counts.get(id(theirs), 0) + 1
                 theirs = theirs.parent
         log.task_counts = counts
-        ended = log.clock()
-        log.counted_until = ended + 20 * (ended - now)
+        log.counted_at = log.clock()
     return log.task_counts.get(id(collector), 0)
 
 

@@ -127,7 +127,9 @@ class LoopShare:
         try:
             self.suspensions.append((left, now))
             log.notice(now)
-            waits = log.tail(left, now, self.label, lambda: not waits_for_own(awaited, suspended, self.collector, log))
+            waits = log.tail(
+                left, now, self.label, lambda: not waits_for_own(awaited, suspended, self.collector, log, left)
+            )
             if waits and now - left >= POLL and polls(suspended):
                 arrived = self._arrived(left, now)
                 waits = [] if arrived is None else [(max(since, arrived), until) for since, until in waits]
@@ -200,8 +202,12 @@ class LoopShare:
                     known += held if label is not UNKNOWN else 0
                     if not told:
                         self._waited_for[label] = self._waited_for.get(label, 0) + held
-        if len(self._waited_for) > _MAX_WAITED_FOR:  # only requests that last go there, as websockets
-            worst = sorted(self._waited_for.items(), key=lambda item: -item[1])
+        if len(self._waited_for) > _MAX_WAITED_FOR:  # of a herd, or a request that lasts, as websockets do
+            by_name: dict[str, tuple[Label, int]] = {}
+            for label, waited in self._waited_for.items():
+                first, others = by_name.get(label.name, (label, 0))
+                by_name[label.name] = first, others + waited
+            worst = sorted(by_name.values(), key=lambda item: -item[1])
             self._waited_for = dict(worst[: _MAX_WAITED_FOR // 2])
         return known
 

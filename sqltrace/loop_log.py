@@ -11,6 +11,8 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextvars import Context
+from itertools import islice
+from operator import itemgetter
 from typing import Final
 
 from sqltrace.connection import Label
@@ -22,13 +24,17 @@ _SOON: Final = 2_000_000  # after a late beat, as one hold often follows upon an
 _LATE: Final = 10_000_000  # a beat later than this was held up; threads that compete for the GIL delay it by 5 ms
 _GAP: Final = 1_000_000  # between two holds: the loop's own work
 _TURNS: Final = 2
-_SUMMED: Final = 32  # holds that become one `Sum`; as many to twice as many are told one by one
+_ENTRIES: Final = 512
+_SUMMED: Final = 32  # holds that become one `Sum`; as many to twice as many are looked at one by one
 _SUMS: Final = 64
 _MAX_NAMES: Final = 256
 _UNTIL_THE_BEAT: Final = 1 << 63
 
+_START: Final = itemgetter(0)
+_END: Final = itemgetter(1)
+
 Hold = tuple[int, int, Label]
-Sum = tuple[int, int, list[tuple[Label, int]]]
+Sum = tuple[int, int, list[tuple[Label, int, int, int]]]
 UNKNOWN: Final = Label("(another task or thread)")
 
 
@@ -49,10 +55,13 @@ class LoopLog:
         beat_due: The loop is not known to be late before this.
         busy_since, busy_until: The latest stretch in which a due beat did not get its turn.
         holds: The latest, one by one.
-        sums: What came before: start and end of many, and who held the loop for how long in all.
-        run_since: Since when one hold has followed upon the other without a rest.
+        recent: How many of the latest are in none of the `sums`.
+        sums:
+            What came before: start and end of many, and by name who held the
+            loop for how long in all, first and last. A name is what it was then.
+        run_since: Start of the latest hold in `sums`, or right behind them, before which the loop had rested.
         third_turn: End of the latest hold that was the last but two of one and the same.
-        task_counts, counted_until: Of `child_tasks`.
+        task_counts, counted_at: Of `child_tasks`.
     """
 
     __slots__ = (
@@ -64,10 +73,11 @@ class LoopLog:
         "busy_since",
         "busy_until",
         "clock",
-        "counted_until",
+        "counted_at",
         "held_until",
         "holds",
         "loop",
+        "recent",
         "run_since",
         "sums",
         "task_counts",
@@ -79,15 +89,15 @@ class LoopLog:
         self.clock = clock
         self.loop: asyncio.AbstractEventLoop | None = None
         self.active = 0
-        self.holds: deque[Hold] = deque()
+        self.holds: deque[Hold] = deque(maxlen=_ENTRIES)
         self.sums: deque[Sum] = deque(maxlen=_SUMS)
-        self.run_since = self.third_turn = 0
+        self.recent = self.run_since = self.third_turn = 0
         self.unknown_turns = (0, 0)
         self._names: dict[str, Label] = {}
         self.held_until = self.beat_due = self.busy_since = self.busy_until = 0
         self.beat: asyncio.TimerHandle | None = None
         self.task_counts: dict[int, int] = {}  # by id: requests are not kept alive
-        self.counted_until = 0
+        self.counted_at = 0
         self._context = Context()  # empty: the beat would keep alive what the context of the first request refers to
 
     def enter(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -113,13 +123,11 @@ class LoopLog:
             self.holds.clear()
             self.sums.clear()
             self._names.clear()
-            self.busy_until = self.counted_until = self.third_turn = 0
+            self.task_counts = {}
+            self.busy_until = self.counted_at = self.recent = self.run_since = self.third_turn = 0
             self.unknown_turns = (0, 0)
 
     def add(self, start: int, end: int, label: Label) -> None:
-        holds = self.holds
-        if not holds or self._rested(*holds[-1][:2], start):
-            self.run_since = start
         if label is UNKNOWN:  # of every log
             last, before = self.unknown_turns
             self.unknown_turns = end, last
@@ -127,24 +135,36 @@ class LoopLog:
             last, before = label.turns
             label.turns = end, last
         self.third_turn = max(self.third_turn, before)
-        holds.append((start, end, label))
+        self.holds.append((start, end, label))
         self.held_until = end
-        if len(holds) >= 2 * _SUMMED:
+        self.recent += 1
+        if self.recent >= 2 * _SUMMED:
             self._sum_up()
 
+    def _sum_up(self) -> None:
+        """The older half of the recent holds."""
+        recent = [*islice(self.holds, len(self.holds) - self.recent, None)]
+        older, newer = recent[:_SUMMED], recent[_SUMMED:]
+        self.recent = len(newer)
+        reach = min(map(_START, newer))
+        for start, end, _ in reversed(older):
+            if self._rested(start, end, reach):
+                self.run_since = reach
+                break
+            reach = min(reach, start)
+        held: dict[Label, tuple[int, int, int]] = {}
+        for start, end, label in older:
+            name = label if label is UNKNOWN else self._names.get(label.name) or self._name(label.name)
+            length, first, last = held.get(name, (0, start, end))
+            held[name] = length + end - start, min(first, start), max(last, end)
+        sums = [(name, *lengths) for name, lengths in held.items()]
+        self.sums.append((min(map(_START, older)), max(map(_END, older)), sums))
+
     def _name(self, name: str) -> Label:
+        """One label for all requests of a name: there are as many as routes."""
         if len(self._names) >= _MAX_NAMES:
             self._names.clear()  # only requests without a route get here
         return self._names.setdefault(name, Label(name))
-
-    def _sum_up(self) -> None:
-        start, until, held = self.holds[0][0], 0, dict[Label, int]()
-        for _ in range(_SUMMED):
-            since, until, label = self.holds.popleft()
-            if label is not UNKNOWN:  # one for all of a name: they are as many as there are routes
-                label = self._names.get(label.name) or self._name(label.name)
-            held[label] = held.get(label, 0) + until - since
-        self.sums.append((start, until, [*held.items()]))
 
     def notice(self, now: int) -> None:
         """The loop is alive now. Note what held it, if the beat is overdue."""
@@ -164,12 +184,13 @@ class LoopLog:
         one and the same other: a task that is ready is resumed two turns of
         the loop later, and nobody steps twice in a turn. Pauses up to a tenth
         of a hold are bridged, in which what is too short to be noted ran, and
-        do not count: of ten events only one falls into the pause.
+        do not count: of ten events only one falls into the pause. Those
+        between holds that are known in sum do.
         """
         turns: dict[Label, int] = {}
         waits: list[tuple[int, int]] = []
         reach = until
-        for start, end, label in reversed(self.holds):
+        for start, end, label in islice(reversed(self.holds), self.recent):
             turns[label] = turns.get(label, 0) + 1
             if end <= since or label is own or turns[label] > _TURNS:
                 break
@@ -186,7 +207,8 @@ class LoopLog:
                 unknown = self.unknown_turns[0]
                 if unknown > far and not unknown_counts():
                     far = unknown
-                _extend(waits, min(far, reach), reach)
+                if far < reach:
+                    _extend(waits, far, reach)
         return waits
 
     def _rested(self, start: int, end: int, next_start: int) -> bool:
@@ -197,7 +219,7 @@ class LoopLog:
         return self.busy_since <= since and until <= self.busy_until + _tolerance(self.busy_until - self.busy_since)
 
     def within(self, since: int, until: int) -> Iterator[Hold]:
-        """The parts of the latest holds that lie in a stretch, the latest first."""
+        """The parts of holds that lie in a stretch, the latest first."""
         for start, end, label in reversed(self.holds):
             if end <= since:
                 return
@@ -205,16 +227,24 @@ class LoopLog:
                 yield max(start, since), min(end, until), label
 
     def holders(self, since: int, until: int) -> Iterator[tuple[Label, int]]:
-        """Who held the loop in a stretch, and how long: some several times, and long ago by name only."""
-        for start, end, label in self.within(since, until):
-            yield label, end - start
+        """
+        Who held the loop in a stretch, and how long: some several times.
+
+        Long ago by name only. Of one that held it several times among many others, and partly before the
+        stretch, the share that it has of the time between.
+        """
+        for start, end, label in islice(reversed(self.holds), self.recent):
+            inside = min(end, until) - max(start, since)
+            if inside > 0:
+                yield label, inside
         for start, end, held in reversed(self.sums):
             if end <= since:
                 return
-            inside = min(end, until) - max(start, since)
-            if inside > 0:
-                for label, length in held:
-                    yield label, length * inside // (end - start)
+            if start < until:
+                for label, length, first, last in held:
+                    inside = min(last, until) - max(first, since)
+                    if inside > 0:
+                        yield label, length * inside // (last - first)
 
     def _arm(self, now: int, delay: int) -> None:
         loop = self.loop

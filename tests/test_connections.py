@@ -737,6 +737,17 @@ def test_commit_and_rollback_are_database_time(sqlite, monkeypatch):
     assert 0.04 <= recording.time_account.database < 0.1
 
 
+def test_begin_that_sends_nothing_takes_no_time():
+    engine = create_engine("sqlite://")
+
+    with sqltrace.record() as recording, engine.begin() as one:
+        one.execute(text("SELECT 1"))
+        time.sleep(0.002)
+
+    assert recording.connections.begin == 0
+    assert recording.connections.idle_in_transaction > 0.001
+
+
 @thrice
 def test_two_phase_transaction_is_measured(tmp_path):
     work = make_work("pymysql", tmp_path)

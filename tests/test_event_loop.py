@@ -543,21 +543,21 @@ class TestLoopWait:
         assert records["/endpoint/1"].time_account.loop_wait < 0.05
 
     @pytest.mark.skipif(sys.version_info < (3, 12), reason="tasks do not tell their context")
-    def test_tasks_are_counted_again_only_when_twenty_times_as_long_has_passed(self):
-        now = iter([1_000, 1_100, 2_000, 3_099, 3_100, 3_200])  # counted from 1,000 to 1,100, and again from 3,100
+    def test_tasks_are_counted_again_only_for_who_has_run_since(self):
+        now = iter([100, 200])
 
         async def main():
             with sqltrace.record() as recording:
                 log = LoopLog(lambda: next(now))
                 log.enter(asyncio.get_running_loop())
                 nothing = asyncio.Future()
-                answers = [waits_for_own(nothing, None, recording.collector, log)]
+                answers = [waits_for_own(nothing, None, recording.collector, log, 50)]
                 task = asyncio.create_task(asyncio.sleep(60))
-                answers += [waits_for_own(nothing, None, recording.collector, log) for _ in range(3)]
+                answers += [waits_for_own(nothing, None, recording.collector, log, left) for left in (99, 101, 150)]
                 task.cancel()
                 return answers
 
-        assert asyncio.run(main()) == [False, False, False, True]
+        assert asyncio.run(main()) == [False, False, True, True]
 
     def test_own_sql_in_a_thread_is_not_waiting(self, run, tmp_path):
         engine = create_engine(f"sqlite:///{tmp_path}/thread.db")
@@ -921,13 +921,51 @@ class TestWaitBehindHundreds:
 
         assert held == {"GET /0": 500, "GET /1": 500, "GET /2": 500, "GET /3": 490, UNKNOWN.name: 10}
 
-    def test_tells_the_share_of_what_began_before(self):
-        assert sum(length for _, length in self.log().holders(105 * self.MS, self.END)) == 1_895 * self.MS
+    def test_that_ends_within_what_is_looked_at_one_by_one_is_told_from_where_it_began(self):
+        assert self.wait(self.log(), since=1_605 * self.MS) == [(1_605 * self.MS, self.END)]
+
+    def test_rest_before_the_outer_of_two_holds_is_none(self):
+        log = LoopLog(lambda: 0)
+        for number in range(100):  # another application within a request tells its step first
+            started = number * 20 * self.MS
+            log.add(started + 5 * self.MS, started + 10 * self.MS, Label("inner"))
+            log.add(started, started + 20 * self.MS, Label("outer"))
+
+        assert self.wait(log) == [(0, self.END)]
+
+    def test_one_long_hold_among_many_short_ones_is_told_whole(self):
+        log, now = LoopLog(lambda: 0), 0
+        for length, name in [(5, "GET /poll")] * 30 + [(1_000, "GET /guilty")] + [(2, "GET /small")] * 60:
+            now += 20_000 * self.MS if name == "GET /poll" else 0
+            log.add(now, now + length * self.MS, Label(name))
+            now += length * self.MS
+
+        held = {}
+        [(since, until)] = log.tail(now - 1_120 * self.MS, now, Label("mine"), lambda: True)
+        for label, length in log.holders(since, until):
+            held[label.name] = held.get(label.name, 0) + length / self.MS
+
+        assert held == {"GET /guilty": 1_000, "GET /small": 120}
+
+    def test_who_held_the_loop_before_it_is_not_told(self):
+        log = LoopLog(lambda: 0)
+        log.add(0, 500 * self.MS, Label("GET /before"))
+        for number in range(80):
+            log.add((500 + 2 * number) * self.MS, (502 + 2 * number) * self.MS, Label("GET /small"))
+
+        assert {label.name for label, _ in log.holders(500 * self.MS, 660 * self.MS)} == {"GET /small"}
+
+    def test_parts_of_several_holds_long_ago_are_told_by_their_share(self):
+        log = self.log()
+
+        [until, since] = [315 * self.MS, 5 * self.MS]
+
+        assert sum(length for _, length in log.holders(since, until)) == pytest.approx(310 * self.MS, rel=0.05)
 
     def test_looks_at_a_few_of_them_one_by_one(self):
         log = self.log()
 
-        assert len(log.holds) < 64
+        assert log.recent < 64
         assert sum(len(held) for *_, held in log.sums) <= 4 * 6
 
     def test_keeps_few_names_of_requests_without_a_route(self):
@@ -937,6 +975,7 @@ class TestWaitBehindHundreds:
 
         assert len(log._names) <= 256
         assert len(log.sums) <= 64
+        assert len(log.holds) <= 512
 
 
 def test_loop_that_nobody_is_on_is_not_watched():

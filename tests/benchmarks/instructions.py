@@ -11,7 +11,8 @@ with 100, leaves what a statement costs.
 Instructions are not time: a cache miss counts as one. overhead.py has the time.
 
 The clock counts its readings instead, 5 us from one to the next: under valgrind a statement takes so long
-that it would be treated as a slow one, on some machines and not on others. A reading costs next to nothing so.
+that it would be treated as a slow one, on some machines and not on others. A reading costs next to nothing so, and what
+takes 10 us or more, as giving a connection back may, hardly occurs.
 
 With ``--assert`` the exit code is 1 when a ratio to the yardstick is over its limit.
 """
