@@ -88,11 +88,8 @@ class LoopShare:
 
     def waited_for(self) -> list[tuple[str, float]]:
         """Who held the loop while this request waited for it, and seconds; those waited for longest first."""
-        by_name: dict[str, int] = {}
-        for label, waited in self._waited_for.copy().items():
-            by_name[label.name] = by_name.get(label.name, 0) + waited
-        worst = sorted(by_name.items(), key=lambda item: -item[1])[:_NAMED]
-        return [(name, waited / _SECOND) for name, waited in worst]
+        worst = _worst_by_name(self._waited_for.copy())[:_NAMED]
+        return [(label.name, waited / _SECOND) for label, waited in worst]
 
     # What it is told
 
@@ -203,12 +200,7 @@ class LoopShare:
                     if not told:
                         self._waited_for[label] = self._waited_for.get(label, 0) + held
         if len(self._waited_for) > _MAX_WAITED_FOR:  # of a herd, or a request that lasts, as websockets do
-            by_name: dict[str, tuple[Label, int]] = {}
-            for label, waited in self._waited_for.items():
-                first, others = by_name.get(label.name, (label, 0))
-                by_name[label.name] = first, others + waited
-            worst = sorted(by_name.values(), key=lambda item: -item[1])
-            self._waited_for = dict(worst[: _MAX_WAITED_FOR // 2])
+            self._waited_for = dict(_worst_by_name(self._waited_for)[: _MAX_WAITED_FOR // 2])
         return known
 
     def held_by_others(self, since: int, until: int) -> list[tuple[int, int]]:
@@ -252,6 +244,15 @@ class LoopShare:
         pending, marks = collector.pending, collector.marks
         latest = max(ends[-1] for ends in marks.values() if ends) if any(marks.values()) else 0
         return max(pending[-1].ended if pending else 0, latest)
+
+
+def _worst_by_name(waited_for: dict[Label, int]) -> list[tuple[Label, int]]:
+    """A label of each name, and how long all of that name were waited for; the longest first."""
+    by_name: dict[str, tuple[Label, int]] = {}
+    for label, waited in waited_for.items():
+        first, others = by_name.get(label.name, (label, 0))
+        by_name[label.name] = first, others + waited
+    return sorted(by_name.values(), key=lambda item: -item[1])
 
 
 async def _wait_for(something: Any) -> Any:

@@ -61,6 +61,7 @@ class LoopLog:
             loop for how long in all, first and last. A name is what it was then.
         run_since: Start of the latest hold in `sums`, or right behind them, before which the loop had rested.
         third_turn: End of the latest hold that was the last but two of one and the same.
+        unknown_turns: As `Label.turns`, of `UNKNOWN` on this loop.
         task_counts, counted_at: Of `child_tasks`.
     """
 
@@ -154,7 +155,7 @@ class LoopLog:
             reach = min(reach, start)
         held: dict[Label, tuple[int, int, int]] = {}
         for start, end, label in older:
-            name = label if label is UNKNOWN else self._names.get(label.name) or self._name(label.name)
+            name = label if label is UNKNOWN else self._name(label.name)
             length, first, last = held.get(name, (0, start, end))
             held[name] = length + end - start, min(first, start), max(last, end)
         sums = [(name, *lengths) for name, lengths in held.items()]
@@ -162,9 +163,12 @@ class LoopLog:
 
     def _name(self, name: str) -> Label:
         """One label for all requests of a name: there are as many as routes."""
-        if len(self._names) >= _MAX_NAMES:
-            self._names.clear()  # only requests without a route get here
-        return self._names.setdefault(name, Label(name))
+        label = self._names.get(name)
+        if label is None:
+            if len(self._names) >= _MAX_NAMES:
+                self._names.clear()  # only requests without a route get here
+            label = self._names[name] = Label(name)
+        return label
 
     def notice(self, now: int) -> None:
         """The loop is alive now. Note what held it, if the beat is overdue."""
@@ -218,9 +222,9 @@ class LoopLog:
     def _was_busy(self, since: int, until: int) -> bool:
         return self.busy_since <= since and until <= self.busy_until + _tolerance(self.busy_until - self.busy_since)
 
-    def within(self, since: int, until: int) -> Iterator[Hold]:
-        """The parts of holds that lie in a stretch, the latest first."""
-        for start, end, label in reversed(self.holds):
+    def within(self, since: int, until: int, count: int | None = None) -> Iterator[Hold]:
+        """The parts of holds, or of the `count` latest, that lie in a stretch, the latest first."""
+        for start, end, label in islice(reversed(self.holds), count):
             if end <= since:
                 return
             if start < until:
@@ -233,10 +237,8 @@ class LoopLog:
         Long ago by name only. Of one that held it several times among many others, and partly before the
         stretch, the share that it has of the time between.
         """
-        for start, end, label in islice(reversed(self.holds), self.recent):
-            inside = min(end, until) - max(start, since)
-            if inside > 0:
-                yield label, inside
+        for start, end, label in self.within(since, until, self.recent):
+            yield label, end - start
         for start, end, held in reversed(self.sums):
             if end <= since:
                 return

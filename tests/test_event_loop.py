@@ -894,6 +894,13 @@ class TestWaitBehindHundreds:
     def wait(self, log, own=None, since=0, counts=True):
         return log.tail(since, self.END, own or Label("mine"), lambda: counts)
 
+    def held(self, holders):
+        """Milliseconds by name."""
+        held = {}
+        for label, length in holders:
+            held[label.name] = held.get(label.name, 0) + length / self.MS
+        return held
+
     def test_goes_back_to_where_the_request_was_suspended(self):
         assert self.wait(self.log(), since=345 * self.MS) == [(345 * self.MS, self.END)]
 
@@ -915,9 +922,7 @@ class TestWaitBehindHundreds:
         assert self.wait(self.log(labels={60: UNKNOWN}), counts=counts) == [(start * self.MS, self.END)]
 
     def test_tells_by_name_who_held_the_loop_and_how_long(self):
-        held = {}
-        for label, length in self.log(labels={3: UNKNOWN}).holders(0, self.END):
-            held[label.name] = held.get(label.name, 0) + length / self.MS
+        held = self.held(self.log(labels={3: UNKNOWN}).holders(0, self.END))
 
         assert held == {"GET /0": 500, "GET /1": 500, "GET /2": 500, "GET /3": 490, UNKNOWN.name: 10}
 
@@ -940,12 +945,9 @@ class TestWaitBehindHundreds:
             log.add(now, now + length * self.MS, Label(name))
             now += length * self.MS
 
-        held = {}
         [(since, until)] = log.tail(now - 1_120 * self.MS, now, Label("mine"), lambda: True)
-        for label, length in log.holders(since, until):
-            held[label.name] = held.get(label.name, 0) + length / self.MS
 
-        assert held == {"GET /guilty": 1_000, "GET /small": 120}
+        assert self.held(log.holders(since, until)) == {"GET /guilty": 1_000, "GET /small": 120}
 
     def test_who_held_the_loop_before_it_is_not_told(self):
         log = LoopLog(lambda: 0)
@@ -956,11 +958,9 @@ class TestWaitBehindHundreds:
         assert {label.name for label, _ in log.holders(500 * self.MS, 660 * self.MS)} == {"GET /small"}
 
     def test_parts_of_several_holds_long_ago_are_told_by_their_share(self):
-        log = self.log()
+        held = self.held(self.log().holders(5 * self.MS, 315 * self.MS))
 
-        [until, since] = [315 * self.MS, 5 * self.MS]
-
-        assert sum(length for _, length in log.holders(since, until)) == pytest.approx(310 * self.MS, rel=0.05)
+        assert sum(held.values()) == pytest.approx(310, rel=0.05)
 
     def test_looks_at_a_few_of_them_one_by_one(self):
         log = self.log()

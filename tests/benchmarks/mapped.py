@@ -5,9 +5,7 @@ What sqltrace adds to requests that make ORM objects or read many rows: CPU time
 
 As `overhead.py`. The ORM is imported with the first of these requests, so that the others are without it.
 
-The requests of an `AsyncSession` ask PostgreSQL through asyncpg, at SQLTRACE_TEST_POSTGRES if that is set. Between its
-system calls a processor does all work several times slower than in a loop, sqltrace's and the application's alike:
-of these numbers the percentage is what travels to other machines.
+The requests of an `AsyncSession` ask PostgreSQL through asyncpg, at SQLTRACE_TEST_POSTGRES if that is set.
 """
 
 from __future__ import annotations
