@@ -28,7 +28,7 @@ from sqltrace.collector import Clock, Collector, Execution, current, unmeasurabl
 from sqltrace.connection import ConnectionUse, Label
 from sqltrace.event_loop import LoopShare
 from sqltrace.statement import Group, Statement
-from sqltrace.tally import Place, Tally
+from sqltrace.tally import Tally
 from sqltrace.time_account import MEASURED, TimeAccount
 
 _SECOND = 1_000_000_000
@@ -53,7 +53,7 @@ class Recording:
 
     Attributes:
         name: Given by the opener.
-        started_at: Wall-clock time of the start, UTC.
+        started_at, started: Wall-clock time of the start, UTC, and the reading of the clock at that moment.
         failed_loads: Attributes that could not be loaded and raised, each once, at most 20.
     """
 
@@ -86,7 +86,7 @@ class Recording:
             label=self._label,
         )
         self.failed_loads = self._collector.failed_loads
-        self.started_at, self._started = datetime.now(UTC), clock()  # one moment: spans are placed by both
+        self.started_at, self.started = datetime.now(UTC), clock()  # one moment: spans are placed by both
 
     def open(self) -> Collector | None:
         """
@@ -164,7 +164,7 @@ class Recording:
     @property
     def duration(self) -> float:
         """Seconds from the start to the end of the response; until now, while it lasts."""
-        return self.since_start(self._response_end())
+        return (self._response_end() - self.started) / _SECOND
 
     @property
     def after_response(self) -> float:
@@ -185,7 +185,7 @@ class Recording:
         end, measured = self._response_end(), MEASURED - unmeasurable
         if self._loop is not None and not self._loop.observed:
             measured -= {"loop_wait"}
-        return self._tally.spent.account(end, end - self._started, measured)
+        return self._tally.spent.account(end, end - self.started, measured)
 
     def _answer(self, name: str, make: Callable[[], Any]) -> Any:
         """What `make` answers; at one moment, or once the recording has ended, the same for every rule and sink."""
@@ -248,18 +248,18 @@ class Recording:
     @property
     def statements(self) -> list[Statement]:
         """The first `max_statements` statements, in the order in which they ended."""
-        statements: list[Statement] = self._answer("statements", lambda: [*map(self.statement, self._tally.kept)])
+        statements: list[Statement] = self._answer("statements", self._make_statements)
         return statements.copy()
 
-    def statement(self, execution: Execution) -> Statement:
-        """One of `statements`."""
-        return self._tally.statement(execution, self._started, self._response_ended)
+    def _make_statements(self) -> list[Statement]:
+        tally = self._tally
+        return [tally.statement(execution, self.started, self._response_ended) for execution in tally.kept]
 
-    def executions(self) -> dict[Place, list[Execution]]:
-        """What `statements` are made of, by group: for who needs few of them."""
+    def executions(self) -> list[tuple[Group, list[Execution]]]:
+        """All groups, each with what its `statements` are made of: for who is in a hurry."""
         with self._lock:
             self.fold()
-            return self._tally.kept_by_place(self._response_ended)
+            return self._tally.kept_by_group(self._response_ended)
 
     @property
     def groups(self) -> list[Group]:
@@ -309,15 +309,11 @@ class Recording:
         """Statements that came after the end, from a task that outlived it. In no other count."""
         return self._collector.late
 
-    def acquisitions(self) -> list[tuple[float, float, Any]]:
-        """The longest of connections: starts and ends in seconds from the start, and what a sink has had noted."""
+    def acquisitions(self) -> list[tuple[int, int, Any]]:
+        """The longest of connections: readings of the clock at both ends, and what a sink has had noted."""
         with self._lock:
             self.fold()
-            return [(self.since_start(a), self.since_start(b), span) for a, b, span in self._tally.connections.acquired]
-
-    def since_start(self, reading: int) -> float:
-        """Seconds from the start to a reading of this recording's clock."""
-        return (reading - self._started) / _SECOND
+            return self._tally.connections.acquired.copy()
 
     def _response_end(self) -> int:
         known = self._moment if self._response_ended is None else self._response_ended

@@ -6,6 +6,7 @@ Not thread-safe by itself: its recording holds a lock around each use.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from operator import add, attrgetter, sub
 from typing import Any
 
@@ -21,6 +22,7 @@ from sqltrace.time_account import Spent
 
 _MAX_KNOWN = 2_048
 _STARTED, _ENDED, _FETCH, _MARKED, _FOLDED = map(attrgetter, ("started", "ended", "fetch", "marked", "folded"))
+_KIND = attrgetter("key", "dialect", "origin")  # of one kind are one group
 _IS_READ = attrgetter("is_read")
 _MAX_UNSETTLED = 256  # results that may be read on after they were counted
 _SECOND = 1_000_000_000
@@ -61,7 +63,9 @@ class Tally:
     def close(self) -> None:
         """Nothing more comes."""
         self._unsettled = []
-        self._known = {"response": {}, "after_response": {}}
+        for known in self._known.values():
+            if len(known) > self._max_statements:
+                known.clear()  # texts of statements that were not kept
 
     def fold(self, collector: Collector, boundary: int | None, ended: int | None) -> None:
         """
@@ -83,38 +87,31 @@ class Tally:
         if room > 0:
             self.kept += executions[:room]
         unkept = executions[max(0, room) :]
-        if boundary is not None and max(map(_STARTED, executions), default=0) > boundary:
-            self._count([execution for execution in executions if execution.started > boundary], "after_response")
-            executions = [execution for execution in executions if execution.started <= boundary]
-        self._count(executions, "response")
+        for phase, begun in self._by_phase(executions, boundary):
+            self._count(begun, phase)
         for execution in unkept:
             self._note_end(execution)
         self._catch_up()
         if unkept and collector.unkept is not None:
             collector.unkept(unkept)
 
-    def kept_by_place(self, boundary: int | None) -> dict[Place, list[Execution]]:
+    def kept_by_group(self, boundary: int | None) -> list[tuple[Group, list[Execution]]]:
         """
-        What was kept, by group.
+        All groups, each with those of its executions that were kept.
 
         Args:
             boundary: End of the response, if it has ended.
         """
-        alike: dict[tuple[str, Any, Origin, bool], list[Execution]] = {}
-        for execution in self.kept:
-            after = boundary is not None and execution.started > boundary
-            key = execution.key, execution.dialect, execution.origin, after
-            found = alike.get(key)
-            if found is None:
-                alike[key] = [execution]
-            else:
-                found.append(execution)
-        places: dict[Place, list[Execution]] = {}
-        for (text, dialect, origin, after), executions in alike.items():
-            system = system_name(dialect)
-            phase: Phase = "after_response" if after else "response"
-            places.setdefault((fingerprint(text, system), system, phase, str(origin)), []).extend(executions)
-        return places
+        found = {id(group): (group, list[Execution]()) for group in self.groups.values()}
+        for phase, executions in self._by_phase(self.kept, boundary):
+            alike: dict[Any, list[Execution]] = defaultdict(list)
+            for kind, execution in zip(map(_KIND, executions), executions, strict=True):
+                alike[kind].append(execution)
+            known = self._known[phase]
+            for kind, equals in alike.items():
+                group = known.get(kind) or self._group(equals[0], phase)
+                found[id(group)][1].extend(equals)
+        return list(found.values())
 
     def statement(self, execution: Execution, began: int, boundary: int | None) -> Statement:
         """
@@ -153,9 +150,18 @@ class Tally:
             span=execution.span,
         )
 
+    @staticmethod
+    def _by_phase(executions: list[Execution], boundary: int | None) -> list[tuple[Phase, list[Execution]]]:
+        if boundary is None or max(map(_STARTED, executions), default=0) <= boundary:
+            return [("response", executions)]
+        return [
+            ("after_response", [execution for execution in executions if execution.started > boundary]),
+            ("response", [execution for execution in executions if execution.started <= boundary]),
+        ]
+
     def _note_end(self, execution: Execution) -> None:
         for known in self._known.values():
-            group = known.get((execution.key, execution.dialect, execution.origin))
+            group = known.get(_KIND(execution))
             if group is not None:
                 group.ended = max(group.ended or 0, execution.ended)
 
@@ -191,8 +197,8 @@ class Tally:
         self.counts[phase] += len(executions)
         known = self._known[phase]
         rows = 0
-        for execution in executions:
-            group = known.get((execution.key, execution.dialect, execution.origin))
+        for kind, execution in zip(map(_KIND, executions), executions, strict=True):
+            group = known.get(kind)
             if group is None:
                 group = self._group(execution, phase)
             group.count += 1

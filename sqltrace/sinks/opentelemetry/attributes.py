@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqltrace.callsite import CallSite
-from sqltrace.database import Database
+from sqltrace.collector import Execution, unmeasurable
+from sqltrace.database import Database, database_of
+from sqltrace.origin import QUERY
 from sqltrace.recording import Recording
 from sqltrace.request import RequestRecord
 from sqltrace.sinks.opentelemetry.telling import Rest
 from sqltrace.sql_text import redact
-from sqltrace.statement import Group, Statement
+from sqltrace.statement import Failure, Group
 from sqltrace.tally import OTHER_STATEMENTS
 
 Attributes = dict[str, Any]
 
+_SECOND = 1_000_000_000
 _DEFAULT_PORTS = {"postgresql": 5432, "mysql": 3306, "mariadb": 3306, "microsoft.sql_server": 1433, "oracle.db": 1521}
 
 
@@ -46,52 +48,59 @@ def of_request(record: RequestRecord) -> Attributes:
     )
 
 
-def of_group(group: Group, statement: Statement | None, *, literals: bool) -> Attributes:
+def of_statement(group: Group, execution: Execution | None, rest: Rest | None, *, literals: bool) -> Attributes:
     """
-    What the span of a statement has in common with those of its equals.
+    For the span of a statement, or of the rest of a group.
 
     Args:
-        statement: `None` where none was kept.
+        execution: The first of the rest; `None` where none was kept.
         literals: Leave literals in the text of raw SQL.
     """
     if group.summary is OTHER_STATEMENTS:
-        return {"db.system.name": group.system, "db.query.summary": OTHER_STATEMENTS}
-    database = statement.database if statement is not None else None
-    call_site = (statement.call_site if statement is not None else None) or group.call_site
-    batch = statement is not None and statement.executemany and statement.batch_size != 1
-    return known(
-        {
+        attributes: Attributes = {"db.system.name": group.system, "db.query.summary": OTHER_STATEMENTS}
+    else:
+        attributes = {
             "db.system.name": group.system,
-            "db.query.summary": f"BATCH {group.summary}" if batch else group.summary,
+            "db.query.summary": group.summary,
             "db.query.text": group.sql if literals else redact(group.sql, group.system),
-            "sqltrace.origin": group.origin.kind,
-            "sqltrace.relationship": group.origin.relationship,
-            **of_database(database, group.system),
-            **of_call_site(call_site),
         }
-    )
+        if group.origin is not QUERY:
+            attributes |= known(
+                {"sqltrace.origin": group.origin.kind, "sqltrace.relationship": group.origin.relationship}
+            )
+        call_site = group.call_site
+        if execution is not None:
+            _add_database(attributes, database_of(execution.dialect), group.system)
+            call_site = execution.call_site or call_site
+            if execution.executemany and execution.batch_size != 1:
+                attributes["db.query.summary"] = f"BATCH {group.summary}"
+        if call_site is not None:
+            attributes["code.file.path"] = call_site.file
+            attributes["code.line.number"] = call_site.line
+            attributes["code.function.name"] = call_site.function
+    if rest is not None:
+        attributes |= _of_rest(rest)
+    elif execution is not None:  # pragma: no branch - for the type checker: one of both is there
+        _add_measured(attributes, execution)
+    return attributes
 
 
-def of_execution(statement: Statement) -> Attributes:
-    """What is the span's own."""
-    failure = statement.failure
-    return known(
-        {
-            "db.operation.batch.size": statement.batch_size
-            if statement.executemany and statement.batch_size != 1
-            else None,
-            "db.response.returned_rows": statement.rows,
-            "db.response.status_code": failure.code if failure is not None else None,
-            "error.type": failure.type.removeprefix("builtins.") if failure is not None else None,
-            "sqltrace.fetch": statement.fetch,
-            "sqltrace.objects": statement.objects,
-            "sqltrace.loop_wait": statement.loop_wait,
-        }
-    )
+def _add_measured(attributes: Attributes, execution: Execution) -> None:
+    """What is the statement's own."""
+    attributes["sqltrace.fetch"] = execution.fetch / _SECOND
+    if "objects" not in unmeasurable:
+        attributes["sqltrace.objects"] = execution.objects / _SECOND
+    if execution.loop_wait is not None:
+        attributes["sqltrace.loop_wait"] = execution.loop_wait / _SECOND
+    if execution.rows is not None:
+        attributes["db.response.returned_rows"] = execution.rows
+    if execution.executemany and execution.batch_size is not None and execution.batch_size != 1:
+        attributes["db.operation.batch.size"] = execution.batch_size
+    if execution.failure is not None:
+        attributes |= of_failure(execution.failure)
 
 
-def of_rest(rest: Rest) -> Attributes:
-    """For the span that stands for several statements."""
+def _of_rest(rest: Rest) -> Attributes:
     return known(
         {
             "sqltrace.compressed.count": rest.count,
@@ -104,25 +113,31 @@ def of_rest(rest: Rest) -> Attributes:
     )
 
 
-def of_call_site(call_site: CallSite | None) -> Attributes:
-    if call_site is None:
+def of_failure(failure: Failure | None) -> Attributes:
+    """Of a statement that failed: nothing for `None`."""
+    if failure is None:
         return {}
-    return {
-        "code.file.path": call_site.file,
-        "code.line.number": call_site.line,
-        "code.function.name": call_site.function,
-    }
+    return known({"error.type": failure.type.removeprefix("builtins."), "db.response.status_code": failure.code})
 
 
-def of_database(database: Database | None, system: str) -> Attributes:
+def of_operation(system: str, summary: str | None, database: Database | None) -> Attributes:
+    """For the metrics of statements: few different ones."""
+    attributes: Attributes = {"db.system.name": system}
+    if summary is not None:
+        attributes["db.query.summary"] = summary
+    _add_database(attributes, database, system)
+    return attributes
+
+
+def _add_database(attributes: Attributes, database: Database | None, system: str) -> None:
     if database is None:
-        return {}
-    usual = database.address is None or database.port == _DEFAULT_PORTS.get(system)
-    return {
-        "db.namespace": database.namespace,
-        "server.address": database.address,
-        "server.port": None if usual else database.port,
-    }
+        return
+    if database.namespace is not None:
+        attributes["db.namespace"] = database.namespace
+    if database.address is not None:
+        attributes["server.address"] = database.address
+        if database.port is not None and database.port != _DEFAULT_PORTS.get(system):
+            attributes["server.port"] = database.port
 
 
 def _holders(recording: Recording) -> list[str] | None:

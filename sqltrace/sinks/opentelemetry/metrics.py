@@ -11,7 +11,7 @@ from opentelemetry.metrics import Histogram, Meter
 from sqltrace.database import Database
 from sqltrace.request import RequestRecord
 from sqltrace.route import Scope
-from sqltrace.sinks.opentelemetry.attributes import known, of_database
+from sqltrace.sinks.opentelemetry.attributes import known, of_failure, of_operation
 from sqltrace.sinks.opentelemetry.pool_metrics import PoolMetrics
 from sqltrace.sinks.opentelemetry.server_span import http_method
 from sqltrace.sinks.opentelemetry.unkept import Unkept
@@ -125,24 +125,13 @@ class RequestMetrics:
     def _of_operation(
         self, system: str, summary: str, database: Database | None, failure: Failure | None
     ) -> dict[str, Any]:
+        told: str | None = summary
         if summary not in self._summaries:
             if len(self._summaries) >= _MAX_SUMMARIES:
-                return known({"db.system.name": system, **of_database(database, system), **_of_failure(failure)})
-            self._summaries.add(summary)
-        return known(
-            {
-                "db.system.name": system,
-                "db.query.summary": summary,
-                **of_database(database, system),
-                **_of_failure(failure),
-            }
-        )
-
-
-def _of_failure(failure: Failure | None) -> dict[str, Any]:
-    if failure is None:
-        return {}
-    return {"error.type": failure.type.removeprefix("builtins."), "db.response.status_code": failure.code}
+                told = None
+            else:
+                self._summaries.add(summary)
+        return of_operation(system, told, database) | of_failure(failure)
 
 
 def _of_route(record: RequestRecord) -> dict[str, Any]:

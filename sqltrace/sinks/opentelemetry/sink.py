@@ -8,7 +8,7 @@ from typing import Any
 from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry._logs import LoggerProvider
-from opentelemetry.context import Context
+from opentelemetry.context import Context, get_current
 from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, TracerProvider
 
@@ -54,13 +54,13 @@ class _Request:
 
     def enter(self, span: Span, parent: Context) -> None:
         """Make the span current for the application."""
-        self.outer = otel_context.get_current()
+        self.outer = get_current()
         self.attached = trace.set_span_in_context(span, parent)
         otel_context.attach(self.attached)
 
     def leave(self) -> None:
         # Not detach(token): a request may end in another copy of the context than it began in, where that is refused.
-        if self.outer is not None and otel_context.get_current() is self.attached:
+        if self.outer is not None and get_current() is self.attached:
             otel_context.attach(self.outer)
         self.outer = self.attached = None
 
@@ -179,7 +179,8 @@ class OpenTelemetrySink:
             record.notes[_KEY] = request  # to leave it
             return
         sampled = request.span_context is None or request.span_context.trace_flags.sampled
-        if sampled and not record.recording.collector.note_spans(_CurrentSpan()) and not request.made:
+        probe = _CurrentSpanBesideContrib() if _CONTRIB in sys.modules else _CurrentSpan()
+        if sampled and not record.recording.collector.note_spans(probe) and not request.made:
             return  # called from within another request, that tells all of it
         record.notes[_KEY] = request
 
@@ -243,19 +244,30 @@ class _CurrentSpan:
     def __init__(self) -> None:
         self._known: tuple[Context | None, SpanContext | None] = (None, None)
 
-    def __call__(self, execution_context: Any) -> Any:
+    def __call__(self, execution_context: Any) -> Any:  # noqa: ARG002 - a contrib package leaves its span in it
         """Never raises."""
         try:
-            # Of opentelemetry-instrumentation-sqlalchemy.
-            if _CONTRIB in sys.modules and getattr(execution_context, "_otel_span", None) is not None:
-                return TOLD_ELSEWHERE
-            current, known = otel_context.get_current(), self._known
-            if current is not known[0]:
-                known = self._known = current, trace.get_current_span(current).get_span_context()
-            return known[1]
+            current = get_current()
+            known, span_context = self._known
+            if current is known:
+                return span_context
+            span_context = trace.get_current_span(current).get_span_context()
+            self._known = current, span_context
+            return span_context
         except Exception as fault:
             report_fault("reading the current span", fault)
             return None
+
+
+class _CurrentSpanBesideContrib(_CurrentSpan):
+    """Where opentelemetry-instrumentation-sqlalchemy is loaded."""
+
+    __slots__ = ()
+
+    def __call__(self, execution_context: Any) -> Any:
+        if getattr(execution_context, "_otel_span", None) is not None:
+            return TOLD_ELSEWHERE
+        return super().__call__(execution_context)
 
 
 def _context_of(request: _Request | None) -> Context | None:

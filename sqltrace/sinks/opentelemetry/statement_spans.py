@@ -18,7 +18,7 @@ from opentelemetry.trace import (
 )
 
 from sqltrace.recording import Recording
-from sqltrace.sinks.opentelemetry.attributes import of_execution, of_group, of_rest
+from sqltrace.sinks.opentelemetry.attributes import of_statement
 from sqltrace.sinks.opentelemetry.telling import Told
 from sqltrace.statement import Phase
 
@@ -28,11 +28,7 @@ _MICROSECOND = timedelta(microseconds=1)
 
 def epoch_time(recording: Recording, seconds: float = 0.0) -> int:
     """Nanoseconds since 1970 of so many seconds after the start of the recording."""
-    return _started(recording) + round(seconds * 1_000_000_000)
-
-
-def _started(recording: Recording) -> int:
-    return (recording.started_at - _EPOCH) // _MICROSECOND * 1_000
+    return (recording.started_at - _EPOCH) // _MICROSECOND * 1_000 + round(seconds * 1_000_000_000)
 
 
 class StatementSpans:
@@ -49,44 +45,41 @@ class StatementSpans:
         self._recording = recording
         self._server = server
         self._literals = literals
-        self._started = _started(recording)
+        self._started = epoch_time(recording)
         self._contexts: dict[int, Context] = {}
         self._background: SpanContext | None = None
 
     def make(self, told: Iterable[Told]) -> None:
         for span in told:
-            parent = self._parent_of(span.statement.span if span.statement is not None else None, span.group.phase)
+            noted = span.execution.span if span.execution is not None else None
+            parent = self._parent_of(noted, span.group.phase)
             if parent is not None and parent.trace_flags.sampled:
                 self._make(span, parent)
         self._make_waits()
 
     def _make(self, told: Told, parent: SpanContext) -> None:
-        attributes = of_group(told.group, told.statement, literals=self._literals)
+        attributes = of_statement(told.group, told.execution, told.rest, literals=self._literals)
         name = attributes["db.query.summary"]
-        if told.rest is not None:
-            name = f"{name} ×{told.rest.count}"
-            attributes |= of_rest(told.rest)
-        elif told.statement is not None:  # pragma: no branch - for the type checker: one of both is there
-            attributes |= of_execution(told.statement)
         span = self._tracer.start_span(
-            name,
+            name if told.rest is None else f"{name} ×{told.rest.count}",
             context=self._context(parent),
             kind=SpanKind.CLIENT,
             attributes=attributes,
-            start_time=self._started + round(told.start * 1_000_000_000),
+            start_time=self._started + told.start,
         )
         if "error.type" in attributes:
             span.set_status(StatusCode.ERROR)
-        span.end(self._started + round(told.end * 1_000_000_000))
+        span.end(self._started + told.end)
 
     def _make_waits(self) -> None:
-        for start, end, noted in self._recording.acquisitions():
-            parent = self._parent_of(noted, "response" if start <= self._recording.duration else "after_response")
+        recording = self._recording
+        epoch, response_end = self._started - recording.started, round(recording.duration * 1_000_000_000)
+        for start, end, noted in recording.acquisitions():
+            phase: Phase = "response" if start - recording.started <= response_end else "after_response"
+            parent = self._parent_of(noted, phase)
             if parent is not None and parent.trace_flags.sampled:
-                span = self._tracer.start_span(
-                    "connection", context=self._context(parent), start_time=epoch_time(self._recording, start)
-                )
-                span.end(epoch_time(self._recording, end))
+                span = self._tracer.start_span("connection", context=self._context(parent), start_time=epoch + start)
+                span.end(epoch + end)
 
     def _parent_of(self, noted: Any, phase: Phase) -> SpanContext | None:
         """What was current at that moment, or the request itself; after the response, a span beside it."""

@@ -8,13 +8,18 @@ stands for the rest, with its exact count and sum.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import repeat
+from operator import add, attrgetter, sub, truediv
 
 from sqltrace.collector import Execution
 from sqltrace.recording import Recording
-from sqltrace.statement import Group, Phase, Statement
+from sqltrace.statement import Group, Phase
 from sqltrace.tally import OTHER_STATEMENTS
 
 TOLD_ELSEWHERE = object()  # stands for the span of a statement to which another instrumentation has made one
+_SECOND = 1_000_000_000
+_STARTED, _ENDED, _FETCH, _LOOP_WAIT = map(attrgetter, ("started", "ended", "fetch", "loop_wait"))
+_FAILURE, _SPAN = map(attrgetter, ("failure", "span"))
 
 
 @dataclass(slots=True)
@@ -43,21 +48,21 @@ class Told:
     One span.
 
     Attributes:
-        statement: The one that it is, or the first of the rest. `None` where none was kept.
-        start, end: Seconds from the start of the recording.
+        execution: The one that it is, or the first of the rest. `None` where none was kept.
+        start, end: Nanoseconds from the start of the recording.
         rest: Where it stands for several.
     """
 
     group: Group
-    statement: Statement | None
-    start: float
-    end: float
+    execution: Execution | None
+    start: int
+    end: int
     rest: Rest | None = None
 
     @property
     def cost(self) -> float:
         """Seconds."""
-        return self.end - self.start if self.rest is None else self.rest.total
+        return (self.end - self.start) / _SECOND if self.rest is None else self.rest.total
 
 
 def choose(recording: Recording, *, repeats: int, most: int) -> list[Told]:
@@ -68,34 +73,36 @@ def choose(recording: Recording, *, repeats: int, most: int) -> list[Told]:
         repeats: Statements of one group that get a span each. Failed ones always do.
         most: Spans in all: the failed and the costliest, and one of each phase with the totals of the others.
     """
-    kept = recording.executions()
     told: list[Told] = []
-    for group in recording.groups:
-        place = group.fingerprint, group.system, group.phase, str(group.origin)
-        told += _of_group(recording, group, kept.get(place, []), repeats)
-    told = _capped(told, most)
-    told.sort(key=lambda span: span.start)
+    for group, kept in recording.executions():
+        if TOLD_ELSEWHERE in map(_SPAN, kept):
+            continue
+        singles, rest = _split(group, kept, repeats)
+        began = recording.started
+        told += [Told(group, one, one.started - began, _end_of(one) - began) for one in singles]
+        if group.count > len(singles):
+            told.append(_rest_of(recording, group, singles, rest))
+    if len(told) > most:
+        told = _capped(told, most)
+    told.sort(key=attrgetter("start"))
     return told
 
 
-def _of_group(recording: Recording, group: Group, kept: list[Execution], repeats: int) -> list[Told]:
+def _split(group: Group, kept: list[Execution], repeats: int) -> tuple[list[Execution], list[Execution]]:
+    """Those that are told one by one, and the others."""
+    if group.count <= repeats or (len(kept) == group.count == repeats + 1):
+        return kept, []
+    if not any(map(_FAILURE, kept)):
+        return kept[:repeats], kept[repeats:]
     singles: list[Execution] = []
     rest: list[Execution] = []
     ordinary = 0
     for execution in kept:
-        if execution.span is TOLD_ELSEWHERE:
-            return []
         ordinary += execution.failure is None
         (singles if execution.failure is not None or ordinary <= repeats else rest).append(execution)
     if len(rest) == 1 and group.count == len(kept):
-        singles, rest = kept, []
-    told: list[Told] = []
-    for execution in singles:
-        statement = recording.statement(execution)
-        told.append(Told(group, statement, statement.start, recording.since_start(_end_of(execution))))
-    if group.count > len(singles):
-        told.append(_rest_of(recording, group, singles, rest))
-    return told
+        return kept, []
+    return singles, rest
 
 
 def _rest_of(recording: Recording, group: Group, singles: list[Execution], kept: list[Execution]) -> Told:
@@ -104,12 +111,12 @@ def _rest_of(recording: Recording, group: Group, singles: list[Execution], kept:
         singles: Those that are told one by one.
         kept: Of the others, those that are known one by one.
     """
-    count = group.count - len(singles)
-    told = [_elapsed(execution) for execution in singles]
-    known = [_elapsed(execution) for execution in kept]
-    end = recording.since_start(max(map(_end_of, kept))) if kept else 0.0
+    count, began = group.count - len(singles), recording.started
+    told, known = _elapsed(singles), _elapsed(kept)
+    end = max(_ends_of(kept)) - began if kept else 0
     if count > len(kept):  # some were not kept
-        end = max(end, recording.duration if group.ended is None else recording.since_start(group.ended))
+        last_end = round(recording.duration * _SECOND) if group.ended is None else group.ended - began
+        end = max(end, last_end)
         if group.max > max(told, default=0.0):
             known.append(group.max)
     total = max(0.0, group.total - sum(told))
@@ -118,10 +125,9 @@ def _rest_of(recording: Recording, group: Group, singles: list[Execution], kept:
     least = min(known) if len(known) >= count else None
     rest = Rest(count, total, least, max(known, default=None), rows, failed)
     if kept:
-        return Told(group, recording.statement(kept[0]), recording.since_start(kept[0].started), end, rest)
-    last = singles[-1] if singles else None
-    start = max(0.0, end - total) if last is None else recording.since_start(_end_of(last))
-    return Told(group, None if last is None else recording.statement(singles[0]), start, end, rest)
+        return Told(group, kept[0], kept[0].started - began, end, rest)
+    start = _end_of(singles[-1]) - began if singles else max(0, end - round(total * _SECOND))
+    return Told(group, singles[0] if singles else None, start, end, rest)
 
 
 def _end_of(execution: Execution) -> int:
@@ -129,14 +135,19 @@ def _end_of(execution: Execution) -> int:
     return execution.ended + execution.fetch
 
 
-def _elapsed(execution: Execution) -> float:
+def _ends_of(executions: list[Execution]) -> list[int]:
+    return [*map(add, map(_ENDED, executions), map(_FETCH, executions))]
+
+
+def _elapsed(executions: list[Execution]) -> list[float]:
     """Seconds, as `Statement.duration`."""
-    return (execution.ended - execution.started + execution.fetch - (execution.loop_wait or 0)) / 1_000_000_000
+    elapsed = map(sub, _ends_of(executions), map(_STARTED, executions))
+    if any(map(_LOOP_WAIT, executions)):
+        elapsed = map(sub, elapsed, [execution.loop_wait or 0 for execution in executions])
+    return [*map(truediv, elapsed, repeat(_SECOND))]
 
 
 def _capped(told: list[Told], most: int) -> list[Told]:
-    if len(told) <= most:
-        return told
     told.sort(key=lambda span: (_is_failed(span), span.cost), reverse=True)
     others: dict[Phase, Told] = {}
     for span in told[most - 1 :]:
@@ -153,4 +164,4 @@ def _capped(told: list[Told], most: int) -> list[Told]:
 
 
 def _is_failed(span: Told) -> bool:
-    return span.rest is None and span.statement is not None and span.statement.failed
+    return span.rest is None and span.execution is not None and span.execution.failure is not None
