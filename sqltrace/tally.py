@@ -22,7 +22,6 @@ from sqltrace.time_account import Spent
 
 _MAX_KNOWN = 2_048
 _STARTED, _ENDED, _FETCH, _MARKED, _FOLDED = map(attrgetter, ("started", "ended", "fetch", "marked", "folded"))
-_KIND = attrgetter("key", "dialect", "origin")  # of one kind are one group
 _IS_READ = attrgetter("is_read")
 _MAX_UNSETTLED = 256  # results that may be read on after they were counted
 _SECOND = 1_000_000_000
@@ -105,8 +104,8 @@ class Tally:
         found = {id(group): (group, list[Execution]()) for group in self.groups.values()}
         for phase, executions in self._by_phase(self.kept, boundary):
             alike: dict[Any, list[Execution]] = defaultdict(list)
-            for kind, execution in zip(map(_KIND, executions), executions, strict=True):
-                alike[kind].append(execution)
+            for execution in executions:
+                alike[execution.key, execution.dialect, execution.origin].append(execution)
             known = self._known[phase]
             for kind, equals in alike.items():
                 group = known.get(kind) or self._group(equals[0], phase)
@@ -161,7 +160,7 @@ class Tally:
 
     def _note_end(self, execution: Execution) -> None:
         for known in self._known.values():
-            group = known.get(_KIND(execution))
+            group = known.get((execution.key, execution.dialect, execution.origin))
             if group is not None:
                 group.ended = max(group.ended or 0, execution.ended)
 
@@ -197,8 +196,8 @@ class Tally:
         self.counts[phase] += len(executions)
         known = self._known[phase]
         rows = 0
-        for kind, execution in zip(map(_KIND, executions), executions, strict=True):
-            group = known.get(kind)
+        for execution in executions:
+            group = known.get((execution.key, execution.dialect, execution.origin))
             if group is None:
                 group = self._group(execution, phase)
             group.count += 1

@@ -8,14 +8,15 @@ from typing import Any
 from opentelemetry.context import Context
 from opentelemetry.metrics import Histogram, Meter
 
-from sqltrace.database import Database
+from sqltrace.collector import Execution
+from sqltrace.database import Database, database_of
 from sqltrace.request import RequestRecord
 from sqltrace.route import Scope
 from sqltrace.sinks.opentelemetry.attributes import known, of_failure, of_operation
 from sqltrace.sinks.opentelemetry.pool_metrics import PoolMetrics
 from sqltrace.sinks.opentelemetry.server_span import http_method
 from sqltrace.sinks.opentelemetry.unkept import Unkept
-from sqltrace.statement import Failure, Statement
+from sqltrace.statement import Failure, Group
 
 # Of the semantic conventions, which the SDK's default boundaries (milliseconds) do not fit.
 OPERATION_BUCKETS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10)
@@ -28,6 +29,7 @@ COUNT_BUCKETS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 5000)
 PARTS = ("connection", "database", "objects", "loop_wait", "python")
 _MAX_SUMMARIES = 1_000  # told apart in one process, each a time series for every bucket
 _NOTE = "opentelemetry.metrics"
+_SECOND = 1_000_000_000
 
 Attributes = Mapping[str, Any]
 
@@ -87,8 +89,8 @@ class RequestMetrics:
         if http is not None:
             self._http.record(record.duration, _of_http(record, http), context)
         self._measure_request(record, context)
-        for statement in record.recording.statements:
-            self._measure_statement(statement, context)
+        for group, executions in record.recording.executions():
+            self._measure_group(group, executions, context)
         if unkept is not None:
             self._measure_unkept(unkept, context)
         self._pools.measure_ended()
@@ -106,13 +108,19 @@ class RequestMetrics:
         for finding in record.findings:
             self._findings.add(1, {**route, "sqltrace.finding.kind": finding.kind}, context)
 
-    def _measure_statement(self, statement: Statement, context: Context | None) -> None:
-        batch = statement.executemany and statement.batch_size != 1
-        summary = f"BATCH {statement.summary}" if batch else statement.summary
-        attributes = self._of_operation(statement.system, summary, statement.database, statement.failure)
-        self._operation.record(statement.duration, attributes, context)
-        if statement.rows is not None:
-            self._returned_rows.record(statement.rows, attributes, context)
+    def _measure_group(self, group: Group, executions: list[Execution], context: Context | None) -> None:
+        known: dict[tuple[Any, bool, Failure | None], Attributes] = {}
+        for execution in executions:
+            batch = execution.executemany and execution.batch_size != 1
+            kind = execution.dialect, batch, execution.failure
+            attributes = known.get(kind)
+            if attributes is None:
+                summary, database = f"BATCH {group.summary}" if batch else group.summary, database_of(execution.dialect)
+                attributes = known[kind] = self._of_operation(group.system, summary, database, execution.failure)
+            elapsed = execution.ended - execution.started + execution.fetch - (execution.loop_wait or 0)
+            self._operation.record(elapsed / _SECOND, attributes, context)
+            if execution.rows is not None:
+                self._returned_rows.record(execution.rows, attributes, context)
 
     def _measure_unkept(self, unkept: Unkept, context: Context | None) -> None:
         for (system, summary, database, failure), measured in unkept.settle().items():

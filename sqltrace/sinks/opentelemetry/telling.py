@@ -8,8 +8,7 @@ stands for the rest, with its exact count and sum.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import repeat
-from operator import add, attrgetter, sub, truediv
+from operator import attrgetter
 
 from sqltrace.collector import Execution
 from sqltrace.recording import Recording
@@ -18,7 +17,6 @@ from sqltrace.tally import OTHER_STATEMENTS
 
 TOLD_ELSEWHERE = object()  # stands for the span of a statement to which another instrumentation has made one
 _SECOND = 1_000_000_000
-_STARTED, _ENDED, _FETCH, _LOOP_WAIT = map(attrgetter, ("started", "ended", "fetch", "loop_wait"))
 _FAILURE, _SPAN = map(attrgetter, ("failure", "span"))
 
 
@@ -113,7 +111,7 @@ def _rest_of(recording: Recording, group: Group, singles: list[Execution], kept:
     """
     count, began = group.count - len(singles), recording.started
     told, known = _elapsed(singles), _elapsed(kept)
-    end = max(_ends_of(kept)) - began if kept else 0
+    end = max([one.ended + one.fetch for one in kept]) - began if kept else 0
     if count > len(kept):  # some were not kept
         last_end = round(recording.duration * _SECOND) if group.ended is None else group.ended - began
         end = max(end, last_end)
@@ -135,16 +133,9 @@ def _end_of(execution: Execution) -> int:
     return execution.ended + execution.fetch
 
 
-def _ends_of(executions: list[Execution]) -> list[int]:
-    return [*map(add, map(_ENDED, executions), map(_FETCH, executions))]
-
-
 def _elapsed(executions: list[Execution]) -> list[float]:
     """Seconds, as `Statement.duration`."""
-    elapsed = map(sub, _ends_of(executions), map(_STARTED, executions))
-    if any(map(_LOOP_WAIT, executions)):
-        elapsed = map(sub, elapsed, [execution.loop_wait or 0 for execution in executions])
-    return [*map(truediv, elapsed, repeat(_SECOND))]
+    return [(one.ended - one.started + one.fetch - (one.loop_wait or 0)) / _SECOND for one in executions]
 
 
 def _capped(told: list[Told], most: int) -> list[Told]:
