@@ -55,6 +55,7 @@ class LoopShare:
         longest: The longest of these.
         began: Of the step that is running; 0 while the task is suspended.
         left: End of the step before that.
+        suspended: What the task runs: where it waits, if something runs that it waits for.
         suspensions: The latest stretches of a millisecond or more in which the task was suspended: start and end.
         late: Stretches for which the task may have waited before the running step. Not marked yet.
         thread: Identity of the loop's thread; 0 before and after.
@@ -63,7 +64,7 @@ class LoopShare:
 
     __slots__ = (
         "_estimates", "_waited_for", "began", "collector", "held", "label", "late", "left", "log", "longest",
-        "name_route", "observed", "responded", "suspensions", "thread",
+        "name_route", "observed", "responded", "suspended", "suspensions", "thread",
     )  # fmt: skip
 
     def __init__(self, collector: Collector, name_route: Callable[[], None] | None = None) -> None:
@@ -74,6 +75,7 @@ class LoopShare:
         self.observed = self.responded = False
         self.held = self.longest = self.began = self.left = self.thread = 0
         self.late: list[tuple[int, int]] = []
+        self.suspended: Any = None
         self.suspensions: deque[tuple[int, int]] = deque(maxlen=_MAX_SUSPENSIONS)
         self._waited_for: dict[Label, int] = {}
         self._estimates: deque[tuple[int, int]] = deque(maxlen=8)
@@ -108,7 +110,7 @@ class LoopShare:
     def leave(self) -> None:
         """Never raises."""
         log, self.log, self.name_route, self.collector.loop = self.log, None, None, None
-        self.thread = 0
+        self.thread, self.suspended = 0, None
         try:
             if log is not None:
                 log.leave()
@@ -275,7 +277,7 @@ def stepped(awaitable: Awaitable[Any], share: LoopShare) -> Generator[Any, Any, 
         if not hasattr(inner, "send"):
             return (yield from inner)
     clock = share.collector.clock
-    log = share.enter()
+    log, share.suspended = share.enter(), inner
     value = error = awaited = None
     left = clock()
     try:

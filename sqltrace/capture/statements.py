@@ -9,12 +9,13 @@ from typing import Any, Final
 
 from sqlalchemy.engine.interfaces import ExecuteStyle
 
-from sqltrace.callsite import find_call_site
+from sqltrace.callsite import CallSite, find_call_site
 from sqltrace.capture import failed_loads, internals, objects, replies, rows, transactions
 from sqltrace.capture.building import building
 from sqltrace.capture.failure import describe_failure
 from sqltrace.capture.fetching import CountedFetch
 from sqltrace.capture.origin import NOTHING, Purpose, explain, purpose_of
+from sqltrace.child_tasks import site_awaiting
 from sqltrace.collector import FOLD_AT, Collector, Execution
 from sqltrace.database import note_database
 from sqltrace.faults import report_fault
@@ -208,7 +209,12 @@ def _take_sample(execution: Execution, context: Any, taken: int) -> None:
         sites_taken[execution.key] = taken + 1
     elif execution.ended - execution.started <= SLOW_STATEMENT:
         return
-    execution.call_site = find_call_site(skip=_OURS)
+    execution.call_site = find_call_site(skip=_OURS) or _awaiting(collector)
+
+
+def _awaiting(collector: Collector) -> CallSite | None:
+    loop = collector.loop
+    return site_awaiting(loop.suspended) if loop is not None and not loop.began else None
 
 
 def _digest(statement: str, parameters: Any) -> int | None:
