@@ -94,7 +94,7 @@ def note(
 
         key, elapsed = execution.key, ended - started
         taken = collector.sites_taken.get(key, 0)
-        if not (taken + 1) & taken or elapsed > SLOW_STATEMENT:
+        if not (taken + 1) & taken or elapsed > SLOW_STATEMENT or failure is not None:
             _take_sample(execution, context, taken)
             execution.more = True
         else:
@@ -200,14 +200,14 @@ def _key_of(context: Any, statement: str, style: ExecuteStyle) -> str:
 
 
 def _take_sample(execution: Execution, context: Any, taken: int) -> None:
-    """What is dear to know: for the 1st, 2nd, 4th, 8th … of a kind, and for slow statements."""
+    """What is dear to know: for the 1st, 2nd, 4th, 8th … of a kind, and for slow and failed statements."""
     collector = execution.collector
     if not taken and context.compiled is None:
         note_database(execution.dialect, context.engine.url)
     sites_taken = collector.sites_taken
     if taken or len(sites_taken) < collector.max_statements:
         sites_taken[execution.key] = taken + 1
-    elif execution.ended - execution.started <= SLOW_STATEMENT:
+    elif execution.ended - execution.started <= SLOW_STATEMENT and execution.failure is None:
         return
     execution.call_site = find_call_site(skip=_OURS) or _awaiting(collector)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from sqltrace.connection import PoolWait
 from sqltrace.finding import Finding
+from sqltrace.findings.wording import place
 from sqltrace.origin import QUERY, Parents
 from sqltrace.recording import Recording
 from sqltrace.request import RequestRecord
@@ -113,7 +114,7 @@ def _statement(group: Group, literals: bool) -> dict[str, Any]:
         "eager_joins": _eager_joins(group.widening),
         "system": group.system,
         "phase": group.phase if group.phase != "response" else None,
-        "call_site": str(group.call_site) if group.call_site else None,
+        "call_site": place(group),
         "parameters": group.parameters,
     }
     return _known(line)
