@@ -110,7 +110,7 @@ class LoopShare:
     def leave(self) -> None:
         """Never raises."""
         log, self.log, self.name_route, self.collector.loop = self.log, None, None, None
-        self.thread, self.suspended = 0, None
+        self.thread = 0
         try:
             if log is not None:
                 log.leave()
@@ -263,11 +263,14 @@ async def _wait_for(something: Any) -> Any:
 
 
 @coroutine
-def stepped(awaitable: Awaitable[Any], share: LoopShare) -> Generator[Any, Any, Any]:
+def stepped(awaitable: Awaitable[Any], share: LoopShare, *, within: bool = False) -> Generator[Any, Any, Any]:
     """
     Await, and note each step in the share. All else passes unchanged: values, exceptions, closing, the current task.
 
     On any event loop, asyncio's or not.
+
+    Args:
+        within: In another task, while the request's own waits for it.
     """
     inner: Any = awaitable
     if not hasattr(inner, "send"):
@@ -277,14 +280,16 @@ def stepped(awaitable: Awaitable[Any], share: LoopShare) -> Generator[Any, Any, 
         if not hasattr(inner, "send"):
             return (yield from inner)
     clock = share.collector.clock
-    log, share.suspended = share.enter(), inner
+    log = share.log if within else share.enter()
+    outer, share.suspended = share.suspended, inner
     value = error = awaited = None
-    left = clock()
+    if not within:
+        share.left = clock()
     try:
         while True:
             began = share.began = clock()
-            if began - left > HOLD and log is not None:
-                share.resume(log, left, began, awaited, inner)
+            if began - share.left > HOLD and log is not None:
+                share.resume(log, share.left, began, awaited, inner)
             awaited = None  # a future may hold its result, which the application wants to let go of
             try:
                 if error is None:
@@ -296,8 +301,7 @@ def stepped(awaitable: Awaitable[Any], share: LoopShare) -> Generator[Any, Any, 
                 return stop.value
             finally:
                 value = None  # a traceback holds this frame
-                left = clock()
-                share.suspend(log, began, left)
+                share.suspend(log, began, clock())
             if log is not None and log.beat is None:
                 log.watch()
             try:
@@ -308,4 +312,6 @@ def stepped(awaitable: Awaitable[Any], share: LoopShare) -> Generator[Any, Any, 
             except BaseException as raised:
                 error = raised
     finally:
-        share.leave()
+        share.suspended = outer if share.log is not None else None  # a task inside may outlive the request
+        if not within:
+            share.leave()

@@ -19,6 +19,7 @@ from sqltrace.collector import Clock
 from sqltrace.event_loop import stepped
 from sqltrace.faults import report_fault
 from sqltrace.findings import Rule
+from sqltrace.inner_tasks import observe_inner_tasks
 from sqltrace.options import (
     checked_engines,
     checked_exclude,
@@ -101,6 +102,7 @@ class SQLTraceMiddleware:
             "max_sql_length": checked_size("max_sql_length", max_sql_length),
         }
         instrument(*recorded)
+        self._observed = _guarded("observing the event loop", observe_inner_tasks, app)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = self._begin(scope, receive, send)
@@ -122,6 +124,8 @@ class SQLTraceMiddleware:
         if scope.get("type") not in ("http", "websocket") or _SCOPE_KEY in scope or self._excludes(scope):
             return None
         try:
+            if self._observed is False:
+                self._observed = _guarded("observing the event loop", observe_inner_tasks, self.app)
             record = self._new_record(scope)
             exchange = _Exchange(record, self._sinks, scope, receive, send)
             exchange.start(self._starters, self.app)

@@ -17,6 +17,7 @@ FLOORS = {
     "findings": 3.5,
     "recording": 3,
     "tally": 2.8,
+    "inner_tasks": 2.6,
     "event_loop": 2.5,
     "child_tasks": 2.2,
     "counting": 2.5,
