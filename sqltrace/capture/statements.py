@@ -27,6 +27,7 @@ SLOW_STATEMENT: Final = 100_000_000  # nanoseconds; from there on the call site 
 
 _EXECUTE: Final = ExecuteStyle.EXECUTE
 _EXECUTEMANY: Final = ExecuteStyle.EXECUTEMANY
+_NOT_SENT: Final = "sqlalchemy.exc.MissingGreenlet"
 _INSERTMANYVALUES: Final = ExecuteStyle.INSERTMANYVALUES
 _MAX_HASHED: Final = 8
 _OURS: Final = 2  # frames from `_take_sample` up to the listener
@@ -62,6 +63,8 @@ def note(
     try:
         if transactions.asking.get() is not None:
             return  # SQLAlchemy gets to know the database: that is part of connecting
+        if failure is not None and failure.type == _NOT_SENT:
+            return  # of most drivers SQLAlchemy does not get as far as here
         block = building.get()
         if block is not None:
             block.leave_out(started, ended)
