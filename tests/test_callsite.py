@@ -20,7 +20,7 @@ from starlette.routing import Route
 
 import sqltrace
 from sqltrace import callsite
-from sqltrace.callsite import CallSite, find_call_site, shorten
+from sqltrace.callsite import CallSite, call_site_in, find_call_site, shorten
 from tests.loops import RUNNERS, get, observed, respond
 
 HERE = __file__
@@ -89,6 +89,25 @@ def test_installed_application_is_second_best(tmp_path, monkeypatch):
 
     assert site.function == "list_items"
     assert site.file.endswith(os.path.join("shop", "api.py"))
+
+
+def test_innermost_of_installed_applications_is_the_answer(tmp_path, monkeypatch):
+    inner = load(tmp_path / "site-packages" / "shop" / "dao.py", "def load_items():\n    return find()\n")
+    outer = load(tmp_path / "site-packages" / "shop" / "api.py", "def list_items(dao):\n    return dao()\n")
+    monkeypatch.setitem(callsite._kinds, HERE, callsite._SKIP)
+    monkeypatch.setattr(callsite, "_FRAMES", range(3))
+
+    assert outer["list_items"](inner["load_items"]).function == "load_items"
+
+
+def test_installed_application_in_a_traceback_is_second_best(tmp_path, monkeypatch):
+    application = load(tmp_path / "site-packages" / "shop" / "api.py", "def list_items():\n    raise KeyError\n")
+    monkeypatch.setitem(callsite._kinds, HERE, callsite._SKIP)
+
+    with pytest.raises(KeyError) as raised:
+        application["list_items"]()
+
+    assert call_site_in(raised.value.__traceback__).function == "list_items"
 
 
 def test_virtual_environment_inside_the_project_is_no_application(tmp_path):

@@ -335,3 +335,19 @@ def test_top_0_tells_counts_and_times_only(app):
 def test_bad_options_are_refused(options, error, message):
     with pytest.raises(error, match=message):
         sqltrace.sinks.StructlogSink(**options)
+
+
+def test_line_tells_connections_and_groups_as_the_recording_does(engine):
+    with sqltrace.record() as recording, engine.connect() as connection:
+        for number in range(3):
+            connection.execute(text("SELECT :number"), {"number": number})
+            connection.commit()
+
+    line, use, [group] = log_line(RequestRecord(recording, "http", "/")), recording.connections, recording.groups
+    for name in ("wait", "held", "commit", "idle_in_transaction"):
+        assert line[f"connection.{name}_ms"] == pytest.approx(getattr(use, name) * 1_000, abs=0.001)
+    assert use.commit > 0
+    [told] = line["sql.statements"]
+    assert told["total_ms"] == pytest.approx(group.total * 1_000, abs=0.001)
+    assert told["max_ms"] == pytest.approx(group.max * 1_000, abs=0.001)
+    assert group.max < group.total

@@ -362,3 +362,15 @@ def test_no_group_is_possessive(patterns):
     texts = [pattern.pattern for pattern in patterns.values()]
 
     assert [text for text in texts if ")*+" in text or ")++" in text] == []
+
+
+@pytest.mark.parametrize("function", [redact, fingerprint, summarize])
+def test_texts_with_their_values_in_them_do_not_fill_the_memory(function):
+    for number in range(3_000):
+        function(f"SELECT {number} FROM t")
+
+    assert function.cache_info().currsize <= 2_048
+
+
+def test_text_that_is_no_unicode_has_a_fingerprint():
+    assert fingerprint('SELECT "\udce4" FROM t') != fingerprint("SELECT a FROM t")
