@@ -301,3 +301,12 @@ def test_row_that_is_locked_again_is_no_repeated_statement(postgres_url):
 
     assert recording.statement_count == 5
     assert sqltrace.diagnose(recording) == []
+
+
+def test_minus_one_and_minus_two_are_different_parameters(memory_engine):
+    """Which Python's `hash` takes for the same."""
+    with sqltrace.record() as recording, memory_engine.connect() as connection:
+        for number in (-1, -2, -1, -2):
+            connection.execute(text("SELECT :number"), {"number": number}).all()
+
+    assert sqltrace.diagnose(recording) == []

@@ -227,6 +227,6 @@ def _digest(statement: str, parameters: Any) -> int | None:
             return None
         if type(parameters) is not tuple:
             parameters = tuple(parameters.values() if isinstance(parameters, dict) else parameters)
-        return hash((statement, parameters))
+        return hash((statement, parameters, -1 in parameters))  # hash(-1) is hash(-2)
     except Exception:  # a value that has no hash: a list for an array
         return None
