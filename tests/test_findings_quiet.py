@@ -305,8 +305,10 @@ def test_row_that_is_locked_again_is_no_repeated_statement(postgres_url):
 
 def test_minus_one_and_minus_two_are_different_parameters(memory_engine):
     """Which Python's `hash` takes for the same."""
+    with memory_engine.begin() as connection:
+        connection.execute(text("CREATE TABLE folders (parent INTEGER)"))
     with sqltrace.record() as recording, memory_engine.connect() as connection:
         for number in (-1, -2, -1, -2):
-            connection.execute(text("SELECT :number"), {"number": number}).all()
+            connection.execute(text("SELECT parent FROM folders WHERE parent = :number"), {"number": number}).all()
 
     assert sqltrace.diagnose(recording) == []
