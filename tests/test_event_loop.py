@@ -418,6 +418,7 @@ class TestLoopWait:
         assert line["time.loop_wait_estimated"] is True
         assert line["loop.waited_for"][0]["name"] == "GET /guilty/{number}"
         assert line["loop.held_ms"] < 50 < line["time.loop_wait_ms"]
+        assert line["loop.longest_hold_ms"] < line["loop.held_ms"]  # there were two steps
         printed = sqltrace.sinks.ReadableRenderer(colors=False)(None, "", line)
         assert "held by GET /guilty/{number} (" in printed
         assert " ms loop wait + " in printed

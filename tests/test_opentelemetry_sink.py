@@ -4,6 +4,7 @@ import asyncio
 import subprocess
 import sys
 import textwrap
+from contextlib import suppress
 
 import pytest
 from fastapi import FastAPI
@@ -13,6 +14,8 @@ from opentelemetry.propagate import inject
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.trace import SpanKind, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 from starlette.testclient import TestClient
 
 from sqltrace import SQLTraceMiddleware
@@ -264,12 +267,15 @@ class Case:
 
         self.app = Timed(self.answer, sinks=[OpenTelemetrySink(tracer_provider=tracing.provider, **options)])
         self.took, self.status = 0.0, 200
+        self.work, self.late = select, None
 
     async def answer(self, scope, receive, send):
-        select(self.engine)
+        self.work(self.engine)
         self.clock.advance(self.took)
         await send({**START, "status": self.status})
         await send(BODY)
+        if self.late is not None:
+            self.late(self.engine)
 
     def statements(self, count=1):
         self.tracing.exporter.clear()
@@ -296,6 +302,32 @@ def test_statements_of_failed_requests_are_kept_always(memory_engine, tracing):
     case.status = 500
 
     assert case.statements() == 1
+
+
+def test_statements_of_which_one_failed_are_kept_always(memory_engine, tracing):
+    case = Case(tracing, memory_engine, keep=0.0)
+
+    def fail(engine):
+        with engine.connect() as connection, suppress(DBAPIError):
+            connection.execute(text("SELECT nothing"))
+
+    case.work = fail
+
+    assert case.statements() == 1
+
+
+def test_statements_of_a_finding_that_came_after_the_response_are_kept(memory_engine, tracing):
+    case = Case(tracing, memory_engine, keep=0.0)
+
+    def ask_in_a_loop(engine):
+        with engine.connect() as connection:
+            for number in range(12):
+                connection.execute(text("SELECT * FROM (SELECT 1 AS id) WHERE id = :id"), {"id": number}).all()
+
+    case.late = ask_in_a_loop
+
+    with tracing.provider.get_tracer("server").start_as_current_span("GET", kind=SpanKind.SERVER):
+        assert case.statements() > 0  # the server's span was told all by then
 
 
 def test_log_line_is_sent_as_a_record_in_the_span_of_the_request(memory_engine, tracing, logs):

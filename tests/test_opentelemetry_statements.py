@@ -3,6 +3,7 @@
 import asyncio
 import threading
 import time
+from contextlib import suppress
 from contextvars import copy_context
 
 import pytest
@@ -203,6 +204,19 @@ def test_each_failed_statement_has_a_span(memory_engine, tracing):
     spans = statement_spans(ask(tracing, work))
 
     assert [span.status.status_code for span in spans] == [StatusCode.ERROR] * 6
+
+
+def test_failures_that_have_a_span_are_not_told_again_by_the_compressed(memory_engine, tracing):
+    def work():
+        with memory_engine.connect() as connection:
+            for number in [0, *range(1, 8)]:
+                with suppress(DBAPIError):
+                    connection.execute(text("SELECT abs(:number)"), {"number": number or -(2**63)})
+
+    attributes = statement_spans(ask(tracing, work))[-1].attributes
+
+    assert attributes["sqltrace.compressed.count"] == 4
+    assert "sqltrace.compressed.failed" not in attributes
 
 
 def test_batch_is_told_as_one(database, tracing):
