@@ -91,7 +91,7 @@ def note(
             execution.rows = 0
             execution.open = True
         else:
-            execution = _special(collector, context, statement, parameters, started, ended, failure)
+            execution = _special(collector, context, statement, purpose, parameters, started, ended, failure)
         if purpose.through_orm:
             explain(execution, purpose, context)
 
@@ -152,6 +152,7 @@ def _special(
     collector: Collector,
     context: Any,
     statement: str,
+    purpose: Purpose,
     parameters: Any,
     started: int,
     ended: int,
@@ -159,7 +160,7 @@ def _special(
 ) -> Execution:
     """An execution of any kind."""
     style, sql = context.execute_style, statement
-    key = _key_of(context, statement, style)
+    key = _key_of(context, statement, purpose, style)
     if len(statement) > collector.max_sql_length:
         sql, key = statement[: collector.max_sql_length], key[: collector.max_sql_length]
     counted = failure is None and rows.work()
@@ -191,15 +192,14 @@ def _pass_on(collector: Collector | None, execution: Execution) -> None:
         collector = collector.parent
 
 
-def _key_of(context: Any, statement: str, style: ExecuteStyle) -> str:
-    compiled = context.compiled
-    if compiled is None:
+def _key_of(context: Any, statement: str, purpose: Purpose, style: ExecuteStyle) -> str:
+    if purpose is NOTHING:
         return statement
-    string: str = compiled.string
+    key = purpose.key
     if style is _INSERTMANYVALUES:
-        return string if string[:12] in statement else statement
+        return key if key[:12] in statement else statement
     # A sequence or a default runs in the context of the INSERT that it is for, before that has a statement.
-    return string if statement is getattr(context, "statement", None) else statement
+    return key if statement is getattr(context, "statement", None) else statement
 
 
 def _take_sample(execution: Execution, context: Any, taken: int) -> None:
