@@ -27,7 +27,8 @@ def _values(quoted: str, comment: str, name: str, number: str, *, opens: str, do
         rf"""
         (?= ['"`\[$\d.\-/_%:?\#] | [nN]?[eEnNbBxXqQ]' )  # where none stands nothing below matches: 3 times faster
         (?: (?P<name> {name} | {SCHEMA} )
-        | (?P<value> {quoted} | [{opens}].* | {number}{_NUMBER} | (?<![\w)\]])\.{_NUMBER} )
+        | (?P<value> {quoted} | [{opens}].* )
+        | (?P<number> {number}{_NUMBER} | (?<![\w)\]])\.{_NUMBER} )
         | (?P<comment> {comment} )
         | (?P<placeholder>
             __\[POSTCOMPILE_[^\[\]'"]*+\]? | %\(\w+\)s | %s\b | (?<![:\w'"`)\]]):\w+ | \? {dollar} ) )
@@ -118,6 +119,7 @@ for _patterns in (SHAPES, PATTERNS):
 
 # Where what is in double quotes is a name, or in MySQL a string, without a doubt.
 NO_DOUBT = frozenset({"postgresql", "cockroachdb", "oracle.db", "mysql", "mariadb"})
+MARKS_OF_NAMES = {"postgresql": '"', "cockroachdb": '"', "oracle.db": '"', "mysql": "`", "mariadb": "`"}
 # SQLite takes a name in double quotes for a string where no column has it, and to others it is one. It is a name for
 # sure in these places only. The first line passes over what may be a comment, and a FROM that no table follows.
 _TABLE = r'(?!VALUES\b|SELECT\b)(?>(?:[^\s()"\[]|"[^"]*+"|\[[^\[\]]*+\])+)'

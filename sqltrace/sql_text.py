@@ -2,8 +2,8 @@
 What the text of a statement tells: its values taken out, its fingerprint, its summary.
 
 Reads text with regular expressions instead of a parser: some 10 microseconds
-for a statement, once per distinct text. Where a quote is left open the rest
-counts as a value, so that nothing leaks from SQL that was not understood.
+for a statement, once per distinct text. What is in doubt counts as a value,
+so that nothing leaks from SQL that was not understood.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from functools import lru_cache
 from hashlib import blake2b
 
 from sqltrace.literals import NO_DOUBT, PATTERNS, SCHEMA, SHAPES, is_name, places_of_names
+from sqltrace.pairing import is_broken
 
 _SUMMARY_LENGTH = 255  # semantic conventions for db.query.summary
 
@@ -32,24 +33,36 @@ def redact(sql: str, system: str = "other_sql") -> str:
     Placeholders and quoted names stay. `system` is a ``db.system.name``, which
     tells what is a literal. Where that is in doubt, as double quotes are for
     SQLite and all quotes for a system not known, it is. Already truncated text
-    is safe.
+    is safe. Where quotes do not pair up, all from the first of them on is one ``?``.
     """
+    pattern = PATTERNS.get(system, PATTERNS[""])
+    quoted: list[tuple[int, int]] = []
     names = places_of_names(sql) if '"' in sql and system not in NO_DOUBT else None
 
     def replace(match: re.Match[str]) -> str:
         kind, text = match.lastgroup, match[0]
         if kind == "comment":
             return " "
+        if kind == "number":
+            return "?"
         if kind == "value" or (names is not None and text[0] == '"' and not is_name(match, names)):
+            quoted.append(match.span())
             return "?"
         return text
 
-    return PATTERNS.get(system, PATTERNS[""]).sub(replace, sql).strip()
+    redacted = pattern.sub(replace, sql)
+    if quoted and is_broken(sql, quoted, system):
+        redacted = pattern.sub(replace, sql[: quoted[0][0]]) + "?"
+    return redacted.strip()
 
 
 @lru_cache(maxsize=2_048)
 def fingerprint(sql: str, system: str = "other_sql") -> str:
-    """16 hex digits, equal for texts that differ in values, placeholders, list lengths, space or a savepoint's number."""
+    """
+    16 hex digits, equal for texts that differ in values, placeholders, list lengths or space only.
+
+    So are those of savepoints that differ in their number.
+    """
 
     def replace(match: re.Match[str]) -> str:
         if match.lastgroup == "comment":

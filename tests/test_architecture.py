@@ -40,6 +40,7 @@ FLOORS = {
     "route": 0,
     "sql_text": 0.5,
     "literals": 0,
+    "pairing": 0.2,
 }
 MODULES = [str(file.relative_to(PACKAGE)) for file in FILES]
 
