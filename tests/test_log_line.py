@@ -267,6 +267,40 @@ def test_line_goes_through_the_standard_library(app):
     assert line["logger"] == "sqltrace"
 
 
+class Asynchronous(structlog.stdlib.BoundLogger):
+    async def info(self, event, **values):
+        super().info(event, **values)
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["configured", "given"])
+@pytest.mark.parametrize("cached", [False, True], ids=["bound each time", "bound once"])
+def test_line_reaches_an_application_whose_structlog_is_asynchronous(app, capsys, no_faults, given, cached):
+    structlog.configure(
+        processors=[structlog.stdlib.add_log_level, structlog.processors.JSONRenderer()],
+        wrapper_class=structlog.stdlib.AsyncBoundLogger,
+        cache_logger_on_first_use=cached,
+    )
+    sink = sqltrace.sinks.StructlogSink(logger=structlog.get_logger("mine") if given else None)
+
+    get(app, sinks=[sink])
+    get(app, sinks=[sink])
+
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(line["url.path"], line["level"]) for line in lines] == [("/people/ada", "info")] * 2
+
+
+def test_logger_that_is_asynchronous_in_another_way_is_told_to_be_none_for_this(app, caplog):
+    structlog.configure(wrapper_class=Asynchronous)
+
+    answer = get(app)
+
+    [fault] = [record for record in caplog.records if record.name == "sqltrace"]
+    assert answer.status_code == 200
+    assert str(fault.exc_info[1]) == (
+        "structlog's logger must be synchronous, got Asynchronous.info(), which is not: give StructlogSink(logger=…) one"
+    )
+
+
 def test_values_bound_by_the_application_are_merged():
     async def application(scope, receive, send):
         with structlog.contextvars.bound_contextvars(request_id="r-1", outcome="not yours"):
@@ -322,6 +356,14 @@ def test_top_0_tells_counts_and_times_only(app):
     ("options", "error", "message"),
     [
         ({"logger": "sqltrace"}, TypeError, "logger must be a structlog logger, got 'sqltrace'"),
+        (
+            {"logger": logging.getLogger("mine")},
+            TypeError,
+            r"logger must be a structlog logger, got <Logger mine \(\w+\)>: write structlog.wrap_logger\(…\)",
+        ),
+        ({"logger": structlog.PrintLogger()}, TypeError, r"logger must be a structlog logger, got <PrintLogger"),
+        ({"logger": structlog.BoundLogger}, TypeError, "logger must be an object, got the class BoundLogger"),
+        ({"logger": structlog.get_logger}, TypeError, "logger must be a structlog logger, got <function get_logger"),
         ({"slow": "1s"}, TypeError, "slow must be a number, got '1s'"),
         ({"slow": -1}, ValueError, "slow must be at least 0, got -1"),
         ({"slow": float("nan")}, ValueError, "slow must be at least 0, got nan"),
