@@ -83,6 +83,9 @@ class OpenTelemetrySink:
         repeats: Statements of one group that get a span each; one more stands for the rest of them.
         max_spans: Spans of statements for one request. Totals of what is beyond are kept.
         literals: Leave literals in the text of raw SQL. By default each is replaced by ``?``.
+        url_query:
+            Leave the values in ``url.query`` of a server span that is made here, but for the signatures of
+            clouds. By default each is replaced by ``REDACTED``: the names of parameters remain.
         log_line: Send the log line as a log record, too.
         sql_comments:
             Append ``/*call_site='…',route='…',traceparent='…'*/`` to statements, for the database's
@@ -106,6 +109,7 @@ class OpenTelemetrySink:
         repeats: int = 3,
         max_spans: int = 100,
         literals: bool = False,
+        url_query: bool = False,
         log_line: bool = False,
         sql_comments: bool = False,
         tracer_provider: TracerProvider | None = None,
@@ -117,6 +121,7 @@ class OpenTelemetrySink:
         self._repeats = checked_size("repeats", repeats)
         self._max_spans = checked_size("max_spans", max_spans)
         self._literals = checked_flag("literals", literals)
+        self._url_query = checked_flag("url_query", url_query)
         self._log_line = checked_flag("log_line", log_line)
         self._comments = checked_flag("sql_comments", sql_comments)
         self._tracers = Tracers(_checked_provider("tracer", tracer_provider))
@@ -143,7 +148,8 @@ class OpenTelemetrySink:
         if self._insides.makes_server_span(app, scope):
             self._follow(record, _Request(None))
         elif tracer is not None:
-            made, parent = begin_server_span(tracer, record, scope, epoch_time(record.recording))
+            start = epoch_time(record.recording)
+            made, parent = begin_server_span(tracer, record, scope, start, url_query=self._url_query)
             if made.get_span_context().is_valid:
                 request = _Request(made)
                 request.made = True
