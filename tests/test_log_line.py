@@ -333,6 +333,28 @@ def test_level_follows_outcome_and_duration(status, duration, level):
     assert lines[0]["log_level"] == level
 
 
+@pytest.mark.parametrize(("until_accepted", "level"), [(0.1, "info"), (1.0, "warning")])
+def test_websocket_is_slow_until_it_is_accepted_and_not_because_it_lives(until_accepted, level):
+    clock = Clock()
+
+    class Timed(sqltrace.SQLTraceMiddleware):
+        _clock = staticmethod(clock)
+
+    async def application(scope, receive, send):
+        clock.advance(until_accepted)
+        await send({"type": "websocket.accept"})
+        clock.advance(3_600)
+        await send({"type": "websocket.close"})
+
+    with (
+        structlog.testing.capture_logs() as lines,
+        TestClient(Timed(application, rules=[])).websocket_connect("/") as client,
+    ):
+        client.receive()
+
+    assert [(line["log_level"], line["duration_ms"]) for line in lines] == [(level, 3_600_000 + 1_000 * until_accepted)]
+
+
 def test_unconfigured_structlog_prints_something_readable(app, capsys):
     get(app)
 

@@ -321,6 +321,24 @@ def test_statements_of_slow_requests_are_kept_always(memory_engine, tracing):
     assert case.statements() == 1
 
 
+def test_statements_of_a_websocket_are_not_kept_because_it_lives(memory_engine, tracing, logs):
+    async def app(scope, receive, send):
+        await send({"type": "websocket.accept"})
+        select(memory_engine)
+        clock.advance(3_600)
+        await send({"type": "websocket.close"})
+
+    class Timed(SQLTraceMiddleware):
+        _clock = clock = Clock()
+
+    clock, (provider, exporter) = Timed.clock, logs
+    otel = OpenTelemetrySink(keep=0.0, log_line=True, tracer_provider=tracing.provider, logger_provider=provider)
+    run(Timed(app, sinks=[otel], rules=[]), websocket_scope())
+
+    assert statement_spans(tracing.spans()) == []
+    assert [data.log_record.severity_text for data in exporter.get_finished_logs()] == ["INFO"]
+
+
 def test_statements_of_failed_requests_are_kept_always(memory_engine, tracing):
     case = Case(tracing, memory_engine, keep=0.0)
     case.status = 500

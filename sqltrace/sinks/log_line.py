@@ -76,6 +76,24 @@ def log_line(record: RequestRecord, *, top: int = 5, literals: bool = False) -> 
     return _known(line)
 
 
+def level_of(record: RequestRecord, slow: float) -> str:
+    """
+    The name of the level for a finished request.
+
+    Args:
+        slow: Seconds from which it is slow.
+    """
+    if record.outcome == "error":
+        return "error"
+    return "warning" if record.findings or is_slow(record, slow) else "info"
+
+
+def is_slow(record: RequestRecord, slow: float) -> bool:
+    """A websocket is meant to live: what its client waits for is to be accepted."""
+    waited = record.time_to_first_byte if record.protocol == "websocket" else record.duration
+    return waited is not None and waited >= slow
+
+
 def _finding(finding: Finding) -> dict[str, Any]:
     line = {
         "kind": finding.kind,

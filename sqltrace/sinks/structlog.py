@@ -10,7 +10,7 @@ import structlog
 
 from sqltrace.checks import checked_flag, checked_number, checked_size
 from sqltrace.request import RequestRecord
-from sqltrace.sinks.log_line import log_line
+from sqltrace.sinks.log_line import level_of, log_line
 from sqltrace.sinks.readable import ReadableRenderer
 
 EVENT = "request"
@@ -27,7 +27,7 @@ class StructlogSink:
 
     Args:
         logger: By default ``structlog.get_logger("sqltrace")``. Of an `AsyncBoundLogger` the synchronous one is used.
-        slow: Seconds from which a request is slow.
+        slow: Seconds from which a request is slow; of a websocket those until it is accepted.
         top: How many groups of statements a line tells, most time first; 0 for none.
         literals:
             Leave literals written into raw SQL in the line. By default each is
@@ -57,12 +57,7 @@ class StructlogSink:
         bound = record.notes.get("structlog", {}) | structlog.contextvars.get_contextvars()
         # Not a bound `event`, either: ours has a name.
         line |= {key: value for key, value in bound.items() if key not in line and key != "event"}
-        _log(self._logger or _logger(), self._level(record), line)
-
-    def _level(self, record: RequestRecord) -> str:
-        if record.outcome == "error":
-            return "error"
-        return "warning" if record.findings or record.duration >= self._slow else "info"
+        _log(self._logger or _logger(), level_of(record, self._slow), line)
 
 
 def _checked_logger(logger: Any) -> Any:

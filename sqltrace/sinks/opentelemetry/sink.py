@@ -16,6 +16,7 @@ from sqltrace.checks import checked_flag, checked_number, checked_size
 from sqltrace.faults import report_fault
 from sqltrace.request import RequestRecord
 from sqltrace.route import Scope
+from sqltrace.sinks.log_line import is_slow, level_of
 from sqltrace.sinks.opentelemetry.attributes import of_request
 from sqltrace.sinks.opentelemetry.comments import Commenter
 from sqltrace.sinks.opentelemetry.finding_events import log_findings, mark_findings
@@ -79,7 +80,7 @@ class OpenTelemetrySink:
         keep:
             Share of the sampled requests whose statements become spans, 0.0 to
             1.0. Slow ones, failed ones and those with a finding always do.
-        slow: Seconds from which a request is slow.
+        slow: Seconds from which a request is slow; of a websocket those until it is accepted.
         repeats: Statements of one group that get a span each; one more stands for the rest of them.
         max_spans: Spans of statements for one request. Totals of what is beyond are kept.
         literals: Leave literals in the text of raw SQL. By default each is replaced by ``?``.
@@ -217,20 +218,10 @@ class OpenTelemetrySink:
             if request is not None and request.traced:
                 log_findings(logger, record, context)
             if self._log_line:
-                log_request(logger, record, context, self._level(record))
-
-    def _level(self, record: RequestRecord) -> str:
-        if record.outcome == "error":
-            return "error"
-        return "warning" if record.findings or record.duration >= self._slow else "info"
+                log_request(logger, record, context, level_of(record, self._slow))
 
     def _keeps(self, record: RequestRecord, request: _Request) -> bool:
-        if (
-            self._keep >= 1
-            or record.outcome == "error"
-            or record.recording.failed_count
-            or record.duration >= self._slow
-        ):
+        if self._keep >= 1 or record.outcome == "error" or record.recording.failed_count or is_slow(record, self._slow):
             return True
         # They are costly to look for: what was found for the span stands, unless more has happened since.
         sure = request.enriched and not record.recording.after_response_count
