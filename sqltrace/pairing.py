@@ -32,7 +32,8 @@ _TOUCHING_BEFORE = frozenset(
 _LONGEST = max(map(len, _TOUCHING_BEFORE))
 _WORD = re.compile(r"\w+")
 _LAST_WORD = re.compile(r"\w+\Z")
-# SELECT 'a'b FROM t: in all databases b is an alias there.
+# SELECT 'a'b FROM t: in all databases b is an alias there. Nowhere else can one be.
+_LIST = re.compile(r"\b(?:(?P<columns>SELECT|RETURNING)|WHERE|HAVING|VALUES|SET)\b", re.IGNORECASE)
 _AFTER_ALIAS = re.compile(rf"\s*+(?:[,);]|\Z|(?:{_CLAUSES.replace(' ', '|')})\b)", re.IGNORECASE)
 _ESCAPED = re.compile(r"\\.", re.DOTALL)
 _QUOTE = re.compile(r"""['"]""")
@@ -41,31 +42,61 @@ _DOUBTFUL = ("'''", '"""', "#", "-", "/")  # what some databases read as the beg
 
 def is_broken(sql: str, quoted: Sequence[tuple[int, int]], system: str) -> bool:
     """
-    Whether a quote is left open, or one of these strings touches a word that cannot stand there.
+    Whether a quote is left open, or beside one of these strings stands what cannot stand there.
 
     Args:
         quoted: Where the strings begin and end that `PATTERNS` found, in order.
     """
-    if any(_touches_next(sql, end) for _, end in quoted):
+    if _is_followed_wrongly(sql, quoted):
         return True
-    if any(_touches_last(sql, end, start) for (_, end), (start, _) in pairwise(quoted)):
+    if any(_is_led_wrongly(sql, end, start) for (_, end), (start, _) in pairwise(quoted)):
         return True
     start, end = quoted[-1]
     return end == len(sql) and _is_open(sql, start, system)
 
 
-def _touches_next(sql: str, end: int) -> bool:
-    word = _WORD.match(sql, end)
-    return word is not None and word[0].upper() not in _TOUCHING_AFTER and not _AFTER_ALIAS.match(sql, word.end())
+def _is_followed_wrongly(sql: str, quoted: Sequence[tuple[int, int]]) -> bool:
+    aliased = set()
+    for _, end in quoted:
+        word = _WORD.match(sql, end)
+        if word is None:
+            if sql.startswith("(", end):
+                return True
+        elif word[0].upper() not in _TOUCHING_AFTER:
+            if not _AFTER_ALIAS.match(sql, word.end()):
+                return True
+            aliased.add(end)
+    return bool(aliased) and not _are_columns(sql, quoted, aliased)
 
 
-def _touches_last(sql: str, end: int, start: int) -> bool:
-    """Of a string that is not the first: nothing can have gone wrong before that."""
+def _are_columns(sql: str, quoted: Sequence[tuple[int, int]], aliased: set[int]) -> bool:
+    columns, last = False, 0
+    for start, end in quoted:
+        for clause in _LIST.finditer(sql, last, start):
+            columns = clause["columns"] is not None
+        if end in aliased and not columns:
+            return False
+        last = end
+    return True
+
+
+def _is_led_wrongly(sql: str, end: int, start: int) -> bool:
+    """
+    Of a string that is not the first: nothing can have gone wrong before that.
+
+    Args:
+        end: Of the string before.
+    """
     if sql[start] not in "'\"":
         return False
-    word = _LAST_WORD.search(sql[max(end, start - _LONGEST - 1) : start])
+    before = sql[max(end, start - _LONGEST - 1) : start]
+    if _WORD.match(sql, end):
+        before = before.rstrip()  # few write so: the more must be right
+    word = _LAST_WORD.search(before)
+    if word is None:
+        return sql[start] == "'" and before.endswith(".") and before != "."  # 'a'.'b' are names to SQLite
     # A word that begins with _ is a character set of MySQL.
-    return word is not None and word[0].upper() not in _TOUCHING_BEFORE and word[0][0] != "_"
+    return word[0].upper() not in _TOUCHING_BEFORE and word[0][0] != "_"
 
 
 def _is_open(sql: str, start: int, system: str) -> bool:
