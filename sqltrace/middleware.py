@@ -219,7 +219,7 @@ class _Exchange:
         kind = message["type"]
         if kind in ("http.response.start", "websocket.http.response.start"):
             self._trailers = bool(message.get("trailers"))
-            _begin_response(record, int(message["status"]))  # often an http.HTTPStatus
+            _begin_response(record, int(message["status"]), message.get("headers") or ())  # often an http.HTTPStatus
         elif kind == "websocket.accept":
             _begin_response(record, 101)
         elif kind == "websocket.close":
@@ -302,9 +302,10 @@ class _Exchange:
                 report_fault(f"{type(sink).__name__}.{moment}()", fault)
 
 
-def _begin_response(record: RequestRecord, status: int) -> None:
+def _begin_response(record: RequestRecord, status: int, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
     if record.status is None:
         record.status = status
+        record.event_stream = any(value.startswith(b"text/event-stream") for _, value in headers)
         record.time_to_first_byte = record.recording.duration
 
 

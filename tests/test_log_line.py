@@ -10,7 +10,7 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.exc import OperationalError
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, StreamingResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
@@ -353,6 +353,28 @@ def test_websocket_is_slow_until_it_is_accepted_and_not_because_it_lives(until_a
         client.receive()
 
     assert [(line["log_level"], line["duration_ms"]) for line in lines] == [(level, 3_600_000 + 1_000 * until_accepted)]
+
+
+@pytest.mark.parametrize(("until_begun", "level"), [(0.1, "info"), (1.0, "warning")])
+def test_event_stream_is_slow_until_it_begins_and_not_because_it_lives(until_begun, level):
+    clock = Clock()
+
+    class Timed(sqltrace.SQLTraceMiddleware):
+        _clock = staticmethod(clock)
+
+    async def events():
+        yield "data: 1\n\n"
+        clock.advance(3_600)
+        yield "data: 2\n\n"
+
+    async def application(scope, receive, send):
+        clock.advance(until_begun)
+        await StreamingResponse(events(), media_type="text/event-stream")(scope, receive, send)
+
+    with structlog.testing.capture_logs() as lines:
+        TestClient(Timed(application, rules=[])).get("/")
+
+    assert [line["log_level"] for line in lines] == [level]
 
 
 def test_unconfigured_structlog_prints_something_readable(app, capsys):

@@ -89,8 +89,9 @@ def level_of(record: RequestRecord, slow: float) -> str:
 
 
 def is_slow(record: RequestRecord, slow: float) -> bool:
-    """A websocket is meant to live: what its client waits for is to be accepted."""
-    waited = record.time_to_first_byte if record.protocol == "websocket" else record.duration
+    """A websocket or an event stream is meant to live: what its client waits for is that it begins."""
+    lives = record.event_stream or record.protocol == "websocket"
+    waited = record.time_to_first_byte if lives else record.duration
     return waited is not None and waited >= slow
 
 

@@ -80,7 +80,7 @@ class OpenTelemetrySink:
         keep:
             Share of the sampled requests whose statements become spans, 0.0 to
             1.0. Slow ones, failed ones and those with a finding always do.
-        slow: Seconds from which a request is slow; of a websocket those until it is accepted.
+        slow: Seconds from which a request is slow; of a websocket or an event stream those until it begins.
         repeats: Statements of one group that get a span each; one more stands for the rest of them.
         max_spans: Spans of statements for one request. Totals of what is beyond are kept.
         literals: Leave literals in the text of raw SQL. By default each is replaced by ``?``.
