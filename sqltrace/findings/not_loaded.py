@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from sqltrace.failed_load import FailedLoad
 from sqltrace.finding import Finding
-from sqltrace.findings.loader_options import loader_for, options
-from sqltrace.findings.wording import loaded_by
+from sqltrace.findings.loader_options import in_place_of_subclasses, loaders_for, options
+from sqltrace.findings.wording import loaded_by, of_subclass, session_maker
 from sqltrace.recording import Recording
 
 
@@ -22,12 +22,26 @@ def finding(kind: str, recording: Recording, failed: FailedLoad, message: str, f
     )
 
 
-def load_with_query(failed: FailedLoad) -> str:
-    """The option for the query that found the object, and of which query it is, where its line does not say so."""
+def state_of(failed: FailedLoad) -> str:
+    """``was not loaded``, ``had expired with the commit``."""
     origin = failed.origin
-    if origin.relationship is not None:
-        chosen = [((*failed.path, origin.relationship), loader_for(origin.uselist))]
-    else:
-        chosen = [((*failed.path, f"{origin.entity}.{name}"), "undefer({})") for name in origin.attributes]
+    if origin.kind == "refresh":
+        return "had expired" + {"commit": " with the commit", "rollback": " with the rollback"}.get(
+            str(origin.expired_by), ""
+        )
+    return "was not loaded" + (f", {of_subclass(origin)}" if origin.base is not None else "")
+
+
+def keep_unexpired(recording: Recording, failed: FailedLoad) -> str:
+    """For objects that a commit had expired."""
+    fingerprint = None if failed.parents is None else failed.parents.fingerprint
+    known = [group for group in recording.groups if group.fingerprint == fingerprint] or recording.groups
+    return f"{session_maker(any(group.is_async for group in known))}(engine, expire_on_commit=False)"
+
+
+def load_with_query(recording: Recording, failed: FailedLoad) -> str:
+    """The option for the query that found the object, and of which query it is, where its line does not say so."""
+    chosen = loaders_for(recording, failed.origin, failed.parents, failed.path)
+    loads = options(chosen) + in_place_of_subclasses(recording, failed.origin, failed.parents)
     at_its_line = failed.parents is not None and failed.parents.origin.kind != "lazy"
-    return options(chosen) + ("" if at_its_line or failed.root is None else f"  # of the select({failed.root})")
+    return loads + ("" if at_its_line or failed.root is None else f"  # of the select({failed.root})")
