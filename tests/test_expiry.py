@@ -80,6 +80,12 @@ def expire_one_that_a_commit_may_have_expired(session, authors, library):
     authors[0].name
 
 
+def expire_an_attribute_of_another(session, authors, library):
+    session.commit()
+    session.expire(authors[1], ["name"])
+    authors[0].name
+
+
 def expire_one_attribute(session, authors, library):
     session.expire(authors[0], ["name"])
     authors[0].name
@@ -110,6 +116,7 @@ EXPIRED = {
     expire_all: {("refresh", "expire", False)},
     expire_one: {("refresh", "expire", False)},
     expire_one_that_a_commit_may_have_expired: {("refresh", "unknown", False)},
+    expire_an_attribute_of_another: {("refresh", "commit", False)},
     expire_one_attribute: {("refresh", None, False)},
     change_and_release_a_savepoint: set(),
     roll_back_to_a_savepoint: {("refresh", "rollback", False)},
@@ -208,7 +215,7 @@ print([str(group.origin.expired_by) for group in recording.groups])
     assert "'commit'" in output
 
 
-@pytest.mark.parametrize("happening", ["commit", "rollback", "expire_all"])
+@pytest.mark.parametrize("happening", ["commit", "rollback", "expire_all", "expire"])
 def test_fault_of_ours_is_reported_and_the_session_goes_on(monkeypatch, caplog, happening):
     library = mapping()
     engine = open_library(library)
@@ -216,7 +223,7 @@ def test_fault_of_ours_is_reported_and_the_session_goes_on(monkeypatch, caplog, 
     monkeypatch.setattr(expiry, "_note", None)
     with Session(engine) as session:
         author = session.get(library.Author, 1)
-        getattr(session, happening)()
+        getattr(session, happening)(*([author] if happening == "expire" else []))
         assert author.name == "name 1"
     engine.dispose()
     gc.collect()

@@ -241,6 +241,16 @@ def test_column_of_a_subclass_that_had_expired_is_no_column_that_was_left_out():
         assert expected in origins(read(query, "language", "Engineer", prepare=prepare))
 
 
+def test_column_that_is_left_out_after_everything_had_expired():
+    def begin_anew(session, everybody):
+        session.expire_all()
+        everybody[:] = found(session, EMPLOYEES.execution_options(populate_existing=True))
+
+    recording = read(EMPLOYEES, "language", "Engineer", prepare=begin_anew)
+
+    assert origins(recording) == {"subclass Engineer(language) of Employee"}
+
+
 def test_relationship_of_a_subclass_that_an_option_loads_wants_no_second_one():
     query = EMPLOYEES.options(selectin_polymorphic(STAFF.Employee, [STAFF.Manager]))
 

@@ -19,7 +19,7 @@ from sqltrace.collector import Collector, current
 from sqltrace.faults import report_fault
 from sqltrace.origin import ExpiredBy
 
-_NOTED = "_sqltrace_expired_by"  # on the session, and lives as long
+_NOTED, _SOME = "_sqltrace_expired_by", "_sqltrace_expired_some"  # on the session, and live as long
 _lock = threading.RLock()
 _session: Any = None  # the class, while it is listened to
 _replaced: dict[str, tuple[Any, Any]] = {}
@@ -29,16 +29,15 @@ def install_when_imported() -> None:
     """Notice what expires objects, if the application has imported `sqlalchemy.orm`."""
     global _session
     session = getattr(sys.modules.get("sqlalchemy.orm"), "Session", None)
-    if _session is None and session is not None:
-        with _lock:
-            if _session is None:
-                _session = session
-                for name, listener in _LISTENERS.items():
-                    event.listen(session, name, listener)
-                for name, all_objects in _METHODS.items():
-                    original = getattr(session, name)
-                    _replaced[name] = original, _noticed(original, all_objects=all_objects)
-                    setattr(session, name, _replaced[name][1])
+    with _lock:
+        if _session is None and session is not None:
+            _session = session
+            for name, listener in _LISTENERS.items():
+                event.listen(session, name, listener)
+            for name, noticed in _METHODS.items():
+                original = getattr(session, name)
+                _replaced[name] = original, noticed(original)
+                setattr(session, name, _replaced[name][1])
 
 
 def uninstall() -> None:
@@ -84,10 +83,9 @@ def expired_by(state: Any, collector: Collector | None) -> ExpiredBy | None:
     return next(iter(only)) if len(only) == 1 else "unknown"
 
 
-def expires_single(state: Any) -> bool:
-    """Whether the application has used `Session.expire`, which may have been for some attributes of this object."""
-    session = state.session
-    return session is not None and vars(session).get(_NOTED) in ("expire", "unknown")
+def expires_some(state: Any) -> bool:
+    """Whether the application lets some attributes expire, which may be those of this object."""
+    return state.session is not None and _SOME in vars(state.session)
 
 
 def _note(session: Any, by: ExpiredBy, *, all_objects: bool) -> None:
@@ -99,18 +97,32 @@ def _note(session: Any, by: ExpiredBy, *, all_objects: bool) -> None:
         collector = collector.parent
 
 
-def _noticed(original: Callable[..., Any], *, all_objects: bool) -> Callable[..., Any]:
+def _noticed_all(original: Callable[..., None]) -> Callable[..., None]:
     @wraps(original)
-    def expire(self: Any, *arguments: Any, **options: Any) -> Any:
-        result = original(self, *arguments, **options)
+    def expire_all(self: Any) -> None:
+        original(self)
         try:
-            _note(self, "expire", all_objects=all_objects)
+            _note(self, "expire", all_objects=True)
         except Exception as fault:
             report_fault("noting what expired objects", fault)
-        return result
+
+    return expire_all
+
+
+def _noticed(original: Callable[..., None]) -> Callable[..., None]:
+    @wraps(original)
+    def expire(self: Any, instance: Any, attribute_names: Any = None) -> None:
+        original(self, instance, attribute_names)
+        try:
+            if attribute_names:
+                setattr(self, _SOME, True)
+            else:
+                _note(self, "expire", all_objects=False)
+        except Exception as fault:
+            report_fault("noting what expired objects", fault)
 
     return expire
 
 
 _LISTENERS = {"after_commit": after_commit, "after_rollback": after_rollback}
-_METHODS = {"expire_all": True, "expire": False}  # whether all objects of the session expire
+_METHODS = {"expire_all": _noticed_all, "expire": _noticed}

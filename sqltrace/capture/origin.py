@@ -167,7 +167,7 @@ def kind_for_one(attributes: frozenset[str], state: Any) -> OriginKind:
     if state.expired_attributes.isdisjoint(attributes):
         return "deferred"
     # What a query of the base does not load of a subclass, SQLAlchemy treats as if it had expired.
-    never = not state.expired and not expiry.expires_single(state) and _lacks(_base(state), attributes)
+    never = not state.expired and not expiry.expires_some(state) and _lacks(_base(state), attributes)
     return "subclass" if never else "refresh"
 
 
