@@ -277,6 +277,47 @@ def test_attribute_that_expired_otherwise_wants_a_refresh():
     assert finding.fix == "await session.refresh() of the object, before it is touched"
 
 
+def touch_books(author):
+    return list(author.books)
+
+
+async def create(library, fix, *, close):
+    engine = await open_async_library(library)
+    async with sqltrace.record() as recording:
+        async with AsyncSession(engine, expire_on_commit=False) as session:
+            author = library.Author(name="new", bio="")
+            session.add(author)
+            await session.commit()
+            if fix is not None:
+                await eval(fix.removeprefix("await "), {"session": session, "author": author})
+            try:
+                if not close:
+                    touch_books(author)
+            except ERRORS:
+                pass
+        try:
+            if close:
+                touch_books(author)
+        except DetachedInstanceError:
+            pass
+    await engine.dispose()
+    return recording
+
+
+@pytest.mark.parametrize(
+    ("lazy", "close", "kind"),
+    [("select", False, "missing_greenlet"), ("select", True, "detached_instance"), ("raise", False, "raise_load")],
+)
+def test_object_that_no_query_has_loaded_wants_a_refresh(lazy, close, kind):
+    library = mapping(lazy)
+
+    (finding,) = sqltrace.diagnose(asyncio.run(create(library, None, close=close)))
+
+    assert (finding.kind, finding.parents) == (kind, None)
+    assert finding.fix == 'await session.refresh(author, ["books"])  # before: no query has loaded it'
+    assert sqltrace.diagnose(asyncio.run(create(library, finding.fix, close=close))) == []
+
+
 def test_query_of_an_unknown_line_is_told_by_its_class():
     async def main():
         engine = await open_async_library(L)

@@ -32,7 +32,7 @@ def _by_whom(failed: FailedLoad) -> str:
 
 def _in_place(failed: FailedLoad) -> str:
     """SQLAlchemy takes no second option for the same attribute."""
-    if _by_mapping(failed):
+    if _by_mapping(failed) or failed.root is None:
         return ""
     option = "raiseload" if failed.origin.relationship is not None else "defer"
     return f"  # in place of {option}({failed.attribute})"
