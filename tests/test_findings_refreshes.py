@@ -82,6 +82,34 @@ def test_relationships_of_the_mapping_are_part_of_a_refresh():
     assert sqltrace.diagnose(shelves.record_sync(all_at_once(finding.fix, ["books"]), EAGER)) == []
 
 
+@pytest.mark.postgresql
+def test_refreshes_that_lock_are_replaced_by_a_select_that_locks(postgres_url):
+    engine = create_engine(postgres_url)
+
+    def work(fix=None):
+        with sqltrace.record() as recording, Session(engine) as session:
+            authors = session.scalars(AUTHORS).all()
+            if fix is None:
+                for author in authors:
+                    session.refresh(author, with_for_update=True)
+            else:
+                session.scalars(pasted(fix)).all()
+        return recording
+
+    with engine.connect() as connection:
+        shelves.fill(connection, SHELF)
+    try:
+        [finding] = sqltrace.diagnose(work())
+        mended = work(finding.fix)
+    finally:
+        SHELF.Base.metadata.drop_all(engine)
+        engine.dispose()
+
+    assert "select(Author).where(Author.id.in_(ids)).with_for_update()" in finding.fix
+    assert "FOR UPDATE" in mended.statements[-1].sql
+    assert sqltrace.diagnose(mended) == []
+
+
 def test_refreshes_after_commits_are_no_fault_of_these():
     def work(session, shelf):
         for number in range(100, 108):

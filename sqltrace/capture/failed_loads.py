@@ -184,7 +184,7 @@ def _origin(collector: Collector | None, prop: Any, state: Any, names: frozenset
     kind = kind_for_one(attributes, state)
     entity, base = owner_of_attributes(kind, attributes, state)
     expired_by = expiry.expired_by(state, collector) if kind == "refresh" else None
-    return of_attributes(kind, entity, attributes, expired_by=expired_by, base=base)
+    return of_attributes(kind, entity, attributes, False, expired_by, base, None)
 
 
 def _error_of(error: BaseException) -> LoadError | None:

@@ -294,18 +294,10 @@ def of_attributes(
     kind: OriginKind,
     entity: str | None,
     attributes: frozenset[str],
-    asked_for: bool = False,
-    expired_by: ExpiredBy | None = None,
-    base: str | None = None,
-    key: str | None = None,
+    asked_for: bool,
+    expired_by: ExpiredBy | None,
+    base: str | None,
+    key: str | None,
 ) -> Origin:
     names = tuple(sorted(attributes))
-    return Origin(
-        kind,
-        entity=entity,
-        attributes=names,
-        asked_for=asked_for,
-        expired_by=expired_by,
-        base=base,
-        key=key,
-    )
+    return Origin(kind, None, None, None, entity, names, None, asked_for, expired_by, base, key)

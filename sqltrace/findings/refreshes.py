@@ -47,8 +47,9 @@ def _all_at_once(group: Group, within: list[Group]) -> str:
     named = [load.origin for load in within if _key(load) in group.origin.attributes]
     loaders = [((str(origin.relationship),), loader_for(origin.uselist)) for origin in named]
     also = options(loaders) if loaders else ""
+    lock = ".with_for_update()" if " FOR UPDATE" in group.sql else ""
     return (
-        f"select({entity}).where({which}){also}.execution_options(populate_existing=True)"
+        f"select({entity}).where({which}){lock}{also}.execution_options(populate_existing=True)"
         "  # once for all, in place of session.refresh()"
     )
 
