@@ -17,7 +17,7 @@ from sqltrace.callsite import CallSite
 from sqltrace.connection import Checkout, Label
 from sqltrace.failed_load import FailedLoad
 from sqltrace.loop_log import HOLD
-from sqltrace.origin import QUERY, Origin
+from sqltrace.origin import QUERY, ExpiredBy, Origin
 from sqltrace.statement import Failure
 from sqltrace.widening import Widening
 
@@ -127,6 +127,7 @@ class Collector:
     Attributes:
         capture_parameters, max_sql_length: What is kept for it and for those around it: each shows what it asked for.
         plain: Whether it takes the statements of every engine, without their parameters.
+        expired_by: What has expired objects of sessions, each once.
     """
 
     __slots__ = (
@@ -135,6 +136,7 @@ class Collector:
         "clock",
         "comment",
         "dialects",
+        "expired_by",
         "failed_loads",
         "label",
         "late",
@@ -183,6 +185,7 @@ class Collector:
         self.checkouts: list[Checkout] = []
         self.loads: dict[int, Execution] = {}
         self.failed_loads: list[FailedLoad] = []
+        self.expired_by: set[ExpiredBy] = set()
         self.sites_taken: dict[str, int] = {}
         self.late = 0
 

@@ -8,7 +8,7 @@ from typing import Literal
 from sqltrace.callsite import CallSite
 from sqltrace.origin import Origin, Parents
 
-LoadError = Literal["missing_greenlet", "raise_load"]
+LoadError = Literal["missing_greenlet", "raise_load", "detached_instance"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,10 +20,11 @@ class FailedLoad:
         error:
             ``missing_greenlet`` where the statement would have needed an ``await``
             (SQLAlchemy's `MissingGreenlet`), ``raise_load`` where the mapping or
-            an option forbids it (``lazy="raise"``, `raiseload`).
+            an option forbids it (``lazy="raise"``, `raiseload`), ``detached_instance``
+            where the session was closed (`DetachedInstanceError`).
 
         attribute: ``Content.user``, which was touched.
-        origin: What the load would have been: ``lazy`` with its relationship, ``refresh`` or ``deferred``.
+        origin: What the load would have been: ``lazy`` with its relationship, or one of attributes.
         path: Relationships from the entity of a query to the object: ``("Tag.articles",)``; empty for that entity.
         root: Name of that entity.
         call_site: The application's line that touched the attribute; `None` where none is known.

@@ -8,7 +8,8 @@ from typing import Literal
 from sqltrace.callsite import CallSite
 from sqltrace.declaration import Declaration
 
-OriginKind = Literal["query", "lazy", "immediate", "selectin", "subquery", "refresh", "deferred"]
+OriginKind = Literal["query", "lazy", "immediate", "selectin", "subquery", "refresh", "deferred", "subclass"]
+ExpiredBy = Literal["commit", "rollback", "expire", "unknown"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)  # compared by identity, in the hot path: `capture.origin` keeps each once
@@ -22,14 +23,23 @@ class Origin:
             ``lazy`` (an attribute was touched), ``immediate`` (one statement for
             each parent, as it is loaded), ``selectin`` and ``subquery`` (one for
             all parents), ``refresh`` (attributes had expired, or
-            `Session.refresh`), ``deferred`` (a deferred column was touched).
+            `Session.refresh`), ``deferred`` (a deferred column was touched),
+            ``subclass`` (columns of a subclass were touched, which a query of its base does not load).
 
-        relationship: ``Content.user``; `None` for ``query``, ``refresh`` and ``deferred``.
+        relationship: ``Content.user``; `None` where attributes are loaded, and for ``query``.
         lazy: The relationship's ``lazy=`` in the mapping.
         uselist: Whether the relationship is a collection; `None` without one.
         entity: Name of the class whose relationship or attributes are loaded; `None` for ``query``.
-        attributes: What was refreshed or deferred, sorted.
+        attributes: What was refreshed, deferred or a subclass's, sorted.
         declaration: Where the relationship is declared.
+        asked_for: Whether `Session.refresh` wants it; also of relationships that are loaded along with a ``refresh``.
+        expired_by:
+            What had expired whole objects that are loaded again: a ``commit``,
+            a ``rollback``, `Session.expire_all` or `Session.expire`; ``unknown`` where
+            several may have. `None` for single attributes, as a flush lets them expire.
+
+        base: Name of the class that the query had asked for, where that does not have the relationship or attributes.
+        key: The attribute that is the primary key, for what was asked for; `None` where it is several.
     """
 
     kind: OriginKind
@@ -39,13 +49,22 @@ class Origin:
     entity: str | None = None
     attributes: tuple[str, ...] = ()
     declaration: Declaration | None = None
+    asked_for: bool = False
+    expired_by: ExpiredBy | None = None
+    base: str | None = None
+    key: str | None = None
 
     def __str__(self) -> str:
-        if self.relationship is not None:
-            return f"{self.kind} {self.relationship}"
+        """Different for each group: all that tells origins apart."""
+        what = self.relationship or self.entity
+        words = self.kind if what is None else f"{self.kind} {what}"
         if self.attributes:
-            return f"{self.kind} {self.entity}({', '.join(self.attributes)})"
-        return self.kind if self.entity is None else f"{self.kind} {self.entity}"
+            words += f"({', '.join(self.attributes)})"
+        if self.base is not None:
+            words += f" of {self.base}"
+        if self.asked_for:
+            return f"{words} by Session.refresh()"
+        return words if self.expired_by is None else f"{words} expired by {self.expired_by}"
 
 
 QUERY = Origin("query")

@@ -14,6 +14,7 @@ from sqlalchemy import select
 from sqlalchemy.exc import InvalidRequestError, MissingGreenlet, StatementError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session, defer, joinedload, raiseload, selectinload
+from sqlalchemy.orm.exc import DetachedInstanceError
 
 import sqltrace
 from sqltrace import FailedLoad
@@ -133,10 +134,10 @@ async def touch_by_overwriting(session, library):
 MISSING_GREENLET = {
     touch_relationship: ("lazy Author.books", "Author", (), "SELECT authors"),
     touch_many_to_one: ("lazy Book.author", "Book", (), "SELECT books"),
-    touch_expired: ("refresh Author(books, id, name)", "Author", (), "SELECT authors"),
+    touch_expired: ("refresh Author(books, id, name) expired by commit", "Author", (), "SELECT authors"),
     touch_deferred: ("deferred Author(bio)", "Author", (), "SELECT authors"),
     touch_deferred_by_option: ("deferred Author(name)", "Author", (), "SELECT authors"),
-    touch_by_overwriting: ("refresh Author(books, id, name)", "Author", (), "SELECT authors"),
+    touch_by_overwriting: ("refresh Author(books, id, name) expired by expire", "Author", (), "SELECT authors"),
     touch_below_selectin: ("lazy Book.topics", "Author", ("Author.books",), "SELECT books"),
     touch_below_joined: ("lazy Book.topics", "Author", ("Author.books",), "SELECT SELECT authors books"),
     touch_without_connection: ("deferred Author(bio)", "Author", (), "SELECT authors"),
@@ -236,6 +237,85 @@ def test_raise_load(work, lazy, origin, told_lazy, is_async):
     assert failed.parents.call_site.function == work.__name__
 
 
+def relationship(session, library):
+    return session.scalars(select(library.Author)).first(), "books"
+
+
+def many_to_one_below_selectin(session, library):
+    query = select(library.Author).options(selectinload(library.Author.books))
+    return session.scalars(query).first().books[0], "author"
+
+
+def deferred(session, library):
+    return session.scalars(select(library.Author)).first(), "bio"
+
+
+def expired(session, library):
+    author = session.scalars(select(library.Author)).first()
+    session.commit()
+    return author, "name"
+
+
+def expired_by_several(session, library):
+    author = session.scalars(select(library.Author)).first()
+    session.commit()
+    author.name
+    session.rollback()
+    return author, "name"
+
+
+def never_loaded(session, library):
+    author = library.Author(name="new", bio="")
+    session.add(author)
+    session.flush()
+    return author, "books"
+
+
+DETACHED = {
+    relationship: ("lazy Author.books", "Author", (), "SELECT authors"),
+    many_to_one_below_selectin: ("lazy Book.author", "Author", ("Author.books",), "SELECT books"),
+    deferred: ("deferred Author(bio)", "Author", (), "SELECT authors"),
+    expired: ("refresh Author(books, id, name) expired by commit", "Author", (), "SELECT authors"),
+    expired_by_several: ("refresh Author(books, id, name) expired by unknown", "Author", (), "SELECT authors"),
+    never_loaded: ("lazy Author.books", None, (), None),
+}
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+@pytest.mark.parametrize("find", DETACHED, ids=lambda find: find.__name__)
+def test_detached_instance(find, is_async):
+    library = mapping()
+    with pytest.raises(DetachedInstanceError, match="is not bound to a Session"):
+        find_and_close(find, library, is_async=is_async)
+
+    (failed,) = find_and_close.recording.failed_loads
+    assert (failed.error, failed.call_site.line) == ("detached_instance", Lines.touch)
+    assert failed.parents is None or failed.parents.call_site.function == find.__name__
+    found = str(failed.origin), failed.root, failed.path, failed.parents and failed.parents.summary
+    assert found == DETACHED[find]
+
+
+def find_and_close(find, library, *, is_async):
+    """Touch what was found when its session is closed. The recording is an attribute of this function, as it raises."""
+    if is_async:
+
+        async def main():
+            engine = await open_async_library(library)
+            async with sqltrace.record() as find_and_close.recording:
+                async with AsyncSession(engine) as session:
+                    thing, attribute = await session.run_sync(find, library)
+                await engine.dispose()
+                touch(thing, attribute)
+
+        asyncio.run(main())
+    else:
+        engine = open_library(library)
+        with sqltrace.record() as find_and_close.recording:
+            with Session(engine) as session:
+                thing, attribute = find(session, library)
+            touch(thing, attribute)
+
+
 def application():
     library = mapping()
     app = FastAPI()
@@ -251,6 +331,11 @@ def application():
     @app.get("/validated", response_model=BookOut)
     async def validated(session: Annotated[AsyncSession, Depends(open_session)]):
         return await find(session, library.Book)
+
+    @app.get("/closed", response_model=BookOut)
+    async def closed():
+        async with AsyncSession(app.state.engine) as session:
+            return await find(session, library.Book)
 
     @app.get("/coped")
     async def coped():
@@ -300,6 +385,17 @@ def test_failed_load_that_a_response_model_turned_into_another_error():
     (failed,) = sink.record.recording.failed_loads
     assert (failed.error, failed.attribute, failed.parents.call_site.function) == (
         "missing_greenlet",
+        "Book.topics",
+        "find",
+    )
+
+
+def test_detached_object_that_a_response_model_turned_into_another_error():
+    sink = request("/closed")
+
+    (failed,) = sink.record.recording.failed_loads
+    assert (failed.error, failed.attribute, failed.parents.call_site.function) == (
+        "detached_instance",
         "Book.topics",
         "find",
     )
@@ -400,6 +496,31 @@ def test_loaders_are_given_back():
     assert [vars(owner)[name] for owner in owners] == before
 
 
+def test_error_of_a_detached_object_is_given_back():
+    before = DetachedInstanceError.__init__
+
+    sqltrace.instrument()
+    sqltrace.instrument()
+    during = DetachedInstanceError.__init__
+    sqltrace.uninstrument()
+
+    assert during is not before
+    assert "__init__" not in vars(DetachedInstanceError)
+
+
+def test_error_of_a_detached_object_is_made_as_ever():
+    sqltrace.instrument()
+
+    class Theirs(DetachedInstanceError):
+        pass
+
+    with sqltrace.record() as recording:
+        errors = [Theirs("words"), DetachedInstanceError("words", code="bhk3")]
+
+    assert [str(error).partition(" (Background")[0] for error in errors] == ["words", "words"]
+    assert recording.failed_loads == []
+
+
 def test_wrapper_of_somebody_else_around_a_loader_stays(monkeypatch):
     owner, name = load_internals.raising_methods()[0]
     monkeypatch.setattr(owner, name, vars(owner)[name])
@@ -466,8 +587,41 @@ def test_recording_that_ends_in_another_context_leaves_the_error_alone(caplog):
     assert (swallowed, recording.failed_loads, caplog.records) == (None, [], [])
 
 
+def test_fault_of_ours_leaves_the_error_of_a_detached_object_the_same(monkeypatch, caplog):
+    monkeypatch.setattr(load_internals, "path_to", None)
+
+    with pytest.raises(DetachedInstanceError, match="is not bound to a Session"):
+        find_and_close(relationship, mapping(), is_async=False)
+
+    assert find_and_close.recording.failed_loads == []
+    assert caplog.records[0].getMessage().startswith("describing a failed load failed")
+    caplog.clear()
+
+
+def test_detached_object_that_raised_before_the_recording_is_found_in_what_ended_it():
+    library = mapping()
+    with Session(open_library(library)) as session:
+        author = session.scalars(select(library.Author)).first()
+    try:
+        author.books
+    except DetachedInstanceError as error:
+        raised = error
+
+    with pytest.raises(ValueError, match="theirs"), sqltrace.record() as recording:
+        raise ValueError("theirs") from raised
+
+    assert [(failed.error, failed.attribute) for failed in recording.failed_loads] == [
+        ("detached_instance", "Author.books")
+    ]
+
+
 def test_errors_outside_of_recordings_are_left_alone():
     sqltrace.instrument()
+    with pytest.raises(DetachedInstanceError):
+        author = None
+        with Session(open_library(mapping())) as session:
+            author = session.scalars(select(mapping().Author)).first()
+        author.books
     library = mapping("raise")
     engine = open_library(library)
     with Session(engine) as session, pytest.raises(InvalidRequestError, match="is not available due to"):

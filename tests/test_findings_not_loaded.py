@@ -1,4 +1,4 @@
-"""`missing_greenlet` and `raise_load`: what they say, and that their fix, pasted in, is one."""
+"""`missing_greenlet`, `raise_load` and `detached_instance`: what they say, and that their fix, pasted in, is one."""
 
 import asyncio
 import gc
@@ -7,10 +7,11 @@ import pytest
 from sqlalchemy import orm, select
 from sqlalchemy.exc import InvalidRequestError, MissingGreenlet, StatementError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
-from sqlalchemy.orm import defer, joinedload, raiseload, selectinload
+from sqlalchemy.orm import Session, defer, joinedload, raiseload, selectinload
+from sqlalchemy.orm.exc import DetachedInstanceError
 
 import sqltrace
-from tests.library import fill, mapping, open_async_library
+from tests.library import fill, mapping, open_async_library, open_library
 
 pytestmark = [
     pytest.mark.usefixtures("no_faults"),
@@ -150,6 +151,113 @@ def test_expired_attribute_wants_another_session_maker():
     assert findings(L, select(L.Author), lambda author: author.name, expire_on_commit=False) == []
 
 
+CLOSED = "and was touched when the session of its object was closed (DetachedInstanceError)."
+DETACHED = {
+    name: (query, touch, f"{told[2].partition(' and ')[0]} {CLOSED}", fix)
+    for name, (_, query, touch, told, fix) in SCENARIOS.items()
+    if told[0] == "missing_greenlet"
+}
+
+
+def closed(kind, query, touch, prepare=lambda session, thing: None, **options):
+    """The recording of a touch when the session is closed."""
+    if kind == "sync":
+        engine = open_library(L)
+        with sqltrace.record() as recording:
+            with Session(engine, **options) as session:
+                thing = session.scalars(query).unique().first()
+                prepare(session, thing)
+            try:
+                touch(thing)
+            except DetachedInstanceError:
+                pass
+        engine.dispose()
+        return recording
+
+    async def main():
+        engine = await open_async_library(L)
+        async with sqltrace.record() as recording:
+            async with AsyncSession(engine, **options) as session:
+                thing = await find(session, query)
+                await session.run_sync(prepare, thing)
+            try:
+                touch(thing)
+            except DetachedInstanceError:
+                pass
+        await engine.dispose()
+        return recording
+
+    return asyncio.run(main())
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+@pytest.mark.parametrize("name", DETACHED)
+def test_attribute_that_was_not_loaded_before_the_session_was_closed(kind, name):
+    query, touch, message, fix = DETACHED[name]
+
+    (finding,) = sqltrace.diagnose(closed(kind, query, touch))
+
+    assert (finding.kind, finding.message, finding.fix) == ("detached_instance", message, fix)
+    assert finding.call_site.startswith("tests/test_findings_not_loaded.py:")
+    assert finding.parents.endswith(" in find" if kind == "async" else " in closed")
+    mended = eval(f"statement{fix}", {**vars(orm), **vars(L), "statement": query})
+    assert sqltrace.diagnose(closed(kind, mended, touch)) == []
+
+
+def name_of(author):
+    return author.name
+
+
+def commit(session, author):
+    session.commit()
+
+
+def rollback(session, author):
+    session.rollback()
+
+
+def rollback_and_refresh(session, author):
+    session.rollback()
+    session.refresh(author)
+
+
+@pytest.mark.parametrize(("kind", "maker"), [("sync", "sessionmaker"), ("async", "async_sessionmaker")])
+def test_detached_object_that_a_commit_had_expired_wants_another_session_maker(kind, maker):
+    (finding,) = sqltrace.diagnose(closed(kind, select(L.Author), name_of, commit))
+
+    assert finding.message == f"Author.name had expired with the commit, {CLOSED}"
+    assert finding.fix == f"{maker}(engine, expire_on_commit=False)"
+    assert sqltrace.diagnose(closed(kind, select(L.Author), name_of, commit, expire_on_commit=False)) == []
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_detached_object_that_a_rollback_had_expired_wants_a_refresh(kind):
+    (finding,) = sqltrace.diagnose(closed(kind, select(L.Author), name_of, rollback))
+
+    assert finding.message == f"Author.name had expired with the rollback, {CLOSED}"
+    assert finding.fix == "session.refresh() of the object, before the session is closed"
+    assert sqltrace.diagnose(closed(kind, select(L.Author), name_of, rollback_and_refresh)) == []
+
+
+def test_attribute_that_a_rollback_had_expired_wants_no_other_session_maker():
+    async def main():
+        engine = await open_async_library(L)
+        async with sqltrace.record() as recording, AsyncSession(engine) as session:
+            author = await find(session, select(L.Author))
+            await session.commit()
+            await session.refresh(author)
+            await session.rollback()
+            with pytest.raises(ERRORS):
+                author.name
+        await engine.dispose()
+        return recording
+
+    (finding,) = sqltrace.diagnose(asyncio.run(main()))
+
+    assert finding.message == f"Author.name had expired with the rollback, {GREENLET}"
+    assert finding.fix == "await session.refresh() of the object, before it is touched"
+
+
 def test_dynamic_relationship_wants_to_be_write_only():
     library = mapping("dynamic")
 
@@ -167,6 +275,47 @@ def test_attribute_that_expired_otherwise_wants_a_refresh():
 
     assert finding.message == f"Author.name had expired, {GREENLET}"
     assert finding.fix == "await session.refresh() of the object, before it is touched"
+
+
+def touch_books(author):
+    return list(author.books)
+
+
+async def create(library, fix, *, close):
+    engine = await open_async_library(library)
+    async with sqltrace.record() as recording:
+        async with AsyncSession(engine, expire_on_commit=False) as session:
+            author = library.Author(name="new", bio="")
+            session.add(author)
+            await session.commit()
+            if fix is not None:
+                await eval(fix.removeprefix("await "), {"session": session, "author": author})
+            try:
+                if not close:
+                    touch_books(author)
+            except ERRORS:
+                pass
+        try:
+            if close:
+                touch_books(author)
+        except DetachedInstanceError:
+            pass
+    await engine.dispose()
+    return recording
+
+
+@pytest.mark.parametrize(
+    ("lazy", "close", "kind"),
+    [("select", False, "missing_greenlet"), ("select", True, "detached_instance"), ("raise", False, "raise_load")],
+)
+def test_object_that_no_query_has_loaded_wants_a_refresh(lazy, close, kind):
+    library = mapping(lazy)
+
+    (finding,) = sqltrace.diagnose(asyncio.run(create(library, None, close=close)))
+
+    assert (finding.kind, finding.parents) == (kind, None)
+    assert finding.fix == 'await session.refresh(author, ["books"])  # before: no query has loaded it'
+    assert sqltrace.diagnose(asyncio.run(create(library, finding.fix, close=close))) == []
 
 
 def test_query_of_an_unknown_line_is_told_by_its_class():

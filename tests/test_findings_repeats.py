@@ -176,7 +176,7 @@ def all_touched_again_after_a_commit(session, shelf):
         str(author.name)
 
 
-@SCENARIOS.add("refresh_after_commit", fix="expire_on_commit=False")
+@SCENARIOS.add("n_plus_one", fix="select(Author).where(Author.id.in_(ids)).execution_options(populate_existing=True)")
 def created_and_refreshed_one_by_one(session, shelf):
     made = [shelf.Author(id=100 + number, name="new", bio="") for number in range(8)]
     session.add_all(made)

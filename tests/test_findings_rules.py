@@ -554,6 +554,6 @@ def test_objects_that_expired_without_a_commit_are_loaded_by_one_query_instead(e
         return sqltrace.diagnose(recording)
 
     [finding] = work(remedy=False)
-    assert "one for each Order as it had expired" in finding.message
+    assert "one for each Order as the application had expired it" in finding.message
     assert finding.fix == "session.scalars(select(Order).where(…)).all()  # once, before the loop"
     assert work(remedy=True) == []

@@ -145,7 +145,7 @@ def test_attributes_of_an_expired_object(run):
         author.name
 
     assert loads(run(mapping(), work)) == [
-        ("refresh Author(books, id, name)", "SELECT authors"),
+        ("refresh Author(books, id, name) expired by commit", "SELECT authors"),
         ("refresh Author(name)", "SELECT authors"),
     ]
 
@@ -158,9 +158,9 @@ def test_refresh_that_was_asked_for(run):
         session.refresh(author, ["bio"])
 
     assert loads(run(mapping(), work)) == [
-        ("refresh Author", "SELECT authors"),
-        ("refresh Author(name)", "SELECT authors"),
-        ("refresh Author(bio)", "SELECT authors"),
+        ("refresh Author by Session.refresh()", "SELECT authors"),
+        ("refresh Author(name) by Session.refresh()", "SELECT authors"),
+        ("refresh Author(bio) by Session.refresh()", "SELECT authors"),
     ]
 
 
@@ -173,7 +173,8 @@ def test_relationship_that_is_refreshed_is_loaded_for_one_object(run, lazy):
 
     assert refresh.origin.kind == "refresh"
     assert "books" in refresh.origin.attributes
-    assert (str(load.origin), load.parents.summary) == ("immediate Author.books", "SELECT authors")
+    assert str(load.origin) == "immediate Author.books by Session.refresh()"
+    assert load.parents.summary == "SELECT authors"
 
 
 def test_deferred_columns(run):
@@ -289,7 +290,7 @@ def test_object_that_was_refreshed_still_comes_from_its_query(run):
     query, *others = run(mapping(), work)
 
     assert [str(other.origin) for other in others] == [
-        "refresh Author",
+        "refresh Author by Session.refresh()",
         "deferred Author(bio)",
         "lazy Author.books",
     ]
@@ -544,6 +545,9 @@ def test_words_of_an_origin():
     assert str(Origin("lazy", "Author.books")) == "lazy Author.books"
     assert str(Origin("refresh", entity="Author")) == "refresh Author"
     assert str(Origin("deferred", entity="Author", attributes=("bio", "name"))) == "deferred Author(bio, name)"
+    assert str(Origin("refresh", entity="Author", asked_for=True)) == "refresh Author by Session.refresh()"
+    assert str(Origin("refresh", entity="Author", expired_by="rollback")) == "refresh Author expired by rollback"
+    assert str(Origin("lazy", "Poet.poems", base="Author")) == "lazy Poet.poems of Author"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,5 @@
 """
-Loads that raise instead of loading: `MissingGreenlet` under `AsyncSession`, and ``lazy="raise"``.
+Loads that raise instead of loading: `MissingGreenlet` under `AsyncSession`, `DetachedInstanceError`, ``lazy="raise"``.
 
 They are noticed as they are raised: later a validation of the response may have made another error
 of them, or the application has caught them. What does not pass there, as no connection was
@@ -18,9 +18,16 @@ from typing import Any
 from sqlalchemy.exc import InvalidRequestError, MissingGreenlet
 
 from sqltrace.callsite import CallSite, call_site_in, find_call_site
-from sqltrace.capture import load_internals
+from sqltrace.capture import expiry, load_internals
 from sqltrace.capture.joins import link_of
-from sqltrace.capture.origin import kind_for_one, of_attributes, of_relationship, parents_of_one
+from sqltrace.capture.origin import (
+    base_of_relationship,
+    kind_for_one,
+    of_attributes,
+    of_relationship,
+    owner_of_attributes,
+    parents_of_one,
+)
 from sqltrace.collector import Collector, current
 from sqltrace.failed_load import FailedLoad, LoadError
 from sqltrace.faults import logger, report_fault
@@ -32,6 +39,7 @@ _MAX_EXCEPTIONS = 50  # of one chain
 _lock = threading.RLock()
 _wanted = False
 _replaced: list[tuple[type, str, Any]] = []
+_detached: tuple[Any, Any] | None = None  # the class of errors, while its making is noticed, and our `__init__` of it
 
 
 def handle_error(context: Any) -> None:
@@ -55,18 +63,28 @@ def install() -> None:
 
 
 def install_when_imported() -> None:
+    global _detached
     if _wanted and not _replaced and hasattr(sys.modules.get("sqlalchemy.orm"), "Session"):
         with _lock:
+            expiry.install_when_imported()
             for owner, name in load_internals.raising_methods() if not _replaced and work() else ():
                 original = vars(owner)[name]
                 setattr(owner, name, _noticed(original))
                 _replaced.append((owner, name, original))
+            if _detached is None and work():
+                error = load_internals.detached_error()
+                _detached = error, _made(error.__init__)
+                error.__init__ = _detached[1]
 
 
 def uninstall() -> None:
-    global _wanted
+    global _wanted, _detached
     with _lock:
         _wanted = False
+        expiry.uninstall()
+        if _detached is not None and vars(_detached[0]).get("__init__") is _detached[1]:
+            del _detached[0].__init__  # which it inherits
+        _detached = None
         while _replaced:
             owner, name, original = _replaced.pop()
             # Under somebody else's wrapper ours stays: it passes everything on.
@@ -113,6 +131,22 @@ def _noticed(original: Callable[..., Any]) -> Callable[..., Any]:
     return raise_load
 
 
+def _made(original: Callable[..., None]) -> Callable[..., None]:
+    """An ``__init__`` of `DetachedInstanceError`: an error that a response model makes of it has no way back to it."""
+
+    def made(self: Any, *arguments: Any, **options: Any) -> None:
+        original(self, *arguments, **options)
+        try:
+            collector = current.get()
+            if collector is not None:
+                found = load_internals.failing_load(load_internals.frames_above())
+                _note(collector, "detached_instance", found, find_call_site())
+        except Exception as fault:
+            report_fault("describing a failed load", fault)
+
+    return made
+
+
 def _note(
     collector: Collector | None, error: LoadError, found: load_internals.FailingLoad | None, call_site: CallSite | None
 ) -> None:
@@ -121,7 +155,7 @@ def _note(
     prop, state, names, key = found
     parents = parents_of_one(collector, state) if collector is not None else None
     path, root = load_internals.path_to(state)
-    origin = _origin(prop, state, names)
+    origin = _origin(collector, prop, state, names)
     failed = FailedLoad(
         error,
         origin.relationship or ".".join(filter(None, (origin.entity, key or next(iter(origin.attributes), None)))),
@@ -143,16 +177,21 @@ def _same(one: FailedLoad, other: FailedLoad) -> bool:
     return (one.error, one.attribute, one.call_site) == (other.error, other.attribute, other.call_site)
 
 
-def _origin(prop: Any, state: Any, names: frozenset[str]) -> Origin:
+def _origin(collector: Collector | None, prop: Any, state: Any, names: frozenset[str]) -> Origin:
     if hasattr(prop, "uselist"):
-        return of_relationship("lazy", prop)
+        return of_relationship("lazy", prop, base=base_of_relationship(prop, state))
     attributes = names or frozenset((prop.key,) if prop is not None else ())
-    return of_attributes(kind_for_one(attributes, state), state.class_.__name__, attributes)
+    kind = kind_for_one(attributes, state)
+    entity, base = owner_of_attributes(kind, attributes, state)
+    expired_by = expiry.expired_by(state, collector) if kind == "refresh" else None
+    return of_attributes(kind, entity, attributes, False, expired_by, base, None)
 
 
 def _error_of(error: BaseException) -> LoadError | None:
     if isinstance(error, MissingGreenlet):
         return "missing_greenlet"
+    if load_internals.is_detached(error):
+        return "detached_instance"
     return "raise_load" if isinstance(error, InvalidRequestError) and load_internals.is_raise_load(error) else None
 
 

@@ -119,6 +119,18 @@ def is_subquery_load(compiled: Any) -> bool:
     return not hasattr(compiled.compile_state._entities[-1], "selectable")
 
 
+def queried_entity(state: Any) -> Any:
+    """The entity that the query asked for which loaded an object: a mapper, or an alias of one; `None` without one."""
+    path = getattr(getattr(state, "load_path", None), "path", None)
+    return path[-1] if path else None
+
+
+def key_of(state: Any) -> str | None:
+    """The attribute that is the primary key of an object's class; `None` where it is several."""
+    columns = state.mapper.primary_key
+    return state.mapper.get_property_by_column(columns[0]).key if len(columns) == 1 else None
+
+
 def load_number(state: Any) -> int | None:
     """The number of the load that filled an object; see `orm_internals.load_number`."""
     return getattr(state, "runid", None)
@@ -211,6 +223,18 @@ def raising_methods() -> list[tuple[type, str]]:
 
     name = "_invoke_raise_load"
     return [(owner, name) for owner in vars(strategies).values() if isinstance(owner, type) and name in vars(owner)]
+
+
+def detached_error() -> Any:
+    """The class of errors that a load raises whose object has no session."""
+    from sqlalchemy.orm.exc import DetachedInstanceError
+
+    return DetachedInstanceError
+
+
+def is_detached(error: BaseException) -> bool:
+    kind = type(error)
+    return (kind.__name__, kind.__module__) == ("DetachedInstanceError", "sqlalchemy.orm.exc")
 
 
 def is_raise_load(error: BaseException) -> bool:

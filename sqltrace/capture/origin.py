@@ -5,17 +5,18 @@ from __future__ import annotations
 from functools import cache, lru_cache
 from typing import Any, Final
 
-from sqltrace.capture import load_internals, rows
+from sqltrace.capture import expiry, load_internals, rows
 from sqltrace.capture.building import building
 from sqltrace.capture.joins import find_widening, link_of
 from sqltrace.capture.orm_internals import load_number
 from sqltrace.collector import Collector, Execution, ParentKey
 from sqltrace.declaration import Declaration
 from sqltrace.faults import logger, report_fault
-from sqltrace.origin import Origin, OriginKind
+from sqltrace.origin import ExpiredBy, Origin, OriginKind
 from sqltrace.sql_text import without_number
 from sqltrace.widening import Widening
 
+_OF_ATTRIBUTES: Final = ("refresh", "deferred", "subclass")
 _FOR_MANY = (None, False, False, False)  # the `load` of a load that SQLAlchemy says nothing about but its path
 
 
@@ -37,7 +38,8 @@ class Purpose:
         for_many: The kind of load, if it is one for many objects.
         attributes: What is loaded into one object; empty for all.
         for_one: The kind, if it is a load into one object; `None` where the object decides, ``query`` until asked.
-        origins: By kind. Each is made once for its words: the recordings tell them apart by identity.
+        inherits: Whether the relationship belongs to a class that has a base.
+        origins: By what differs. Each is made once for its words: the recordings tell them apart by identity.
     """
 
     __slots__ = (
@@ -45,6 +47,7 @@ class Purpose:
         "entity",
         "for_many",
         "for_one",
+        "inherits",
         "is_async",
         "key",
         "loads",
@@ -74,13 +77,14 @@ class Purpose:
         self.path = load_internals.current_path(compiled)
         last = self.path[-1] if self.path else None
         self.relationship = last if hasattr(last, "uselist") else None
+        self.inherits = self.relationship is not None and self.relationship.parent.inherits is not None
         self.of_subclass = not self.path and load_internals.is_subclass_load(compiled)
         self.entity = load_internals.loaded_class(compiled)
         subquery = self.relationship is not None and load_internals.is_subquery_load(compiled)
         self.for_many: OriginKind = "subquery" if subquery else "selectin"
         self.attributes = load_internals.only_attributes(compiled)
         self.for_one: OriginKind | None = "query"
-        self.origins: dict[OriginKind, Origin] = {}
+        self.origins: dict[Any, Origin] = {}
 
 
 NOTHING: Final = Purpose()  # of SQL that was not compiled
@@ -131,17 +135,25 @@ def work() -> bool:
 def _explain_load(execution: Execution, purpose: Purpose, load: tuple[Any, bool, bool, bool]) -> None:
     state, refreshes, within, asked_for = load
     kind: OriginKind
+    entity = base = expired_by = None
     if refreshes:
         if purpose.for_one == "query":
             purpose.for_one = _certain_kind(purpose.attributes, state)
         kind = "refresh" if asked_for else purpose.for_one or kind_for_one(purpose.attributes, state)
-    elif state is not None:
-        kind = "immediate" if within else "lazy"
+        entity, base = owner_of_attributes(kind, purpose.attributes, state)
+        if kind == "refresh" and not asked_for:
+            expired_by = expiry.expired_by(state, execution.collector)
     else:
-        kind = purpose.for_many
-    origin = purpose.origins.get(kind)
+        kind = purpose.for_many if state is None else "immediate" if within else "lazy"
+        if within and (block := building.get()) is not None:  # it may be a part of a refresh
+            around = block.execution.origin
+            asked_for, expired_by = around.asked_for, around.expired_by
+        if purpose.inherits and state is not None:
+            base = base_of_relationship(purpose.relationship, state)
+    key = kind, asked_for, expired_by, entity, base
+    origin = purpose.origins.get(key)
     if origin is None:
-        origin = purpose.origins[kind] = _origin(kind, purpose, state)
+        origin = purpose.origins[key] = _origin(purpose, state, *key)
     execution.origin = origin
     execution.parents = (
         parents_of_one(execution.collector, state) if state is not None else _parents_of_many(execution, purpose)
@@ -153,7 +165,42 @@ def kind_for_one(attributes: frozenset[str], state: Any) -> OriginKind:
     certain = _certain_kind(attributes, state)
     if certain is not None:
         return certain
-    return "deferred" if state.expired_attributes.isdisjoint(attributes) else "refresh"
+    if state.expired_attributes.isdisjoint(attributes):
+        return "deferred"
+    # What a query of the base does not load of a subclass, SQLAlchemy treats as if it had expired.
+    never = not state.expired and not expiry.expires_some(state) and _lacks(_base(state), attributes)
+    return "subclass" if never else "refresh"
+
+
+def owner_of_attributes(kind: OriginKind, attributes: frozenset[str], state: Any) -> tuple[str, str | None]:
+    """Names of the class by which an option names attributes, and of its base if that is what the query asked for."""
+    own = state.class_.__name__
+    base = None if kind == "refresh" else _base(state)
+    if base is None:
+        return own, None
+    queried = base.mapper.class_.__name__
+    return (own, queried) if _lacks(base, attributes) else (queried, None)
+
+
+def base_of_relationship(prop: Any, state: Any) -> str | None:
+    """Name of the class that the query asked for, if it does not have the relationship."""
+    base = _base(state)
+    if base is None or base.mapper.isa(prop.parent) or prop.parent in base.with_polymorphic_mappers:
+        return None
+    name: str = base.mapper.class_.__name__
+    return name
+
+
+def _base(state: Any) -> Any:
+    """The entity that the query asked for, if its class is a base of the object's."""
+    if state.mapper.inherits is None:
+        return None
+    entity = load_internals.queried_entity(state)
+    return None if entity is None or entity.mapper is state.mapper else entity
+
+
+def _lacks(base: Any, attributes: frozenset[str]) -> bool:
+    return base is not None and not all(map(base.mapper.has_property, attributes))
 
 
 def _certain_kind(attributes: frozenset[str], state: Any) -> OriginKind | None:
@@ -175,7 +222,7 @@ def parents_of_one(collector: Collector, state: Any) -> ParentKey | None:
         execution = around.loads.get(number)
         if execution is not None:
             # An object that is refreshed still comes from the query that found it.
-            again = execution.origin.kind in ("refresh", "deferred") and execution.parents
+            again = execution.origin.kind in _OF_ATTRIBUTES and execution.parents
             return again or execution.as_parents()
         around = around.parent
     block = building.get()
@@ -200,28 +247,58 @@ def _parents_of_many(execution: Execution, purpose: Purpose) -> ParentKey | None
     return block.execution.as_parents()
 
 
-def _origin(kind: OriginKind, purpose: Purpose, state: Any) -> Origin:
+def _origin(
+    purpose: Purpose,
+    state: Any,
+    kind: OriginKind,
+    asked_for: bool,
+    expired_by: ExpiredBy | None,
+    entity: str | None,
+    base: str | None,
+) -> Origin:
     prop = purpose.relationship
-    if kind in ("refresh", "deferred"):
-        return of_attributes(kind, state.class_.__name__, purpose.attributes)
-    if prop is None:
-        return of_attributes(kind, purpose.entity, frozenset())
-    return of_relationship(kind, prop)
+    if kind in _OF_ATTRIBUTES or prop is None:
+        key = load_internals.key_of(state) if asked_for and kind == "refresh" else None
+        attributes = purpose.attributes if kind in _OF_ATTRIBUTES else frozenset[str]()
+        return of_attributes(kind, entity or purpose.entity, attributes, asked_for, expired_by, base, key)
+    return of_relationship(kind, prop, asked_for, expired_by, base)
 
 
-def of_relationship(kind: OriginKind, prop: Any) -> Origin:
+def of_relationship(
+    kind: OriginKind, prop: Any, asked_for: bool = False, expired_by: ExpiredBy | None = None, base: str | None = None
+) -> Origin:
     link = link_of(prop)
-    return _of_words(kind, link.name, str(prop.lazy), link.uselist, link.owner, link.declaration)
+    declared = link.declaration
+    return _of_words(kind, link.name, str(prop.lazy), link.uselist, link.owner, declared, asked_for, expired_by, base)
 
 
 # By words, not by SQLAlchemy's objects: classes that an application makes as it runs are not kept alive.
 
 
 @lru_cache(maxsize=4_096)
-def _of_words(kind: OriginKind, name: str, lazy: str, uselist: bool, owner: str, declaration: Declaration) -> Origin:
-    return Origin(kind, name, lazy, uselist, owner, declaration=declaration)
+def _of_words(
+    kind: OriginKind,
+    name: str,
+    lazy: str,
+    uselist: bool,
+    owner: str,
+    declared: Declaration,
+    asked_for: bool,
+    expired_by: ExpiredBy | None,
+    base: str | None,
+) -> Origin:
+    return Origin(kind, name, lazy, uselist, owner, (), declared, asked_for, expired_by, base)
 
 
 @lru_cache(maxsize=4_096)
-def of_attributes(kind: OriginKind, entity: str | None, attributes: frozenset[str]) -> Origin:
-    return Origin(kind, entity=entity, attributes=tuple(sorted(attributes)))
+def of_attributes(
+    kind: OriginKind,
+    entity: str | None,
+    attributes: frozenset[str],
+    asked_for: bool,
+    expired_by: ExpiredBy | None,
+    base: str | None,
+    key: str | None,
+) -> Origin:
+    names = tuple(sorted(attributes))
+    return Origin(kind, None, None, None, entity, names, None, asked_for, expired_by, base, key)

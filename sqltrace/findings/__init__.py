@@ -16,6 +16,7 @@ from sqltrace.finding import Finding
 from sqltrace.findings.after_response_sql import after_response_sql
 from sqltrace.findings.blocked_loop import blocked_loop
 from sqltrace.findings.cartesian_product import cartesian_product
+from sqltrace.findings.detached_instance import detached_instance
 from sqltrace.findings.eager_join import eager_join
 from sqltrace.findings.idle_in_transaction import idle_in_transaction, is_idle_of_hold
 from sqltrace.findings.missing_greenlet import missing_greenlet
@@ -35,6 +36,7 @@ __all__ = [
     "blocked_loop",
     "cartesian_product",
     "default_rules",
+    "detached_instance",
     "diagnose",
     "eager_join",
     "idle_in_transaction",
@@ -61,6 +63,7 @@ def default_rules() -> list[Rule]:
     return [
         missing_greenlet,
         raise_load,
+        detached_instance,
         n_plus_one,
         cartesian_product,
         row_fan_out,

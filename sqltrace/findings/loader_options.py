@@ -10,6 +10,7 @@ from sqltrace.statement import Group
 from sqltrace.widening import Widening
 
 Path = tuple[str, ...]
+Chosen = tuple[Path, str]
 _MAX_DEPTH = 6
 
 
@@ -28,7 +29,7 @@ def paths_from_query(recording: Recording, group: Group) -> list[Path]:
     return list(dict.fromkeys(_paths(group.fingerprint, group.origin, parents, widenings, _MAX_DEPTH)))
 
 
-def options(chosen: Iterable[tuple[Path, str]]) -> str:
+def options(chosen: Iterable[Chosen]) -> str:
     """
     ``.options(defaultload(Author.books).selectinload(Book.topics))``: the last of each path is loaded that way.
 
@@ -45,7 +46,56 @@ def _under(above: Path, loaders: list[str]) -> str:
     prefix = ".".join(f"defaultload({relationship})" for relationship in above)
     if not above:
         return ", ".join(loaders)
-    return f"{prefix}.{loaders[0]}" if len(loaders) == 1 else f"{prefix}.options({', '.join(loaders)})"
+    chained = len(loaders) == 1 and not loaders[0].startswith("selectin_polymorphic")
+    return f"{prefix}.{loaders[0]}" if chained else f"{prefix}.options({', '.join(loaders)})"
+
+
+def loaders_for(recording: Recording, origin: Origin, parents: Parents | None, above: Path) -> list[Chosen]:
+    """
+    What loads a relationship or columns along with their objects, for `options`.
+
+    Args:
+        parents: What loaded these objects.
+        above: From the query to them.
+    """
+    chosen: list[Chosen] = []
+    loaded = _loaded_subclasses(recording, parents)
+    if origin.base is not None and origin.entity not in loaded:
+        names = sorted(_missed_subclasses(recording, origin.base) | loaded)
+        chosen.append(((*above, origin.base), f"selectin_polymorphic({origin.base}, [{', '.join(names)}])"))
+    if origin.relationship is not None:
+        chosen.append(((*above, origin.relationship), loader_for(origin.uselist)))
+    elif origin.kind != "subclass":
+        chosen += [((*above, f"{origin.entity}.{name}"), "undefer({})") for name in origin.attributes]
+    return chosen
+
+
+def in_place_of_subclasses(recording: Recording, origin: Origin, parents: Parents | None) -> str:
+    """For the end of a fix: SQLAlchemy takes no second option that loads subclasses of the same base."""
+    loaded = _loaded_subclasses(recording, parents)
+    if origin.base is None or not loaded or origin.entity in loaded:
+        return ""
+    missed = sorted(_missed_subclasses(recording, origin.base) - loaded)
+    return f"  # in place of one without {', '.join(missed)}, if there is one"
+
+
+def _missed_subclasses(recording: Recording, base: str) -> set[str]:
+    """Those that anything was loaded of one by one, or could not be: one option for all."""
+    origins = [group.origin for group in recording.groups] + [failed.origin for failed in recording.failed_loads]
+    return {str(origin.entity) for origin in origins if origin.base == base}
+
+
+def _loaded_subclasses(recording: Recording, parents: Parents | None) -> set[str]:
+    """Those that an option or the mapping loads all at once."""
+    return {
+        str(group.origin.entity)
+        for group in recording.groups
+        if group.origin.kind == "selectin"
+        and group.origin.relationship is None
+        and parents is not None
+        and group.parents is not None
+        and group.parents.fingerprint == parents.fingerprint
+    }
 
 
 def loader_for(uselist: bool | None) -> str:
@@ -70,7 +120,8 @@ def _paths(
     for loaded_by in parents.get((fingerprint, origin), {}):
         if loaded_by is not None and depth:
             found = True
-            joined = _joined_path(widenings.get((loaded_by.fingerprint, loaded_by.origin)), origin.entity)
+            widening = widenings.get((loaded_by.fingerprint, loaded_by.origin))
+            joined = _joined_path(widening, origin.base or origin.entity)
             for above in _paths(loaded_by.fingerprint, loaded_by.origin, parents, widenings, depth - 1):
                 yield above + joined + own
     if not found:

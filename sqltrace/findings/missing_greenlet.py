@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from sqltrace.failed_load import FailedLoad
 from sqltrace.finding import Finding
-from sqltrace.findings.not_loaded import finding, load_with_query
+from sqltrace.findings.not_loaded import finding, keep_unexpired, load_with_query, state_of
 from sqltrace.recording import Recording
 
 
@@ -17,16 +17,10 @@ def missing_greenlet(recording: Recording) -> Iterator[Finding]:
                 "missing_greenlet",
                 recording,
                 failed,
-                f"{failed.attribute} {_state(recording, failed)}, and AsyncSession cannot load it as it is touched"
+                f"{failed.attribute} {state_of(failed)}, and AsyncSession cannot load it as it is touched"
                 " (MissingGreenlet).",
                 _fix(recording, failed),
             )
-
-
-def _state(recording: Recording, failed: FailedLoad) -> str:
-    if failed.origin.kind != "refresh":
-        return "was not loaded"
-    return "had expired with the commit" if recording.connections.commit else "had expired"
 
 
 def _fix(recording: Recording, failed: FailedLoad) -> str:
@@ -35,7 +29,7 @@ def _fix(recording: Recording, failed: FailedLoad) -> str:
         key = str(origin.relationship).rpartition(".")[2]
         return f'lazy="write_only" for {origin.relationship}, and await session.scalars({key}.select())'
     if origin.kind != "refresh":
-        return load_with_query(failed)
-    if recording.connections.commit:
-        return "async_sessionmaker(engine, expire_on_commit=False)"
+        return load_with_query(recording, failed)
+    if origin.expired_by == "commit":
+        return keep_unexpired(recording, failed)
     return "await session.refresh() of the object, before it is touched"

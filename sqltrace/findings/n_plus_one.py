@@ -6,16 +6,21 @@ import re
 from collections.abc import Iterator
 
 from sqltrace.finding import Finding
-from sqltrace.findings.loader_options import loader_for, options, paths_from_query
-from sqltrace.findings.wording import cost, loaded_by, place, plural, time
+from sqltrace.findings.loader_options import in_place_of_subclasses, loaders_for, options, paths_from_query
+from sqltrace.findings.refreshes import cost_with_loads, is_within, refreshed_one_by_one
+from sqltrace.findings.wording import cost, loaded_by, of_subclass, place, plural, time
 from sqltrace.recording import Recording
 from sqltrace.statement import Group
 
-_ONE_BY_ONE = frozenset({"lazy", "immediate", "deferred", "refresh"})
+_ONE_BY_ONE = frozenset({"lazy", "immediate", "deferred", "subclass", "refresh"})
 _EQUALS = re.compile(r"\bWHERE\b.*?\b(?P<table>\w+)\.(?P<column>\w+) = ", re.DOTALL)
 _IN = re.compile(r"\bIN \((?P<values>[^()]*)\)")
 _SYSTEM_TABLES = ("pg_catalog", "information_schema", "sqlite_master", "PRAGMA")
 _BATCH = 10
+_EXPIRED: dict[str | None, str] = {
+    "rollback": "as a rollback had expired it",
+    "expire": "as the application had expired it",
+}
 
 
 def n_plus_one(recording: Recording, *, loads: int = 5, queries: int = 10, pause: float = 0.05) -> Iterator[Finding]:
@@ -30,8 +35,11 @@ def n_plus_one(recording: Recording, *, loads: int = 5, queries: int = 10, pause
         if group.failed == group.count:
             continue  # nothing was loaded: where the driver may not wait, as under `MissingGreenlet`
         if group.origin.kind in _ONE_BY_ONE:
-            if group.count >= loads and _at_one_place(group) >= loads and not _refreshed_after_commit(recording, group):
-                yield _of_load(recording, group)
+            if group.count >= loads and _at_one_place(group) >= loads and not _told_elsewhere(group):
+                if not group.origin.asked_for:
+                    yield _of_load(recording, group)
+                elif not _same_each_time(group) and mean_pause(group, loop_wait) < pause:
+                    yield refreshed_one_by_one(recording, group)
         elif group.count >= queries and _is_loop(group, queries) and mean_pause(group, loop_wait) < pause:
             yield _of_query(group)
 
@@ -52,8 +60,12 @@ def _is_loop(group: Group, queries: int) -> bool:
     return group.origin.kind == "query" and _at_one_place(group) >= queries and _asks_for_one(group)
 
 
-def _refreshed_after_commit(recording: Recording, group: Group) -> bool:
-    return group.origin.kind == "refresh" and recording.connections.commit != 0
+def _told_elsewhere(group: Group) -> bool:
+    return is_within(group) or (group.origin.kind == "refresh" and group.origin.expired_by == "commit")
+
+
+def _same_each_time(group: Group) -> bool:
+    return group.samples.compared > 1 and group.samples.equal == group.samples.compared
 
 
 def _asks_for_one(group: Group) -> bool:
@@ -61,7 +73,7 @@ def _asks_for_one(group: Group) -> bool:
     operation, _, targets = group.summary.partition(" ")
     if operation.upper() != "SELECT" or not targets or any(name in group.sql for name in _SYSTEM_TABLES):
         return False
-    if group.samples.compared > 1 and group.samples.equal == group.samples.compared:
+    if _same_each_time(group):
         return False
     rows = (group.rows or 0) / group.count
     sql = group.sql.upper()
@@ -74,23 +86,27 @@ def _asks_for_one(group: Group) -> bool:
 def _of_load(recording: Recording, group: Group) -> Finding:
     origin = group.origin
     paths = paths_from_query(recording, group)
-    if origin.relationship is not None:
-        what, fix = origin.relationship, options((path, loader_for(origin.uselist)) for path in paths)
-    else:
-        columns = [f"{origin.entity}.{attribute}" for attribute in origin.attributes]
-        what = ", ".join(columns) or str(origin.entity)
-        fix = options(((*path, column), "undefer({})") for path in paths for column in columns)
-    why = {"lazy": "as it was touched", "immediate": "right after it", "deferred": "as it was touched"}
-    if origin.kind == "refresh" and _writes(recording):
-        why["refresh"], fix = "after a flush", '__mapper_args__ = {"eager_defaults": True}'
+    above = [path[:-1] if origin.relationship is not None else path for path in paths]
+    fix = options(chosen for path in above for chosen in loaders_for(recording, origin, group.parents, path))
+    fix += in_place_of_subclasses(recording, origin, group.parents)
+    what = origin.relationship or ", ".join(f"{origin.entity}.{name}" for name in origin.attributes)
+    each = "one by one" if origin.uselist is False else f"one for each {origin.entity}"  # parents may share an object
+    why = "as it was touched"
+    if origin.kind == "immediate":
+        why = "right after it" if origin.uselist else f"right after their {origin.entity}"
+    took = cost_with_loads(recording, group)
+    if origin.kind == "refresh" and origin.expired_by is None and _writes(recording):
+        why, fix = "after a flush", '__mapper_args__ = {"eager_defaults": True}'
     elif origin.kind == "refresh":
-        why["refresh"] = "as it had expired"
+        what = what if origin.expired_by is None else str(origin.entity)
+        why = _EXPIRED.get(origin.expired_by, "as it had expired")
         fix = f"session.scalars(select({origin.entity}).where(…)).all()  # once, before the loop"
+    if origin.base is not None:
+        what += f", {of_subclass(origin)},"
     return Finding(
         "n_plus_one",
-        f"{what} was loaded by {plural(group.count, 'statement')}, one for each {origin.entity}"
-        f" {why[origin.kind]}, in {time(cost(group))}.",
-        cost(group),
+        f"{what or origin.entity} was loaded by {plural(group.count, 'statement')}, {each} {why}, in {time(took)}.",
+        took,
         place(group),
         origin.relationship,
         loaded_by(group.parents),

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from sqltrace.failed_load import FailedLoad
 from sqltrace.finding import Finding
-from sqltrace.findings.not_loaded import finding, load_with_query
+from sqltrace.findings.not_loaded import finding, load_with_query, state_of
 from sqltrace.recording import Recording
 
 
@@ -17,8 +17,8 @@ def raise_load(recording: Recording) -> Iterator[Finding]:
                 "raise_load",
                 recording,
                 failed,
-                f"{failed.attribute} was not loaded, and {_by_whom(failed)} forbids to load it as it is touched.",
-                load_with_query(failed) + _in_place(failed),
+                f"{failed.attribute} {state_of(failed)}, and {_by_whom(failed)} forbids to load it as it is touched.",
+                load_with_query(recording, failed) + _in_place(failed),
             )
 
 
@@ -32,7 +32,7 @@ def _by_whom(failed: FailedLoad) -> str:
 
 def _in_place(failed: FailedLoad) -> str:
     """SQLAlchemy takes no second option for the same attribute."""
-    if _by_mapping(failed):
+    if _by_mapping(failed) or failed.root is None:
         return ""
     option = "raiseload" if failed.origin.relationship is not None else "defer"
     return f"  # in place of {option}({failed.attribute})"

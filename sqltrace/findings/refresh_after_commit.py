@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from sqltrace.finding import Finding
-from sqltrace.findings.wording import cost, place, plural, time
+from sqltrace.findings.refreshes import cost_with_loads
+from sqltrace.findings.wording import place, plural, session_maker, time
 from sqltrace.recording import Recording
 
 
@@ -14,16 +15,14 @@ def refresh_after_commit(recording: Recording, *, refreshes: int = 5) -> Iterato
     Args:
         refreshes: So many objects of the same class that were loaded again, at least.
     """
-    if recording.connections.commit == 0:
-        return
     for group in recording.groups:
-        if group.origin.kind == "refresh" and group.count >= refreshes:
-            maker = "async_sessionmaker" if group.is_async else "sessionmaker"
+        if group.origin.kind == "refresh" and group.origin.expired_by == "commit" and group.count >= refreshes:
+            took = cost_with_loads(recording, group)
             yield Finding(
                 "refresh_after_commit",
                 f"{plural(group.count, 'statement')} loaded {group.origin.entity} objects again, one by one,"
-                f" as a commit had expired them, in {time(cost(group))}.",
-                cost(group),
+                f" as a commit had expired them, in {time(took)}.",
+                took,
                 place(group),
-                fix=f"{maker}(engine, expire_on_commit=False)",
+                fix=f"{session_maker(group.is_async)}(engine, expire_on_commit=False)",
             )

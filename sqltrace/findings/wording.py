@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqltrace.origin import Parents
+from sqltrace.origin import Origin, Parents
 from sqltrace.statement import Group
 
 
@@ -43,6 +43,16 @@ def loaded_by(parents: Parents | None) -> str | None:
 def cost(group: Group) -> float:
     """Seconds of the database and of making objects."""
     return group.total + group.objects
+
+
+def of_subclass(origin: Origin) -> str:
+    """Of what a query of the base does not load."""
+    what = "column" if origin.relationship is None else "relationship"
+    return f"a {what} of a subclass of {origin.base}"
+
+
+def session_maker(is_async: bool) -> str:
+    return "async_sessionmaker" if is_async else "sessionmaker"
 
 
 def subject(group: Group) -> str:

@@ -1,0 +1,128 @@
+"""
+What has expired the objects of a session: a commit, a rollback, or the application.
+
+An object does not tell, and would be asked too late where its session is closed: so it is noted of the session,
+and of the recordings in which it happened.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+from sqlalchemy import event
+
+from sqltrace.collector import Collector, current
+from sqltrace.faults import report_fault
+from sqltrace.origin import ExpiredBy
+
+_NOTED, _SOME = "_sqltrace_expired_by", "_sqltrace_expired_some"  # on the session, and live as long
+_lock = threading.RLock()
+_session: Any = None  # the class, while it is listened to
+_replaced: dict[str, tuple[Any, Any]] = {}
+
+
+def install_when_imported() -> None:
+    """Notice what expires objects, if the application has imported `sqlalchemy.orm`."""
+    global _session
+    session = getattr(sys.modules.get("sqlalchemy.orm"), "Session", None)
+    with _lock:
+        if _session is None and session is not None:
+            _session = session
+            for name, listener in _LISTENERS.items():
+                event.listen(session, name, listener)
+            for name, noticed in _METHODS.items():
+                original = getattr(session, name)
+                _replaced[name] = original, noticed(original)
+                setattr(session, name, _replaced[name][1])
+
+
+def uninstall() -> None:
+    global _session
+    with _lock:
+        if _session is not None:
+            for name, listener in _LISTENERS.items():
+                event.remove(_session, name, listener)
+            for name, (original, ours) in _replaced.items():
+                # Under somebody else's wrapper ours stays: it passes everything on.
+                if vars(_session).get(name) is ours:
+                    setattr(_session, name, original)
+            _replaced.clear()
+            _session = None
+
+
+def after_commit(session: Any) -> None:
+    """Listener of SQLAlchemy's event. Never raises."""
+    try:
+        if session.expire_on_commit and not session.in_nested_transaction():
+            _note(session, "commit", all_objects=True)
+    except Exception as fault:
+        report_fault("noting what expired objects", fault)
+
+
+def after_rollback(session: Any) -> None:
+    """Listener of SQLAlchemy's event. To a savepoint, only what was changed since then expires. Never raises."""
+    try:
+        _note(session, "rollback", all_objects=not session.in_nested_transaction())
+    except Exception as fault:
+        report_fault("noting what expired objects", fault)
+
+
+def expired_by(state: Any, collector: Collector | None) -> ExpiredBy | None:
+    """What has expired an object, by its state; `None` where only some of its attributes have."""
+    if not state.expired:
+        return None
+    session = state.session
+    if session is not None:
+        noted: ExpiredBy = vars(session).get(_NOTED, "unknown")
+        return noted
+    only = collector.expired_by if collector is not None else ()
+    return next(iter(only)) if len(only) == 1 else "unknown"
+
+
+def expires_some(state: Any) -> bool:
+    """Whether the application lets some attributes expire, which may be those of this object."""
+    return state.session is not None and _SOME in vars(state.session)
+
+
+def _note(session: Any, by: ExpiredBy, *, all_objects: bool) -> None:
+    noted = vars(session).get(_NOTED, by)
+    setattr(session, _NOTED, by if all_objects or noted == by else "unknown")
+    collector = current.get()
+    while collector is not None:
+        collector.expired_by.add(by)
+        collector = collector.parent
+
+
+def _noticed_all(original: Callable[..., None]) -> Callable[..., None]:
+    @wraps(original)
+    def expire_all(self: Any) -> None:
+        original(self)
+        try:
+            _note(self, "expire", all_objects=True)
+        except Exception as fault:
+            report_fault("noting what expired objects", fault)
+
+    return expire_all
+
+
+def _noticed(original: Callable[..., None]) -> Callable[..., None]:
+    @wraps(original)
+    def expire(self: Any, instance: Any, attribute_names: Any = None) -> None:
+        original(self, instance, attribute_names)
+        try:
+            if attribute_names:
+                setattr(self, _SOME, True)
+            else:
+                _note(self, "expire", all_objects=False)
+        except Exception as fault:
+            report_fault("noting what expired objects", fault)
+
+    return expire
+
+
+_LISTENERS = {"after_commit": after_commit, "after_rollback": after_rollback}
+_METHODS = {"expire_all": _noticed_all, "expire": _noticed}

@@ -1,0 +1,31 @@
+"""`detached_instance`: an attribute that was not loaded, touched when the session of its object was closed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from sqltrace.failed_load import FailedLoad
+from sqltrace.finding import Finding
+from sqltrace.findings.not_loaded import finding, keep_unexpired, load_with_query, state_of
+from sqltrace.recording import Recording
+
+
+def detached_instance(recording: Recording) -> Iterator[Finding]:
+    for failed in recording.failed_loads:
+        if failed.error == "detached_instance":
+            yield finding(
+                "detached_instance",
+                recording,
+                failed,
+                f"{failed.attribute} {state_of(failed)}, and was touched when the session of its object"
+                " was closed (DetachedInstanceError).",
+                _fix(recording, failed),
+            )
+
+
+def _fix(recording: Recording, failed: FailedLoad) -> str:
+    if failed.origin.kind != "refresh":
+        return load_with_query(recording, failed)
+    if failed.origin.expired_by == "commit":
+        return keep_unexpired(recording, failed)
+    return "session.refresh() of the object, before the session is closed"

@@ -1,0 +1,71 @@
+"""What the findings about objects that are loaded again share."""
+
+from __future__ import annotations
+
+from sqltrace.finding import Finding
+from sqltrace.findings.loader_options import loader_for, options
+from sqltrace.findings.wording import cost, listed, loaded_by, place, plural, time
+from sqltrace.recording import Recording
+from sqltrace.statement import Group
+
+
+def is_within(group: Group) -> bool:
+    """Whether it loads relationships along with objects that are loaded again."""
+    return group.origin.kind == "immediate" and (group.origin.asked_for or group.origin.expired_by is not None)
+
+
+def cost_with_loads(recording: Recording, group: Group) -> float:
+    """Seconds of a refresh, and of the relationships that are loaded along with it."""
+    return cost(group) + sum(map(cost, _loads_within(recording, group)))
+
+
+def refreshed_one_by_one(recording: Recording, group: Group) -> Finding:
+    """Of objects that `Session.refresh` was asked for, one after the other."""
+    origin = group.origin
+    within = _loads_within(recording, group)
+    took = cost_with_loads(recording, group)
+    # SQLAlchemy adds the key to the names that were given.
+    names = [
+        f"{origin.entity}.{name}" for name in origin.attributes if name != origin.key or len(origin.attributes) == 1
+    ]
+    what = f"{listed(names)} for one {origin.entity} each" if names else f"one {origin.entity} each"
+    statements = group.count + sum(load.count for load in within)
+    return Finding(
+        "n_plus_one",
+        f"{plural(group.count, 'call')} of session.refresh() loaded {what},"
+        f" by {plural(statements, 'statement')} in {time(took)}.",
+        took,
+        place(group),
+        parents=loaded_by(group.parents),
+        fix=_all_at_once(group, within),
+    )
+
+
+def _all_at_once(group: Group, within: list[Group]) -> str:
+    entity, key = group.origin.entity, group.origin.key
+    which = "…" if key is None else f"{entity}.{key}.in_({key}s)"
+    named = [load.origin for load in within if _key(load) in group.origin.attributes]
+    loaders = [((str(origin.relationship),), loader_for(origin.uselist)) for origin in named]
+    also = options(loaders) if loaders else ""
+    lock = ".with_for_update()" if " FOR UPDATE" in group.sql else ""
+    return (
+        f"select({entity}).where({which}){lock}{also}.execution_options(populate_existing=True)"
+        "  # once for all, in place of session.refresh()"
+    )
+
+
+def _loads_within(recording: Recording, group: Group) -> list[Group]:
+    """Those of relationships of the objects; what is loaded below them is a batch for all of one object."""
+    origin = group.origin
+    return [
+        other
+        for other in recording.groups
+        if is_within(other)
+        and (other.origin.asked_for, other.origin.expired_by) == (origin.asked_for, origin.expired_by)
+        and (other.origin.entity == origin.entity or _key(other) in origin.attributes)
+        and other.phase == group.phase
+    ]
+
+
+def _key(group: Group) -> str:
+    return str(group.origin.relationship).rpartition(".")[2]

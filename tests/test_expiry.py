@@ -1,0 +1,233 @@
+"""What had expired the objects that are loaded again."""
+
+import asyncio
+import gc
+import subprocess
+import sys
+
+import pytest
+from sqlalchemy import event, select
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
+
+import sqltrace
+from sqltrace.capture import expiry
+from tests.library import mapping, open_async_library, open_library
+
+pytestmark = pytest.mark.usefixtures("no_faults")
+
+
+@pytest.fixture(params=["sync", "async"])
+def run(request):
+    """``run(work)``: the refreshes of ``work(session, authors, library)``, and what had expired their objects."""
+
+    def run(work, lazy="select", **options):
+        library = mapping(lazy)
+
+        def within(session):
+            work(session, session.scalars(select(library.Author).order_by(library.Author.id)).all(), library)
+
+        recording = record(request.param, library, within, options)
+        origins = [group.origin for group in recording.groups if group.origin.kind in ("refresh", "immediate")]
+        return {(origin.kind, origin.expired_by, origin.asked_for) for origin in origins}
+
+    return run
+
+
+def record(kind, library, work, options):
+    if kind == "sync":
+        engine = open_library(library)
+        with sqltrace.record() as recording, Session(engine, **options) as session:
+            work(session)
+        engine.dispose()
+        return recording
+
+    async def main():
+        engine = await open_async_library(library)
+        async with sqltrace.record() as recording, AsyncSession(engine, **options) as session:
+            await session.run_sync(work)
+        await engine.dispose()
+        return recording
+
+    return asyncio.run(main())
+
+
+def commit(session, authors, library):
+    session.commit()
+    authors[0].name
+
+
+def rollback(session, authors, library):
+    session.commit()
+    authors[0].name
+    session.rollback()
+    authors[0].name
+
+
+def expire_all(session, authors, library):
+    session.expire_all()
+    authors[0].name
+
+
+def expire_one(session, authors, library):
+    session.expire(authors[0])
+    authors[0].name
+
+
+def expire_one_that_a_commit_may_have_expired(session, authors, library):
+    session.commit()
+    session.expire(authors[1])
+    authors[0].name
+
+
+def expire_an_attribute_of_another(session, authors, library):
+    session.commit()
+    session.expire(authors[1], ["name"])
+    authors[0].name
+
+
+def expire_one_attribute(session, authors, library):
+    session.expire(authors[0], ["name"])
+    authors[0].name
+
+
+def change_and_release_a_savepoint(session, authors, library):
+    with session.begin_nested():
+        authors[0].name = "new"
+    authors[0].name
+
+
+def roll_back_to_a_savepoint(session, authors, library):
+    savepoint = session.begin_nested()
+    authors[0].name = "new"
+    session.flush()
+    savepoint.rollback()
+    authors[0].name
+
+
+def refresh(session, authors, library):
+    session.commit()
+    session.refresh(authors[0])
+
+
+EXPIRED = {
+    commit: {("refresh", "commit", False)},
+    rollback: {("refresh", "commit", False), ("refresh", "rollback", False)},
+    expire_all: {("refresh", "expire", False)},
+    expire_one: {("refresh", "expire", False)},
+    expire_one_that_a_commit_may_have_expired: {("refresh", "unknown", False)},
+    expire_an_attribute_of_another: {("refresh", "commit", False)},
+    expire_one_attribute: {("refresh", None, False)},
+    change_and_release_a_savepoint: set(),
+    roll_back_to_a_savepoint: {("refresh", "rollback", False)},
+    refresh: {("refresh", None, True)},
+}
+
+
+@pytest.mark.parametrize("work", EXPIRED, ids=lambda work: work.__name__)
+def test_what_had_expired_an_object(run, work):
+    assert run(work) == EXPIRED[work]
+
+
+def test_commit_that_expires_nothing_is_not_blamed(run):
+    def work(session, authors, library):
+        session.commit()
+        session.expire_all()
+        authors[0].name
+
+    assert run(work, expire_on_commit=False) == {("refresh", "expire", False)}
+
+
+@pytest.mark.parametrize("lazy", ["selectin", "immediate"])
+def test_relationships_that_are_loaded_along_have_the_same_reason(run, lazy):
+    def work(session, authors, library):
+        session.expire_all()
+        authors[0].name
+        session.refresh(authors[0])
+
+    reasons = {(kind, *why) for kind, *why in run(work, lazy) if lazy == "selectin" or why != [None, False]}
+
+    assert reasons == {(kind, *why) for kind in ("refresh", "immediate") for why in [("expire", False), (None, True)]}
+
+
+def test_reasons_are_groups_of_their_own():
+    def work(session):
+        author = session.get(library.Author, 1)
+        for again in (session.expire_all, session.rollback, session.commit):
+            again()
+            author.name
+
+    library = mapping()
+    recording = record("sync", library, work, {})
+
+    assert sorted(str(group.origin.expired_by) for group in recording.groups if group.origin.kind == "refresh") == [
+        "commit",
+        "expire",
+        "rollback",
+    ]
+
+
+def test_session_is_given_back_as_it_was():
+    before = Session.expire, Session.expire_all
+
+    sqltrace.instrument()
+    sqltrace.instrument()
+    during = Session.expire, Session.expire_all
+    sqltrace.uninstrument()
+
+    assert [ours.__wrapped__ for ours in during] == list(before)
+    assert (Session.expire, Session.expire_all) == before
+    assert not event.contains(Session, "after_commit", expiry.after_commit)
+
+
+def test_wrapper_of_somebody_else_stays(monkeypatch):
+    monkeypatch.setattr(Session, "expire_all", Session.expire_all)
+    sqltrace.instrument()
+    ours = Session.expire_all
+
+    def theirs(self):
+        return ours(self)
+
+    Session.expire_all = theirs
+    sqltrace.uninstrument()
+
+    assert Session.expire_all is theirs
+    Session().expire_all()
+
+
+def test_orm_that_is_imported_later_is_noticed():
+    code = """
+import sys, sqltrace
+sqltrace.instrument()
+assert "sqlalchemy.orm" not in sys.modules
+from tests.library import mapping, open_library
+from sqlalchemy.orm import Session
+library = mapping()
+engine = open_library(library)
+with sqltrace.record() as recording, Session(engine) as session:
+    author = session.get(library.Author, 1)
+    session.commit()
+    author.name
+print([str(group.origin.expired_by) for group in recording.groups])
+"""
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+    assert "'commit'" in output
+
+
+@pytest.mark.parametrize("happening", ["commit", "rollback", "expire_all", "expire"])
+def test_fault_of_ours_is_reported_and_the_session_goes_on(monkeypatch, caplog, happening):
+    library = mapping()
+    engine = open_library(library)
+    sqltrace.instrument()
+    monkeypatch.setattr(expiry, "_note", None)
+    with Session(engine) as session:
+        author = session.get(library.Author, 1)
+        getattr(session, happening)(*([author] if happening == "expire" else []))
+        assert author.name == "name 1"
+    engine.dispose()
+    gc.collect()
+
+    (record,) = caplog.records
+    assert record.getMessage().startswith("noting what expired objects failed")
+    caplog.clear()

@@ -1,0 +1,302 @@
+"""Objects that are loaded again one by one: who wanted that or had expired them, and that the fix, pasted in, is one."""
+
+import pytest
+from sqlalchemy import create_engine, orm, select
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, selectinload
+from sqlalchemy.pool import StaticPool
+
+import sqltrace
+from sqltrace.recording import Recording
+from tests import shelf as shelves
+from tests.scenarios import RECORDERS
+
+pytestmark = pytest.mark.usefixtures("no_faults")
+SHELF = shelves.mapping()
+EAGER = shelves.mapping(books="selectin")
+AUTHORS = select(SHELF.Author)
+
+
+def pasted(fix, shelf=SHELF):
+    ids = list(range(1, shelves.AUTHORS + 1))
+    return eval(fix, {**vars(orm), **vars(shelf), "select": select, "ids": ids})
+
+
+def refreshing(attributes):
+    def work(session, shelf):
+        for author in session.scalars(select(shelf.Author)).all():
+            session.refresh(author, attributes)
+
+    return work
+
+
+def all_at_once(fix, attributes):
+    def work(session, shelf):
+        authors = session.scalars(select(shelf.Author)).all()
+        session.scalars(pasted(fix, shelf)).all()
+        for author in authors:
+            for attribute in attributes or ["name"]:
+                str(getattr(author, attribute))
+
+    return work
+
+
+REFRESHES = {
+    "all": (None, "one Author each, by 12 statements", ""),
+    "columns": (["name"], "Author.name for one Author each, by 12 statements", ""),
+    "collection": (
+        ["books"],
+        "Author.books for one Author each, by 24 statements",
+        ".options(selectinload(Author.books))",
+    ),
+    "both": (
+        ["publisher", "name"],
+        "Author.name and Author.publisher for one Author each, by 24 statements",
+        ".options(joinedload(Author.publisher))",
+    ),
+}
+
+
+@RECORDERS
+@pytest.mark.parametrize("name", REFRESHES)
+def test_refreshes_that_were_asked_for_one_by_one(record, name):
+    attributes, what, option = REFRESHES[name]
+
+    [finding] = sqltrace.diagnose(record(refreshing(attributes), SHELF))
+
+    assert finding.kind == "n_plus_one"
+    assert finding.message.startswith(f"12 calls of session.refresh() loaded {what} in ")
+    assert finding.call_site.endswith("refreshing.<locals>.work")
+    assert finding.parents.startswith("SELECT authors at tests/test_findings_refreshes.py:")
+    assert finding.fix == (
+        f"select(Author).where(Author.id.in_(ids)){option}.execution_options(populate_existing=True)"
+        "  # once for all, in place of session.refresh()"
+    )
+    assert sqltrace.diagnose(record(all_at_once(finding.fix, attributes), SHELF)) == []
+
+
+def test_relationships_of_the_mapping_are_part_of_a_refresh():
+    [finding] = sqltrace.diagnose(shelves.record_sync(refreshing(None), EAGER))
+
+    assert "loaded one Author each, by 24 statements in" in finding.message
+    assert "selectinload" not in finding.fix
+    assert sqltrace.diagnose(shelves.record_sync(all_at_once(finding.fix, ["books"]), EAGER)) == []
+
+
+@pytest.mark.postgresql
+def test_refreshes_that_lock_are_replaced_by_a_select_that_locks(postgres_url):
+    engine = create_engine(postgres_url)
+
+    def work(fix=None):
+        with sqltrace.record() as recording, Session(engine) as session:
+            authors = session.scalars(AUTHORS).all()
+            if fix is None:
+                for author in authors:
+                    session.refresh(author, with_for_update=True)
+            else:
+                session.scalars(pasted(fix)).all()
+        return recording
+
+    with engine.connect() as connection:
+        shelves.fill(connection, SHELF)
+    try:
+        [finding] = sqltrace.diagnose(work())
+        mended = work(finding.fix)
+    finally:
+        SHELF.Base.metadata.drop_all(engine)
+        engine.dispose()
+
+    assert "select(Author).where(Author.id.in_(ids)).with_for_update()" in finding.fix
+    assert "FOR UPDATE" in mended.statements[-1].sql
+    assert sqltrace.diagnose(mended) == []
+
+
+def test_refreshes_after_commits_are_no_fault_of_these():
+    def work(session, shelf):
+        for number in range(100, 108):
+            author = shelf.Author(id=number, name="new", bio="")
+            session.add(author)
+            session.commit()
+            session.refresh(author)
+
+    for options in ({}, {"expire_on_commit": False}):
+        [finding] = sqltrace.diagnose(shelves.record_sync(work, SHELF, **options))
+        assert finding.message.startswith("8 calls of session.refresh() loaded one Author each, by 8 statements in ")
+
+
+def test_object_that_is_watched_is_not_told():
+    def work(session, shelf):
+        author = session.get(shelf.Author, 1)
+        for _ in range(20):
+            session.refresh(author)
+
+    assert "n_plus_one" not in [finding.kind for finding in sqltrace.diagnose(shelves.record_sync(work, SHELF))]
+
+
+@pytest.mark.parametrize(("pause", "kinds"), [(0, ["n_plus_one"]), (100_000_000, [])])
+def test_refreshes_with_pauses_in_between_are_no_loop(pause, kinds):
+    now = [1]
+    engine = create_engine("sqlite://", poolclass=StaticPool)
+    with engine.connect() as connection:
+        shelves.fill(connection, SHELF)
+    sqltrace.instrument()
+    recording = Recording(clock=lambda: now[0])
+    outer = recording.open()
+    with Session(engine) as session:
+        for author in session.scalars(AUTHORS).all():
+            session.refresh(author)
+            session.rollback()
+            now[0] += pause
+    recording.end()
+    recording.leave(outer)
+    engine.dispose()
+
+    assert [finding.kind for finding in sqltrace.diagnose(recording)] == kinds
+
+
+def test_key_of_several_columns_is_left_to_the_reader():
+    class Base(DeclarativeBase):
+        pass
+
+    class Seat(Base):
+        __tablename__ = "seats"
+        row: Mapped[int] = mapped_column(primary_key=True)
+        number: Mapped[int] = mapped_column(primary_key=True)
+
+    engine = create_engine("sqlite://", poolclass=StaticPool)
+    Base.metadata.create_all(engine)
+    with sqltrace.record() as recording, Session(engine) as session:
+        seats = [Seat(row=1, number=number) for number in range(6)]
+        session.add_all(seats)
+        session.flush()
+        for seat in seats:
+            session.refresh(seat)
+    engine.dispose()
+
+    [finding] = sqltrace.diagnose(recording)
+    assert finding.fix.startswith("select(Seat).where(…).execution_options(populate_existing=True)")
+
+
+def test_key_is_named_as_its_attribute():
+    class Base(DeclarativeBase):
+        pass
+
+    class Seat(Base):
+        __tablename__ = "seats"
+        number: Mapped[int] = mapped_column("seat_pk", primary_key=True)
+
+    engine = create_engine("sqlite://", poolclass=StaticPool)
+    Base.metadata.create_all(engine)
+    with sqltrace.record() as recording, Session(engine) as session:
+        seats = [Seat() for _ in range(6)]
+        session.add_all(seats)
+        session.flush()
+        for seat in seats:
+            session.refresh(seat, ["number"])
+    engine.dispose()
+
+    [finding] = sqltrace.diagnose(recording)
+    assert finding.message.startswith("6 calls of session.refresh() loaded Seat.number for one Seat each, by 6")
+    assert finding.fix.startswith("select(Seat).where(Seat.number.in_(numbers)).execution_options(")
+
+
+def touching(expire, again=False):
+    def work(session, shelf):
+        session.add(shelf.Author(id=99, name="new", bio=""))
+        session.commit()
+        authors = session.scalars(select(shelf.Author)).all()
+        expire(session)
+        if again:
+            session.scalars(select(shelf.Author)).all()
+        for author in authors:
+            str(author.name)
+
+    return work
+
+
+WHY = {
+    "as a rollback had expired it": lambda session: session.rollback(),
+    "as the application had expired it": lambda session: session.expire_all(),
+}
+
+
+@pytest.mark.parametrize("why", WHY)
+@pytest.mark.parametrize("options", [{}, {"expire_on_commit": False}], ids=["expiring", "not expiring"])
+@RECORDERS
+def test_commit_is_not_blamed_for_what_expired_otherwise(record, why, options):
+    [finding] = sqltrace.diagnose(record(touching(WHY[why]), SHELF, **options))
+
+    assert finding.kind == "n_plus_one"
+    assert finding.message.startswith(f"Author was loaded by 13 statements, one for each Author {why}, in ")
+    assert finding.fix == "session.scalars(select(Author).where(…)).all()  # once, before the loop"
+    assert sqltrace.diagnose(record(touching(WHY[why], again=True), SHELF, **options)) == []
+
+
+def test_nobody_is_blamed_where_several_may_have_expired_it():
+    def work(session, shelf):
+        authors = session.scalars(AUTHORS).all()
+        session.commit()
+        session.expire(authors[0])
+        for author in authors:
+            str(author.name)
+
+    [finding] = sqltrace.diagnose(shelves.record_sync(work, SHELF))
+
+    assert finding.message.startswith("Author was loaded by 12 statements, one for each Author as it had expired, in ")
+
+
+def test_relationships_of_the_mapping_are_part_of_what_a_commit_costs():
+    def work(session, shelf):
+        authors = session.scalars(select(shelf.Author)).all()
+        session.commit()
+        for author in authors:
+            str(author.name)
+
+    recording = shelves.record_sync(work, EAGER)
+
+    [finding] = sqltrace.diagnose(recording)
+    loads = [group for group in recording.groups if group.origin.expired_by == "commit"]
+    assert finding.kind == "refresh_after_commit"
+    assert [group.count for group in loads] == [12, 12]
+    assert finding.cost == sum(group.total + group.objects for group in loads)
+    assert sqltrace.diagnose(shelves.record_sync(work, EAGER, expire_on_commit=False)) == []
+
+
+@pytest.mark.parametrize("relationship", ["author", "publisher"])
+def test_single_objects_are_not_told_as_one_for_each_parent(relationship):
+    def work(session, shelf):
+        for thing in session.scalars(select(shelf.Book if relationship == "author" else shelf.Author)).all():
+            str(getattr(thing, relationship))
+
+    [finding] = sqltrace.diagnose(shelves.record_sync(work, SHELF))
+
+    assert finding.message.split(", in ")[0] == (
+        f"{finding.relationship} was loaded by 12 statements, one by one as it was touched"
+    )
+
+
+def test_single_objects_that_are_loaded_at_once_come_after_their_parents():
+    shelf = shelves.mapping(author="immediate")
+
+    [finding] = sqltrace.diagnose(
+        shelves.record_sync(lambda session, shelf: session.scalars(select(shelf.Book)).all(), shelf)
+    )
+
+    assert finding.message.startswith("Book.author was loaded by 12 statements, one by one right after their Book, in ")
+
+
+def test_collections_are_told_as_one_for_each_parent():
+    def work(session, shelf):
+        for author in session.scalars(AUTHORS).all():
+            str(author.books)
+
+    [finding] = sqltrace.diagnose(shelves.record_sync(work, SHELF))
+
+    assert "one for each Author as it was touched, in" in finding.message
+    assert (
+        sqltrace.diagnose(
+            shelves.record_sync(
+                lambda session, shelf: session.scalars(AUTHORS.options(selectinload(shelf.Author.books))).all(), SHELF
+            )
+        )
+        == []
+    )

@@ -1,0 +1,268 @@
+"""Columns and relationships of subclasses, which a query of the base leaves out: what is told, and that the fix is one."""
+
+import asyncio
+import gc
+
+import pytest
+from sqlalchemy import create_engine, orm, select
+from sqlalchemy.exc import InvalidRequestError, MissingGreenlet, StatementError
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from sqlalchemy.orm import Session, joinedload, load_only, selectin_polymorphic, selectinload
+from sqlalchemy.pool import StaticPool
+
+import sqltrace
+from tests import staff as staffs
+
+pytestmark = [
+    pytest.mark.usefixtures("no_faults"),
+    # What SQLAlchemy leaves behind where it could not await.
+    pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+STAFF, RAISING = staffs.mapping(), staffs.mapping("raise")
+EMPLOYEES = select(STAFF.Employee)
+DEPARTMENTS = select(STAFF.Department)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def leftovers():
+    """Coroutines that were never awaited are complained of when they are collected: here, not in other tests."""
+    yield
+    gc.collect()
+
+
+def found(session, query):
+    things = session.scalars(query).unique().all()
+    return [one for thing in things for one in getattr(thing, "staff", [thing])]
+
+
+def read(query, attribute, kind="Manager", staff=STAFF, prepare=None):
+    engine = create_engine("sqlite://", poolclass=StaticPool)
+    with engine.connect() as connection:
+        staffs.fill(connection, staff)
+    with sqltrace.record() as recording, Session(engine) as session:
+        everybody = found(session, query)
+        if prepare is not None:
+            prepare(session, everybody)
+        try:
+            for one in everybody:
+                if isinstance(one, getattr(staff, kind)):
+                    getattr(one, attribute)
+        except InvalidRequestError:
+            pass
+    engine.dispose()
+    return recording
+
+
+async def read_async(query, attribute, kind="Manager", staff=STAFF):
+    engine = create_async_engine("sqlite+aiosqlite://", poolclass=StaticPool)
+    async with engine.connect() as connection:
+        await connection.run_sync(staffs.fill, staff)
+    async with sqltrace.record() as recording, AsyncSession(engine) as session:
+        everybody = await session.run_sync(found, query)
+        for one in everybody:
+            if isinstance(one, getattr(staff, kind)):
+                try:
+                    getattr(one, attribute)
+                except (InvalidRequestError, MissingGreenlet, StatementError):
+                    pass
+    await engine.dispose()
+    return recording
+
+
+def pasted(query, fix, staff=STAFF):
+    return eval(f"query{fix}", {**vars(orm), **vars(staff), "query": query})
+
+
+def origins(recording):
+    return {str(group.origin) for group in recording.groups if group.origin.kind != "query"}
+
+
+SCENARIOS = {
+    "single table": (
+        EMPLOYEES,
+        ("language", "Engineer"),
+        {"subclass Engineer(language) of Employee"},
+        ".options(selectin_polymorphic(Employee, [Engineer]))",
+    ),
+    "joined tables": (
+        EMPLOYEES,
+        ("budget", "Manager"),
+        {"subclass Manager(budget) of Employee", "subclass Boss(budget, yacht) of Employee"},
+        ".options(selectin_polymorphic(Employee, [Boss, Manager]))",
+    ),
+    "subclass of a subclass": (
+        select(STAFF.Manager),
+        ("yacht", "Boss"),
+        {"subclass Boss(yacht) of Manager"},
+        ".options(selectin_polymorphic(Manager, [Boss]))",
+    ),
+    "deferred column": (
+        EMPLOYEES,
+        ("notes", "Boss"),
+        {"deferred Boss(notes) of Employee"},
+        ".options(selectin_polymorphic(Employee, [Boss]), undefer(Boss.notes))",
+    ),
+    "column of the base": (
+        EMPLOYEES.options(load_only(STAFF.Employee.id)),
+        ("name", "Engineer"),
+        {"deferred Employee(name)"},
+        ".options(undefer(Employee.name))",
+    ),
+    "relationship": (
+        EMPLOYEES,
+        ("cars", "Manager"),
+        {"lazy Manager.cars of Employee"},
+        ".options(selectin_polymorphic(Employee, [Manager]), selectinload(Manager.cars))",
+    ),
+    "relationship of the class that was asked for": (
+        select(STAFF.Manager),
+        ("cars", "Manager"),
+        {"lazy Manager.cars"},
+        ".options(selectinload(Manager.cars))",
+    ),
+    "column below selectin": (
+        DEPARTMENTS.options(selectinload(STAFF.Department.staff)),
+        ("language", "Engineer"),
+        {"selectin Department.staff", "subclass Engineer(language) of Employee"},
+        ".options(defaultload(Department.staff).options(selectin_polymorphic(Employee, [Engineer])))",
+    ),
+    "column below joined": (
+        DEPARTMENTS.options(joinedload(STAFF.Department.staff)),
+        ("language", "Engineer"),
+        {"subclass Engineer(language) of Employee"},
+        ".options(defaultload(Department.staff).options(selectin_polymorphic(Employee, [Engineer])))",
+    ),
+    "relationship below selectin": (
+        DEPARTMENTS.options(selectinload(STAFF.Department.staff)),
+        ("cars", "Manager"),
+        {"selectin Department.staff", "lazy Manager.cars of Employee"},
+        ".options(defaultload(Department.staff)"
+        ".options(selectin_polymorphic(Employee, [Manager]), selectinload(Manager.cars)))",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_what_a_query_of_the_base_leaves_out_is_loaded_one_by_one(name):
+    query, touched, loads, fix = SCENARIOS[name]
+
+    recording = read(query, *touched)
+
+    assert origins(recording) == loads
+    found = sqltrace.diagnose(recording)
+    assert {finding.kind for finding in found} == {"n_plus_one"}
+    assert {finding.fix for finding in found} == {fix}
+    assert sqltrace.diagnose(read(pasted(query, fix), *touched)) == []
+
+
+MISSING = [name for name in SCENARIOS if name != "joined tables"]  # a Boss is touched in vain, too
+
+
+@pytest.mark.parametrize("name", MISSING)
+def test_what_a_query_of_the_base_leaves_out_is_missing_under_async_session(name):
+    query, touched, _, fix = SCENARIOS[name]
+
+    recording = asyncio.run(read_async(query, *touched))
+
+    [finding] = sqltrace.diagnose(recording)
+    assert (finding.kind, finding.fix) == ("missing_greenlet", fix)
+    assert sqltrace.diagnose(asyncio.run(read_async(pasted(query, fix), *touched))) == []
+
+
+def test_what_is_told_of_a_column():
+    [finding] = sqltrace.diagnose(read(EMPLOYEES, "language", "Engineer"))
+    [missing] = sqltrace.diagnose(asyncio.run(read_async(EMPLOYEES, "language", "Engineer")))
+
+    assert finding.message.startswith(
+        "Engineer.language, a column of a subclass of Employee, was loaded by 6 statements, one for each Engineer"
+        " as it was touched, in "
+    )
+    assert missing.message == (
+        "Engineer.language was not loaded, a column of a subclass of Employee,"
+        " and AsyncSession cannot load it as it is touched (MissingGreenlet)."
+    )
+
+
+def test_relationship_of_a_subclass_that_may_not_be_loaded():
+    query = select(RAISING.Employee)
+
+    [finding] = sqltrace.diagnose(read(query, "cars", staff=RAISING))
+
+    assert finding.kind == "raise_load"
+    assert finding.message.startswith(
+        'Manager.cars was not loaded, a relationship of a subclass of Employee, and lazy="raise" at tests/staff.py:'
+    )
+    assert finding.fix == ".options(selectin_polymorphic(Employee, [Manager]), selectinload(Manager.cars))"
+    assert sqltrace.diagnose(read(pasted(query, finding.fix, RAISING), "cars", staff=RAISING)) == []
+
+
+def test_fixes_of_several_subclasses_are_one_option():
+    """SQLAlchemy refuses a second for the same base."""
+
+    def touch_others(session, everybody):
+        assert [one.language for one in everybody if isinstance(one, STAFF.Engineer)] == ["Python"] * staffs.EACH
+
+    fixes = [finding.fix for finding in sqltrace.diagnose(read(EMPLOYEES, "budget", prepare=touch_others))]
+
+    assert fixes == [".options(selectin_polymorphic(Employee, [Boss, Engineer, Manager]))"] * 3
+    assert sqltrace.diagnose(read(pasted(EMPLOYEES, fixes[0]), "budget", prepare=touch_others)) == []
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["n_plus_one", "missing_greenlet"])
+def test_fix_takes_over_from_an_option_for_other_subclasses(is_async):
+    query = EMPLOYEES.options(selectin_polymorphic(STAFF.Employee, [STAFF.Manager]))
+    touched = "language", "Engineer"
+
+    [finding] = sqltrace.diagnose(asyncio.run(read_async(query, *touched)) if is_async else read(query, *touched))
+
+    assert finding.fix == (
+        ".options(selectin_polymorphic(Employee, [Engineer, Manager]))"
+        "  # in place of one without Engineer, if there is one"
+    )
+    assert sqltrace.diagnose(read(pasted(EMPLOYEES, finding.fix), *touched)) == []
+
+
+def test_column_of_a_subclass_that_had_expired_is_no_column_that_was_left_out():
+    def expire_all(session, everybody):
+        session.expire_all()
+
+    def expire_one_attribute(session, everybody):
+        for one in everybody:
+            if isinstance(one, STAFF.Engineer):
+                session.expire(one, ["language"])
+
+    query = EMPLOYEES.options(selectin_polymorphic(STAFF.Employee, [STAFF.Engineer]))
+
+    for prepare, expected in (
+        (expire_all, "refresh Engineer(department, department_id, id, kind, language, name) expired by expire"),
+        (expire_one_attribute, "refresh Engineer(language)"),
+    ):
+        assert expected in origins(read(query, "language", "Engineer", prepare=prepare))
+
+
+def test_column_that_is_left_out_after_everything_had_expired():
+    def begin_anew(session, everybody):
+        session.expire_all()
+        everybody[:] = found(session, EMPLOYEES.execution_options(populate_existing=True))
+
+    recording = read(EMPLOYEES, "language", "Engineer", prepare=begin_anew)
+
+    assert origins(recording) == {"subclass Engineer(language) of Employee"}
+
+
+def test_relationship_of_a_subclass_that_an_option_loads_wants_no_second_one():
+    query = EMPLOYEES.options(selectin_polymorphic(STAFF.Employee, [STAFF.Manager]))
+
+    recording = read(query, "cars")
+
+    [finding] = sqltrace.diagnose(recording)
+    assert origins(recording) == {"selectin Manager", "lazy Manager.cars of Employee"}
+    assert finding.fix == ".options(selectinload(Manager.cars))"
+    assert sqltrace.diagnose(read(pasted(query, finding.fix), "cars")) == []
+
+
+def test_subclasses_that_the_mapping_joins_are_not_left_out():
+    query = select(orm.with_polymorphic(STAFF.Employee, [STAFF.Manager]))
+
+    assert origins(read(query, "cars")) == {"lazy Manager.cars"}
