@@ -290,7 +290,7 @@ def test_what_was_asked_is_the_query_without_eager_joins(engine, name):
     told = widening(engine, QUERIES[name])
     plain = statements(engine, QUERIES[name].options(lazyload("*")))[0]
 
-    assert plain.widening is None
+    assert plain.widening is None or plain.widening.joins == ()
     assert (told.asked_tables, told.asked_columns) == (tables_in(plain.sql), columns_in(plain.sql)), plain.sql
 
 
