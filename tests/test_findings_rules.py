@@ -158,7 +158,7 @@ def test_poll_is_no_repeated_statement(clock, engine, pause, found):
     with recorded(clock) as recording, engine.connect() as connection:
         for _ in range(8):
             connection.execute(text("SELECT count(*) FROM jobs")).all()
-            connection.rollback()
+            connection.commit()
             clock.advance(pause)
 
     assert kinds(recording) == found

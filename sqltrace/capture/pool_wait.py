@@ -8,8 +8,9 @@ from operator import itemgetter
 from typing import Any, Final
 
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
-from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
+from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry, QueuePool
 
+from sqltrace.callsite import find_call_site
 from sqltrace.capture.transactions import asking
 from sqltrace.connection import Checkout, Holder, Label, PoolWait
 from sqltrace.faults import report_fault
@@ -85,4 +86,14 @@ def _describe(checkout: Checkout, pool: QueuePool, holders: set[Checkout], timed
         Holder(label, max(0, held) / _SECOND, own) for own, held, label in sorted(named, key=_HELD, reverse=True)
     ]
     overflow = max(0, pool.overflow())
-    return PoolWait(checkout.wait / _SECOND, timed_out, pool.size(), in_use, overflow, tuple(longest))
+    return PoolWait(
+        checkout.wait / _SECOND,
+        timed_out,
+        pool.size(),
+        in_use,
+        overflow,
+        tuple(longest),
+        isinstance(pool, AsyncAdaptedQueuePool),
+        find_call_site(),
+        ended,
+    )
