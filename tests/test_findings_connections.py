@@ -6,7 +6,7 @@ import time
 from contextlib import contextmanager
 
 import pytest
-from sqlalchemy import create_engine, event, select, text
+from sqlalchemy import create_engine, event, func, select, text
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
@@ -104,6 +104,70 @@ def test_time_between_the_statements_of_a_long_flush_is_not_idle(clock, engine):
     assert sqltrace.diagnose(recording) == []
 
 
+def test_time_of_the_statements_of_a_long_flush_counts_once(clock, engine):
+    with engine.connect() as connection:
+        connection.connection.create_function("wait", 1, clock.advance)
+    with (
+        listening(engine, "before_cursor_execute", lambda *_: clock.advance(0.02)),
+        recorded(clock) as recording,
+        Session(engine) as session,
+    ):
+        session.execute(text("SELECT 1"))
+        clock.advance(0.3)
+        session.add_all([Job(a=func.wait(0.01)) for _ in range(100)])
+        session.flush()
+        clock.advance(0.3)
+        session.commit()
+
+    assert recording.statement_count == 101
+    assert recording.connections.idle_in_transaction == pytest.approx(0.62, abs=0.03)
+
+
+def test_flush_without_a_transaction_is_never_idle(clock, engine):
+    with (
+        listening(Job, "after_insert", lambda *_: clock.advance(1)),
+        recorded(clock) as recording,
+        Session(engine.execution_options(isolation_level="AUTOCOMMIT")) as session,
+    ):
+        session.add(Job())
+        session.commit()
+
+    assert recording.connections.idle_in_transaction == 0
+
+
+def test_flush_outside_of_a_recording_is_not_measured(engine):
+    sqltrace.instrument()
+    with Session(engine) as session:
+        session.add(Job())
+        session.rollback()
+        session.add(Job())
+        session.flush()
+
+        assert session.scalars(select(Job)).all()
+
+
+@pytest.mark.parametrize("name", ["orm_internals.connections_of", "checkout_of"])
+def test_fault_of_ours_changes_no_flush(monkeypatch, caplog, engine, name):
+    def broken(*_):
+        raise RuntimeError("ours")
+
+    monkeypatch.setattr(f"sqltrace.capture.flushes.{name}", broken)
+    with sqltrace.record() as recording, Session(engine) as session:
+        session.execute(text("SELECT 1"))
+        session.add(Job(id=7))
+        session.flush()
+        found = session.get(Job, 7) is not None
+        session.rollback()
+
+    reported = [record for record in caplog.records if record.name == "sqltrace"]
+    caplog.clear()
+    assert (found, recording.statement_count) == (True, 3)
+    assert {record.getMessage().partition(" failed")[0] for record in reported} == {
+        "measuring a flush",
+        "counting a rollback",
+    }
+
+
 def test_what_is_done_before_and_after_a_flush_is_idle(clock, engine):
     with (
         listening(Job, "after_insert", lambda *_: clock.advance(1)),
@@ -113,15 +177,15 @@ def test_what_is_done_before_and_after_a_flush_is_idle(clock, engine):
         session.execute(text("SELECT 1"))
         clock.advance(0.2)
         session.add(Job())
-        session.flush()
-        clock.advance(0.4)  # the longest
+        session.flush()  # and then the longest
+        clock.advance(0.4)
         session.commit()
 
     [finding] = sqltrace.diagnose(recording)
 
     assert recording.connections.idle_in_transaction == pytest.approx(0.6)
     assert (finding.kind, finding.cost) == ("idle_in_transaction", pytest.approx(0.6))
-    assert finding.call_site.startswith(f"tests/test_findings_connections.py:{line_of('session.flush()')} in ")
+    assert finding.call_site.startswith(f"tests/test_findings_connections.py:{line_of('# and then the longest')} in ")
 
 
 def test_flush_that_failed_is_rolled_back_as_ever(clock, engine):
