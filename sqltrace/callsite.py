@@ -26,7 +26,14 @@ _INFRASTRUCTURE = frozenset(
     " asyncmy MySQLdb click typer pytest _pytest pluggy pytest_asyncio pydantic jinja2 opentelemetry".split()
 )
 
-_SKIP, _LIBRARY, _APPLICATION = range(3)  # the first is false
+# Whoever is above these has called the server, or the event loop, and knows nothing of the statement.
+_OUTERMOST = (
+    os.path.join(_PACKAGE, "event_loop.py"),
+    *(os.sep + os.path.join(*parts) for parts in (("asyncio", "events.py"), ("asyncio", "runners.py"))),
+    *(os.sep + os.path.join("trio", "_core", file) for file in ("_run.py", "_generated_run.py")),
+)
+
+_SKIP, _LIBRARY, _APPLICATION, _END = range(4)  # the first is false
 _FRAMES = range(200)
 _MAX_FILES = 10_000
 
@@ -93,6 +100,8 @@ def find_call_site(skip: int = 0) -> CallSite | None:
         if kind := kinds[frame.f_code.co_filename]:
             if kind == _APPLICATION:
                 return _site(frame)
+            if kind == _END:
+                break
             second_best = second_best or frame
         caller = frame.f_back
         if caller is None:
@@ -102,6 +111,11 @@ def find_call_site(skip: int = 0) -> CallSite | None:
                 break
         frame = caller
     return _site(second_best) if second_best is not None else None
+
+
+def call_site_of(frame: FrameType) -> CallSite | None:
+    """The line that a frame is at, if it is the application's."""
+    return _site(frame) if _kinds[frame.f_code.co_filename] == _APPLICATION else None
 
 
 def call_site_in(traceback: TracebackType) -> CallSite | None:
@@ -135,8 +149,11 @@ def _current_greenlet() -> Any:
 
 
 def _kind(filename: str) -> int:
+    if filename.endswith(_OUTERMOST):
+        return _END
     if filename.startswith(("<", _PACKAGE)):
         return _SKIP
+    filename = os.path.abspath(filename)  # of a script that was started by a relative path
     for marker in _INSTALLED:
         _, found, inside = filename.rpartition(marker)
         if found:

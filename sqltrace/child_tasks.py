@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 from asyncio import Task, all_tasks
 from collections.abc import Iterator
-from types import CodeType
+from types import CodeType, FrameType
 from typing import Any, Final
 
+from sqltrace.callsite import CallSite, call_site_of
 from sqltrace.collector import Collector, current
 from sqltrace.loop_log import LoopLog
 
@@ -48,13 +49,34 @@ def waits_for_own(awaited: Any, suspended: Any, collector: Collector, log: LoopL
     return _has_tasks(collector, log, left)
 
 
+def site_awaiting(suspended: Any) -> CallSite | None:
+    """
+    The application's line at which a task waits for what it has started itself: there a statement comes from that runs
+    in a task without any line of the application, as of ``asyncio.gather(session.scalar(…), …)``.
+    """
+    site, waits = None, False
+    for frame in _suspended_frames(suspended):
+        name = frame.f_code.co_qualname
+        if name == "BaseHTTPMiddleware.__call__":
+            return None  # all of the application is in that task
+        own = call_site_of(frame)
+        site, waits = own or site, waits or own is not None
+        if own is None and name not in _WAITS_FOR_OWN:
+            waits = False
+    return site if waits else None
+
+
 def _suspended_codes(suspended: Any) -> Iterator[CodeType]:
     """The code of what awaits what, from the outermost to where it is no longer told."""
+    return (frame.f_code for frame in _suspended_frames(suspended))
+
+
+def _suspended_frames(suspended: Any) -> Iterator[FrameType]:
     while suspended is not None:
         for kind, awaits in (("cr", "cr_await"), ("gi", "gi_yieldfrom"), ("ag", "ag_await")):
-            code = getattr(suspended, f"{kind}_code", None)
-            if code is not None:
-                yield code
+            frame = getattr(suspended, f"{kind}_frame", None)
+            if frame is not None:
+                yield frame
                 suspended = getattr(suspended, awaits)
                 break
         else:

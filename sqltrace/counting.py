@@ -27,8 +27,8 @@ def add_measured(group: Group, execution: Execution) -> int | None:
     elapsed, rows = execution.ended - execution.started + execution.fetch, execution.rows
     group.total += elapsed / _SECOND
     elapsed -= execution.loop_wait or 0
-    if elapsed > group._longest:  # noqa: PLR1730 - max() takes four times as long, for every statement
-        group._longest = elapsed
+    if elapsed > group._longest:
+        group._longest, group.longest_at = elapsed, execution.call_site
     if rows is not None:
         group.rows = (group.rows or 0) + rows
     if execution.objects:
@@ -43,6 +43,7 @@ def add_measured(group: Group, execution: Execution) -> int | None:
             group.entities[name] = group.entities.get(name, 0) + count
     if execution.failure is not None:
         group.failed += 1
+        group.failed_at = group.failed_at or execution.call_site
     return rows
 
 
@@ -53,7 +54,9 @@ def add_more(group: Group, execution: Execution, seen: Seen) -> tuple[int, bool]
     Each number is read once: another thread may be reading rows.
     """
     fetch, objects, rows, roots = execution.fetch, execution.objects, execution.rows, execution.roots
-    group._longest = max(group._longest, execution.ended - execution.started + fetch - (execution.loop_wait or 0))
+    elapsed = execution.ended - execution.started + fetch - (execution.loop_wait or 0)
+    if elapsed > group._longest:
+        group._longest, group.longest_at = elapsed, execution.call_site
     group.total += (fetch - seen.fetch) / _SECOND
     group.objects += (objects - seen.objects) / _SECOND
     more_rows = 0
@@ -66,7 +69,9 @@ def add_more(group: Group, execution: Execution, seen: Seen) -> tuple[int, bool]
     if execution.entities:
         _add_entities(group, execution.entities, seen.entities)
     failed = execution.failure is not None and not seen.failed
-    group.failed += failed
+    if failed:
+        group.failed += 1
+        group.failed_at = group.failed_at or execution.call_site
     seen.fetch, seen.objects, seen.failed = fetch, objects, seen.failed or failed
     return more_rows, failed
 

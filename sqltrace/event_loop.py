@@ -55,6 +55,7 @@ class LoopShare:
         longest: The longest of these.
         began: Of the step that is running; 0 while the task is suspended.
         left: End of the step before that.
+        suspended: What the task runs: where it waits, if something runs that it waits for.
         suspensions: The latest stretches of a millisecond or more in which the task was suspended: start and end.
         late: Stretches for which the task may have waited before the running step. Not marked yet.
         thread: Identity of the loop's thread; 0 before and after.
@@ -63,7 +64,7 @@ class LoopShare:
 
     __slots__ = (
         "_estimates", "_waited_for", "began", "collector", "held", "label", "late", "left", "log", "longest",
-        "name_route", "observed", "responded", "suspensions", "thread",
+        "name_route", "observed", "responded", "suspended", "suspensions", "thread",
     )  # fmt: skip
 
     def __init__(self, collector: Collector, name_route: Callable[[], None] | None = None) -> None:
@@ -74,6 +75,7 @@ class LoopShare:
         self.observed = self.responded = False
         self.held = self.longest = self.began = self.left = self.thread = 0
         self.late: list[tuple[int, int]] = []
+        self.suspended: Any = None
         self.suspensions: deque[tuple[int, int]] = deque(maxlen=_MAX_SUSPENSIONS)
         self._waited_for: dict[Label, int] = {}
         self._estimates: deque[tuple[int, int]] = deque(maxlen=8)
@@ -261,11 +263,14 @@ async def _wait_for(something: Any) -> Any:
 
 
 @coroutine
-def stepped(awaitable: Awaitable[Any], share: LoopShare) -> Generator[Any, Any, Any]:
+def stepped(awaitable: Awaitable[Any], share: LoopShare, *, within: bool = False) -> Generator[Any, Any, Any]:
     """
     Await, and note each step in the share. All else passes unchanged: values, exceptions, closing, the current task.
 
     On any event loop, asyncio's or not.
+
+    Args:
+        within: In another task, while the request's own waits for it.
     """
     inner: Any = awaitable
     if not hasattr(inner, "send"):
@@ -275,14 +280,16 @@ def stepped(awaitable: Awaitable[Any], share: LoopShare) -> Generator[Any, Any, 
         if not hasattr(inner, "send"):
             return (yield from inner)
     clock = share.collector.clock
-    log = share.enter()
+    log = share.log if within else share.enter()
+    outer, share.suspended = share.suspended, inner
     value = error = awaited = None
-    left = clock()
+    if not within:
+        share.left = clock()
     try:
         while True:
             began = share.began = clock()
-            if began - left > HOLD and log is not None:
-                share.resume(log, left, began, awaited, inner)
+            if began - share.left > HOLD and log is not None:
+                share.resume(log, share.left, began, awaited, inner)
             awaited = None  # a future may hold its result, which the application wants to let go of
             try:
                 if error is None:
@@ -294,8 +301,7 @@ def stepped(awaitable: Awaitable[Any], share: LoopShare) -> Generator[Any, Any, 
                 return stop.value
             finally:
                 value = None  # a traceback holds this frame
-                left = clock()
-                share.suspend(log, began, left)
+                share.suspend(log, began, clock())
             if log is not None and log.beat is None:
                 log.watch()
             try:
@@ -306,4 +312,6 @@ def stepped(awaitable: Awaitable[Any], share: LoopShare) -> Generator[Any, Any, 
             except BaseException as raised:
                 error = raised
     finally:
-        share.leave()
+        share.suspended = outer if share.log is not None else None  # a task inside may outlive the request
+        if not within:
+            share.leave()

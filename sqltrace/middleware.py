@@ -19,6 +19,7 @@ from sqltrace.collector import Clock
 from sqltrace.event_loop import stepped
 from sqltrace.faults import report_fault
 from sqltrace.findings import Rule
+from sqltrace.inner_tasks import observe_inner_tasks
 from sqltrace.options import (
     checked_engines,
     checked_exclude,
@@ -101,6 +102,7 @@ class SQLTraceMiddleware:
             "max_sql_length": checked_size("max_sql_length", max_sql_length),
         }
         instrument(*recorded)
+        self._observed = _guarded("observing the event loop", observe_inner_tasks, app)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = self._begin(scope, receive, send)
@@ -122,6 +124,8 @@ class SQLTraceMiddleware:
         if scope.get("type") not in ("http", "websocket") or _SCOPE_KEY in scope or self._excludes(scope):
             return None
         try:
+            if self._observed is False:
+                self._observed = _guarded("observing the event loop", observe_inner_tasks, self.app)
             record = self._new_record(scope)
             exchange = _Exchange(record, self._sinks, scope, receive, send)
             exchange.start(self._starters, self.app)
@@ -215,7 +219,7 @@ class _Exchange:
         kind = message["type"]
         if kind in ("http.response.start", "websocket.http.response.start"):
             self._trailers = bool(message.get("trailers"))
-            _begin_response(record, int(message["status"]))  # often an http.HTTPStatus
+            _begin_response(record, int(message["status"]), message.get("headers") or ())  # often an http.HTTPStatus
         elif kind == "websocket.accept":
             _begin_response(record, 101)
         elif kind == "websocket.close":
@@ -298,9 +302,10 @@ class _Exchange:
                 report_fault(f"{type(sink).__name__}.{moment}()", fault)
 
 
-def _begin_response(record: RequestRecord, status: int) -> None:
+def _begin_response(record: RequestRecord, status: int, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
     if record.status is None:
         record.status = status
+        record.event_stream = any(value.startswith(b"text/event-stream") for _, value in headers)
         record.time_to_first_byte = record.recording.duration
 
 

@@ -46,6 +46,8 @@ class RequestRecord:
 
         time_to_first_byte: Seconds until the response began; `None` if it never did.
 
+        event_stream: Whether it was a stream of server-sent events, which is meant to live.
+
         trace_id: Of the OpenTelemetry span the request came in with, else of the one its response went out in. Hex.
 
         rules: That make the findings; `None` for `sqltrace.findings.default_rules`. Not part of the data.
@@ -62,6 +64,7 @@ class RequestRecord:
     outcome: Outcome = "ok"
     error_type: str | None = None
     time_to_first_byte: float | None = None
+    event_stream: bool = False
     client_address: str | None = None
     trace_id: str | None = None
     span_id: str | None = None

@@ -42,6 +42,8 @@ class Samples:
         """The call site that most of the `count` came from, and about how many; `None` where none is known."""
         if not self._sites:
             return None
+        if len(self._sites) == 1:
+            return self._sites[0][1], count
         counts: dict[int, int] = {}
         sites: dict[int, CallSite] = {}
         ends = [number for number, _ in self._sites[1:]] + [count + 1]
@@ -51,6 +53,12 @@ class Samples:
             counts[identity] = counts.get(identity, 0) + end - number
         most = max(counts, key=counts.__getitem__)
         return sites[most], counts[most]
+
+    @property
+    def only_site(self) -> CallSite | None:
+        """Where all came from of which the call site is known; `None` where there are several."""
+        sites = {id(site) for _, site in self._sites}
+        return self._sites[0][1] if len(sites) == 1 else None
 
     @property
     def equal(self) -> int:

@@ -168,7 +168,8 @@ class Group:
         on_loop: How many ran synchronously on an event loop.
         is_async: Whether an asynchronous driver ran them.
         call_site: Of the first of them that has one.
-        parents: Likewise.
+        longest_at, failed_at: Of the longest, and of the first that failed; `None` where that was not taken.
+        parents: As `call_site`.
         samples: What is noted of some of them only.
         ended: Reading of the clock at the end of the last beyond `max_statements`; `None` where all were kept.
     """
@@ -189,6 +190,8 @@ class Group:
     on_loop: int = 0
     _longest: int = 0
     call_site: CallSite | None = None
+    longest_at: CallSite | None = None
+    failed_at: CallSite | None = None
     parameters: str | None = None
     origin: Origin = QUERY
     parents: Parents | None = None
@@ -201,6 +204,14 @@ class Group:
     def max(self) -> float:
         """Seconds, the longest."""
         return self._longest / 1_000_000_000
+
+    @property
+    def site(self) -> CallSite | None:
+        """The line that one of them spent most of the time for; else the line that most of them came from."""
+        if self.longest_at is not None and 2 * self.max > self.total:
+            return self.longest_at
+        busiest = self.samples.busiest(self.count)
+        return busiest[0] if busiest is not None else self.call_site
 
 
 _SYSTEMS = {

@@ -209,8 +209,8 @@ class Tally:
                 continue
             elapsed = execution.ended - started + execution.fetch
             group.total += elapsed / _SECOND
-            if elapsed > group._longest:  # noqa: PLR1730 - max() takes four times as long, for every statement
-                group._longest = elapsed
+            if elapsed > group._longest:
+                group._longest, group.longest_at = elapsed, None  # with a call site it has more to count
             if execution.rows is not None:
                 rows += execution.rows
                 group.rows = (group.rows or 0) + execution.rows

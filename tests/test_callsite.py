@@ -4,17 +4,33 @@ import sys
 import sysconfig
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
+import trio
 from jinja2 import Environment, FileSystemLoader
 from sqlalchemy import create_engine, text
-from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from sqlalchemy.pool import StaticPool
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
 
 import sqltrace
 from sqltrace import callsite
-from sqltrace.callsite import CallSite, find_call_site, shorten
+from sqltrace.callsite import CallSite, call_site_in, find_call_site, shorten
+from tests.loops import RUNNERS, get, observed, respond
 
 HERE = __file__
+
+
+def trio_run(coroutine):
+    async def main():
+        return await coroutine
+
+    return trio.run(main)
 
 
 def line_of(marker):
@@ -73,6 +89,25 @@ def test_installed_application_is_second_best(tmp_path, monkeypatch):
 
     assert site.function == "list_items"
     assert site.file.endswith(os.path.join("shop", "api.py"))
+
+
+def test_innermost_of_installed_applications_is_the_answer(tmp_path, monkeypatch):
+    inner = load(tmp_path / "site-packages" / "shop" / "dao.py", "def load_items():\n    return find()\n")
+    outer = load(tmp_path / "site-packages" / "shop" / "api.py", "def list_items(dao):\n    return dao()\n")
+    monkeypatch.setitem(callsite._kinds, HERE, callsite._SKIP)
+    monkeypatch.setattr(callsite, "_FRAMES", range(3))
+
+    assert outer["list_items"](inner["load_items"]).function == "load_items"
+
+
+def test_installed_application_in_a_traceback_is_second_best(tmp_path, monkeypatch):
+    application = load(tmp_path / "site-packages" / "shop" / "api.py", "def list_items():\n    raise KeyError\n")
+    monkeypatch.setitem(callsite._kinds, HERE, callsite._SKIP)
+
+    with pytest.raises(KeyError) as raised:
+        application["list_items"]()
+
+    assert call_site_in(raised.value.__traceback__).function == "list_items"
 
 
 def test_virtual_environment_inside_the_project_is_no_application(tmp_path):
@@ -163,3 +198,113 @@ def test_line_of_a_template_is_that_of_its_own_text(tmp_path):
     )
 
     assert f"<li>{shorten(str(page))}:4 in root</li>" in text
+
+
+# Statements without a line of the application above them
+
+
+FRAMEWORK = """
+async def respond(scope, receive, send):
+    with engine.connect() as connection:
+        connection.execute(statement)
+    await finish(send)
+"""
+
+
+@pytest.mark.parametrize("start", [*RUNNERS, pytest.param(trio_run, id="trio")])
+def test_line_that_starts_the_server_is_never_the_answer(start, tmp_path, memory_engine):
+    framework = load(tmp_path / "site-packages" / "fastapi" / "routing.py", FRAMEWORK)
+    framework |= {"engine": memory_engine, "statement": text("SELECT 1"), "finish": respond}
+    app, records = observed(framework["respond"])
+
+    start(get(app, "/"))
+
+    assert [statement.call_site for statement in records["/"].statements] == [None]
+
+
+@pytest.mark.parametrize("start", RUNNERS)
+def test_line_that_starts_the_event_loop_is_not_the_answer_for_its_tasks(start, tmp_path, memory_engine):
+    library = load(
+        tmp_path / "site-packages" / "starlette" / "concurrency.py",
+        "async def work():\n    with engine.connect() as connection:\n        connection.execute(statement)\n",
+    )
+    library |= {"engine": memory_engine, "statement": text("SELECT 1")}
+
+    async def main():
+        with sqltrace.record() as recording:
+            await asyncio.create_task(library["work"]())
+        return recording.statements
+
+    assert [statement.call_site for statement in start(main())] == [None]
+
+
+@pytest.mark.parametrize("way", ["gather", "wait_for", "task", "group"])
+def test_session_that_runs_in_a_task_of_its_own_is_told_where_that_is_awaited(way):
+    async def app(scope, receive, send):
+        engine = create_async_engine("sqlite+aiosqlite://", poolclass=StaticPool)
+        session, statement = AsyncSession(engine), text("SELECT 1")
+        if way == "gather":
+            await asyncio.gather(session.execute(statement))  # gather
+        elif way == "wait_for":
+            await asyncio.wait_for(session.execute(statement), 30)  # wait_for
+        elif way == "task":
+            await asyncio.create_task(session.execute(statement))  # task
+        else:
+            async with asyncio.TaskGroup() as group:  # group
+                group.create_task(session.execute(statement))
+        await session.close()
+        await engine.dispose()
+        await respond(send)
+
+    observer, records = observed(app)
+    asyncio.run(get(observer, "/"))
+
+    [statement] = records["/"].statements
+    assert (statement.call_site.file, statement.call_site.line) == (HERE, line_of(way))
+
+
+def test_task_that_nobody_awaits_has_no_call_site():
+    async def app(scope, receive, send):
+        engine = create_async_engine("sqlite+aiosqlite://", poolclass=StaticPool)
+        session = AsyncSession(engine)
+        task = asyncio.create_task(session.execute(text("SELECT 1")))
+        while not task.done():
+            await asyncio.sleep(0)
+        await session.close()
+        await engine.dispose()
+        await respond(send)
+
+    observer, records = observed(app)
+    asyncio.run(get(observer, "/"))
+
+    assert [statement.call_site for statement in records["/"].statements] == [None]
+
+
+def test_session_in_a_task_below_http_middleware_is_not_told_at_that_middleware():
+    async def endpoint(request):
+        engine = create_async_engine("sqlite+aiosqlite://", poolclass=StaticPool)
+        session = AsyncSession(engine)
+        await asyncio.gather(session.execute(text("SELECT 1")))
+        await session.close()
+        await engine.dispose()
+        return PlainTextResponse("ok")
+
+    async def dispatch(request, call_next):
+        return await call_next(request)
+
+    app = Starlette(routes=[Route("/", endpoint)], middleware=[Middleware(BaseHTTPMiddleware, dispatch=dispatch)])
+    observer, records = observed(app)
+    asyncio.run(get(observer, "/"))
+
+    assert [statement.call_site for statement in records["/"].statements] == [None]
+
+
+def test_script_that_was_started_by_a_relative_path_is_known_as_what_it_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    starter = load(Path("venv", "lib", "site-packages", "gunicorn", "app.py"), "def start():\n    return find()\n")
+    monkeypatch.setattr(callsite, "_LIBRARIES", (str(tmp_path / "bin") + os.sep,))
+    script = load(Path("bin", "gunicorn"), "def run(start):\n    return start()\n")
+    monkeypatch.setitem(callsite._kinds, HERE, callsite._SKIP)
+    monkeypatch.setattr(callsite, "_FRAMES", range(3))
+
+    assert script["run"](starter["start"]) is None

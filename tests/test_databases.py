@@ -281,6 +281,20 @@ def test_transaction_and_savepoint_end_as_they_do_unrecorded(database):
     ]
 
 
+def test_savepoints_are_one_group_for_each_thing_that_is_done_with_them(database):
+    def work(connection):
+        for number in range(12):
+            savepoint = connection.begin_nested()
+            savepoint.commit() if number % 2 else savepoint.rollback()
+
+    with sqltrace.record(max_statements=5) as recording:
+        database.run(work)
+
+    assert {group.summary: group.count for group in recording.groups} == {"SAVEPOINT": 12, "RELEASE": 6, "ROLLBACK": 6}
+    assert len({statement.fingerprint for statement in recording.statements}) == 3
+    assert sqltrace.diagnose(recording) == []
+
+
 def test_engines_option_keeps_the_statements_of_those_engines_only(database):
     wanted, other = database.engine, database.new_engine()
     database.run(lambda connection: None, other)

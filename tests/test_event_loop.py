@@ -418,6 +418,7 @@ class TestLoopWait:
         assert line["time.loop_wait_estimated"] is True
         assert line["loop.waited_for"][0]["name"] == "GET /guilty/{number}"
         assert line["loop.held_ms"] < 50 < line["time.loop_wait_ms"]
+        assert line["loop.longest_hold_ms"] < line["loop.held_ms"]  # there were two steps
         printed = sqltrace.sinks.ReadableRenderer(colors=False)(None, "", line)
         assert "held by GET /guilty/{number} (" in printed
         assert " ms loop wait + " in printed
@@ -583,6 +584,35 @@ class TestLoopWait:
         account = records["/threaded/1"].time_account
         assert account.loop_wait == pytest.approx(0.08, abs=0.04)  # not 0.2: SQL ran for 0.15
         assert account.database == pytest.approx(0.15, abs=0.04)
+
+    def test_statement_of_a_driver_without_a_socket_has_its_part_of_it(self, run, tmp_path):
+        engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path}/wait.db")
+        begun = asyncio.Event()
+
+        async def innocent(request):
+            async with engine.connect() as connection:
+                raw = await connection.get_raw_connection()
+                await raw.driver_connection.create_function("wait", 0, lambda: block(0.03))
+                begun.set()
+                await connection.execute(text("SELECT wait()"))
+            return ok()
+
+        async def guilty(request):
+            await begun.wait()
+            await asyncio.sleep(0.01)
+            block(0.2)
+            return ok()
+
+        app, records = routes(guilty=guilty, innocent=innocent)
+
+        async def main():
+            await asyncio.gather(get(app, "/innocent/1"), get(app, "/guilty/1"))
+            await engine.dispose()
+
+        run(main())
+        [statement] = records["/innocent/1"].statements
+        assert statement.loop_wait > 0.15
+        assert statement.execute < 0.1
 
     def test_inner_recording_has_it_too(self, run):
         async def guilty(request):

@@ -1,9 +1,10 @@
 """Legitimate ways to load, among them those that other tools complain about: nothing is told."""
 
 import pytest
-from sqlalchemy import delete, func, insert, select, text, update
+from sqlalchemy import create_engine, delete, func, insert, select, text, update
 from sqlalchemy.orm import contains_eager, defaultload, joinedload, selectinload, subqueryload, undefer
 
+import sqltrace
 from tests.scenarios import RECORDERS, Scenarios, authors, check
 
 SCENARIOS = Scenarios()
@@ -271,3 +272,43 @@ def no_statement_at_all(session, shelf):
 @pytest.mark.parametrize("case", SCENARIOS)
 def test_nothing_is_told(case, record, no_faults):
     check(case, record)
+
+
+def test_pages_in_the_words_of_the_standard_are_no_n_plus_one(postgres_url):
+    engine = create_engine(postgres_url)
+    with engine.connect() as connection:
+        connection.execute(text("CREATE TEMPORARY TABLE numbers AS SELECT generate_series(1, 300) AS n"))
+        with sqltrace.record() as recording:
+            for last in range(0, 240, 20):
+                page = text("SELECT n FROM numbers WHERE n > :last ORDER BY n FETCH FIRST 20 ROWS ONLY")
+                connection.execute(page, {"last": last}).all()
+    engine.dispose()
+
+    assert [(group.count, group.rows) for group in recording.groups] == [(12, 240)]
+    assert sqltrace.diagnose(recording) == []
+
+
+def test_row_that_is_locked_again_is_no_repeated_statement(postgres_url):
+    engine = create_engine(postgres_url)
+    with engine.connect() as connection:
+        connection.execute(text("CREATE TEMPORARY TABLE numbers AS SELECT generate_series(1, 3) AS n"))
+        connection.commit()
+        with sqltrace.record() as recording:
+            for _ in range(5):
+                connection.execute(text("SELECT n FROM numbers WHERE n = :n FOR UPDATE"), {"n": 1}).all()
+                connection.commit()
+    engine.dispose()
+
+    assert recording.statement_count == 5
+    assert sqltrace.diagnose(recording) == []
+
+
+def test_minus_one_and_minus_two_are_different_parameters(memory_engine):
+    """Which Python's `hash` takes for the same."""
+    with memory_engine.begin() as connection:
+        connection.execute(text("CREATE TABLE folders (parent INTEGER)"))
+    with sqltrace.record() as recording, memory_engine.connect() as connection:
+        for number in (-1, -2, -1, -2):
+            connection.execute(text("SELECT parent FROM folders WHERE parent = :number"), {"number": number}).all()
+
+    assert sqltrace.diagnose(recording) == []

@@ -9,7 +9,7 @@ from sqlalchemy.orm import joinedload
 
 import sqltrace
 from sqltrace.capture import objects
-from sqltrace.findings import eager_join
+from sqltrace.findings import eager_join, row_fan_out
 from tests import shelf as shelves
 from tests.scenarios import RECORDERS, Scenarios, authors, check
 
@@ -80,3 +80,24 @@ def test_eager_join_is_told_where_nobody_knows_the_time_of_its_objects(monkeypat
     [finding] = sqltrace.diagnose(recording, [partial(eager_join, tables=2, values=1)])
 
     assert re.search(r"; \d+ values came with them, [\d.]+ ms in the database\.$", finding.message)
+
+
+def test_joins_that_the_query_itself_wants_are_no_eager_joins():
+    def work(session, shelf):
+        authors(session, shelf, joinedload(shelf.Author.books), joinedload(shelf.Author.publisher))
+
+    recording = shelves.record_sync(work, shelves.mapping())
+
+    assert len(recording.groups[0].widening.joins) == 2
+    assert sqltrace.diagnose(recording, [partial(eager_join, tables=1, values=1)]) == []
+
+
+def test_values_that_were_sent_again_are_those_of_the_parents_in_all_rows_but_the_first():
+    recording = shelves.record_sync(authors, shelves.mapping(books="joined"))
+
+    [group] = recording.groups
+    [finding] = sqltrace.diagnose(recording, [partial(row_fan_out, rows=1, ratio=1.0, values=1)])
+
+    again = (group.rows - group.roots) * group.widening.asked_columns
+    assert again > 0
+    assert f" sent {again:,} values again and again" in finding.message

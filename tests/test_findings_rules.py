@@ -7,17 +7,19 @@ from contextlib import contextmanager
 import pytest
 from fastapi import FastAPI
 from pydantic import BaseModel
-from sqlalchemy import create_engine, event, exc, select, text
+from sqlalchemy import column, create_engine, event, exc, select, table, text
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from sqlalchemy.pool import QueuePool, StaticPool
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
+from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
 import sqltrace
+from sqltrace.collector import mark, mark_estimate
 from sqltrace.findings import idle_in_transaction, pool_wait, slow_statement
 from sqltrace.recording import Recording
 from tests import shelf as shelves
@@ -164,6 +166,20 @@ def test_poll_is_no_repeated_statement(clock, engine, pause, found):
     assert kinds(recording) == found
 
 
+def test_repeated_statement_costs_what_all_but_the_first_took(clock, engine):
+    with engine.begin() as connection:
+        connection.execute(text("INSERT INTO jobs DEFAULT VALUES"))
+
+    with recorded(clock) as recording, engine.connect() as connection:
+        for number in (-3, -3, -3, -3, -4, -5, -6, -7):
+            connection.execute(text("SELECT wait(0.01) FROM jobs WHERE id > :id"), {"id": number}).all()
+
+    [finding] = sqltrace.diagnose(recording)
+
+    assert finding.message == "SELECT jobs ran 4 times with the same parameters, in 40.0 ms."
+    assert finding.cost == pytest.approx(0.03)
+
+
 def test_defaults_of_the_database_that_are_fetched_one_by_one_are_told(engine):
     class Base(DeclarativeBase):
         pass
@@ -187,13 +203,76 @@ def test_defaults_of_the_database_that_are_fetched_one_by_one_are_told(engine):
     assert finding.fix == '__mapper_args__ = {"eager_defaults": True}'
 
 
-@pytest.mark.parametrize(("pause", "found"), [(0.0, ["n_plus_one"]), (0.1, [])], ids=["loop", "conversation"])
+@pytest.mark.parametrize(
+    ("pause", "found"), [(0.0, ["n_plus_one"]), (0.051, []), (0.1, [])], ids=["loop", "slow loop", "conversation"]
+)
 def test_conversation_is_no_n_plus_one(clock, engine, pause, found):
     with recorded(clock) as recording, engine.connect() as connection:
         for number in range(20):
             connection.execute(text("SELECT * FROM jobs WHERE id = :id"), {"id": number}).all()
             connection.rollback()
             clock.advance(pause)
+
+    assert kinds(recording) == found
+
+
+@pytest.mark.parametrize(("count", "found"), [(10, ["n_plus_one"]), (9, [])])
+def test_ten_queries_at_one_line_are_an_n_plus_one(clock, engine, count, found):
+    with recorded(clock) as recording, engine.connect() as connection:
+        for number in range(count):
+            connection.execute(text("SELECT * FROM jobs WHERE id = :id"), {"id": number}).all()
+
+    assert kinds(recording) == found
+
+
+@pytest.mark.parametrize(("size", "found"), [(9, ["n_plus_one"]), (10, [])])
+def test_ten_values_at_a_time_are_a_batch(clock, engine, size, found):
+    some = select(column("id")).select_from(table("jobs"))
+    with recorded(clock) as recording, engine.connect() as connection:
+        for number in range(12):
+            connection.execute(some.where(column("id").in_(range(number, number + size)))).all()
+
+    assert kinds(recording) == found
+
+
+def test_what_the_database_says_of_itself_is_no_n_plus_one(clock, engine):
+    with recorded(clock) as recording, engine.connect() as connection:
+        for number in range(12):
+            connection.execute(text("SELECT sql FROM sqlite_master WHERE name = :name"), {"name": f"t{number}"}).all()
+
+    assert kinds(recording) == []
+
+
+@pytest.mark.parametrize(
+    ("sql", "found"),
+    [
+        ("SELECT wait(0.1) FROM jobs WHERE id = 1 AND id > :id", "n_plus_one"),
+        ("SELECT wait(0.1) FROM jobs", "repeated_statement"),
+    ],
+)
+def test_loop_whose_statements_are_slow_is_no_poll(clock, engine, sql, found):
+    with engine.begin() as connection:
+        connection.execute(text("INSERT INTO jobs DEFAULT VALUES"))
+
+    with recorded(clock) as recording, engine.connect() as connection:
+        for number in range(12):
+            connection.execute(text(sql), {"id": -number} if ":id" in sql else {}).all()
+
+    assert kinds(recording) == [found]
+
+
+@pytest.mark.parametrize(
+    ("sql", "found"),
+    [("SELECT * FROM jobs WHERE id = :id", ["n_plus_one"]), ("SELECT count(*) FROM jobs", ["repeated_statement"])],
+)
+def test_loop_that_waits_for_the_event_loop_between_its_statements_is_no_poll(clock, engine, sql, found):
+    with recorded(clock) as recording, engine.connect() as connection:
+        for number in range(12):
+            connection.execute(text(sql), {"id": number} if ":id" in sql else {}).all()
+            connection.commit()
+            began = clock()
+            clock.advance(0.1)
+            mark_estimate(recording.collector, began, clock())
 
     assert kinds(recording) == found
 
@@ -206,6 +285,18 @@ def test_idle_in_transaction(clock, engine, seconds, found):
         connection.commit()
 
     assert kinds(recording) == found
+
+
+@pytest.mark.parametrize("part", ["objects", "loop_wait"])
+def test_making_objects_and_waiting_for_the_event_loop_are_no_idling(clock, engine, part):
+    with recorded(clock) as recording, engine.connect() as connection:
+        connection.execute(text("INSERT INTO jobs DEFAULT VALUES"))
+        began = clock()
+        clock.advance(0.6)
+        mark(recording.collector, None, part, began, clock())
+        connection.commit()
+
+    assert kinds(recording) == []
 
 
 def test_work_between_transactions_is_not_idle(clock, engine):
@@ -240,6 +331,20 @@ def test_synchronous_sql_on_the_loop(sink, clock, engine, seconds, found):
     if found:
         assert findings[0].message.startswith("1 synchronous statement held the event loop for 200.0 ms")
         assert "run_in_threadpool" in findings[0].fix
+
+
+def test_of_statements_that_run_here_and_there_only_those_on_the_loop_block(sink, clock, engine):
+    def wait():
+        with engine.connect() as connection:
+            connection.execute(text("SELECT wait(0.03)"))
+
+    async def endpoint(request):
+        wait()
+        for _ in range(4):
+            await run_in_threadpool(wait)
+        return JSONResponse({})
+
+    assert visit(sink, clock, endpoint) == []
 
 
 def test_synchronous_sql_in_a_thread_does_not_block(sink, clock, engine):

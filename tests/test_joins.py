@@ -488,3 +488,17 @@ def test_where_a_relationship_is_declared(engine, query, relationship, text):
     (join,) = {join.declaration for join in widening(engine, query).joins if join.relationship == relationship}
 
     assert join.find() == f"{HERE}:{line_of(text)}"
+
+
+def test_objects_asked_for_are_counted_once_however_often_somebody_looks():
+    library = mapping()
+    engine = open_library(library)
+    with sqltrace.record() as recording, Session(engine) as session:
+        result = session.execute(select(library.Author).options(joinedload(library.Author.books)))
+        assert recording.statement_count == 1
+        assert len(result.unique().all()) == 3
+        assert [recording.row_count for _ in range(3)] == [6] * 3
+    engine.dispose()
+
+    [group] = recording.groups
+    assert (group.rows, group.roots, group.entities) == (6, 3, {"Author": 3, "Book": 6})

@@ -10,7 +10,7 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.exc import OperationalError
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, StreamingResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
@@ -267,6 +267,40 @@ def test_line_goes_through_the_standard_library(app):
     assert line["logger"] == "sqltrace"
 
 
+class Asynchronous(structlog.stdlib.BoundLogger):
+    async def info(self, event, **values):
+        super().info(event, **values)
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["configured", "given"])
+@pytest.mark.parametrize("cached", [False, True], ids=["bound each time", "bound once"])
+def test_line_reaches_an_application_whose_structlog_is_asynchronous(app, capsys, no_faults, given, cached):
+    structlog.configure(
+        processors=[structlog.stdlib.add_log_level, structlog.processors.JSONRenderer()],
+        wrapper_class=structlog.stdlib.AsyncBoundLogger,
+        cache_logger_on_first_use=cached,
+    )
+    sink = sqltrace.sinks.StructlogSink(logger=structlog.get_logger("mine") if given else None)
+
+    get(app, sinks=[sink])
+    get(app, sinks=[sink])
+
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(line["url.path"], line["level"]) for line in lines] == [("/people/ada", "info")] * 2
+
+
+def test_logger_that_is_asynchronous_in_another_way_is_told_to_be_none_for_this(app, caplog):
+    structlog.configure(wrapper_class=Asynchronous)
+
+    answer = get(app)
+
+    [fault] = [record for record in caplog.records if record.name == "sqltrace"]
+    assert answer.status_code == 200
+    assert str(fault.exc_info[1]) == (
+        "structlog's logger must be synchronous, got Asynchronous.info(), which is not: give StructlogSink(logger=…) one"
+    )
+
+
 def test_values_bound_by_the_application_are_merged():
     async def application(scope, receive, send):
         with structlog.contextvars.bound_contextvars(request_id="r-1", outcome="not yours"):
@@ -299,6 +333,50 @@ def test_level_follows_outcome_and_duration(status, duration, level):
     assert lines[0]["log_level"] == level
 
 
+@pytest.mark.parametrize(("until_accepted", "level"), [(0.1, "info"), (1.0, "warning")])
+def test_websocket_is_slow_until_it_is_accepted_and_not_because_it_lives(until_accepted, level):
+    clock = Clock()
+
+    class Timed(sqltrace.SQLTraceMiddleware):
+        _clock = staticmethod(clock)
+
+    async def application(scope, receive, send):
+        clock.advance(until_accepted)
+        await send({"type": "websocket.accept"})
+        clock.advance(3_600)
+        await send({"type": "websocket.close"})
+
+    with (
+        structlog.testing.capture_logs() as lines,
+        TestClient(Timed(application, rules=[])).websocket_connect("/") as client,
+    ):
+        client.receive()
+
+    assert [(line["log_level"], line["duration_ms"]) for line in lines] == [(level, 3_600_000 + 1_000 * until_accepted)]
+
+
+@pytest.mark.parametrize(("until_begun", "level"), [(0.1, "info"), (1.0, "warning")])
+def test_event_stream_is_slow_until_it_begins_and_not_because_it_lives(until_begun, level):
+    clock = Clock()
+
+    class Timed(sqltrace.SQLTraceMiddleware):
+        _clock = staticmethod(clock)
+
+    async def events():
+        yield "data: 1\n\n"
+        clock.advance(3_600)
+        yield "data: 2\n\n"
+
+    async def application(scope, receive, send):
+        clock.advance(until_begun)
+        await StreamingResponse(events(), media_type="text/event-stream")(scope, receive, send)
+
+    with structlog.testing.capture_logs() as lines:
+        TestClient(Timed(application, rules=[])).get("/")
+
+    assert [line["log_level"] for line in lines] == [level]
+
+
 def test_unconfigured_structlog_prints_something_readable(app, capsys):
     get(app)
 
@@ -322,6 +400,14 @@ def test_top_0_tells_counts_and_times_only(app):
     ("options", "error", "message"),
     [
         ({"logger": "sqltrace"}, TypeError, "logger must be a structlog logger, got 'sqltrace'"),
+        (
+            {"logger": logging.getLogger("mine")},
+            TypeError,
+            r"logger must be a structlog logger, got <Logger mine \(\w+\)>: write structlog.wrap_logger\(…\)",
+        ),
+        ({"logger": structlog.PrintLogger()}, TypeError, r"logger must be a structlog logger, got <PrintLogger"),
+        ({"logger": structlog.BoundLogger}, TypeError, "logger must be an object, got the class BoundLogger"),
+        ({"logger": structlog.get_logger}, TypeError, "logger must be a structlog logger, got <function get_logger"),
         ({"slow": "1s"}, TypeError, "slow must be a number, got '1s'"),
         ({"slow": -1}, ValueError, "slow must be at least 0, got -1"),
         ({"slow": float("nan")}, ValueError, "slow must be at least 0, got nan"),
@@ -335,3 +421,19 @@ def test_top_0_tells_counts_and_times_only(app):
 def test_bad_options_are_refused(options, error, message):
     with pytest.raises(error, match=message):
         sqltrace.sinks.StructlogSink(**options)
+
+
+def test_line_tells_connections_and_groups_as_the_recording_does(engine):
+    with sqltrace.record() as recording, engine.connect() as connection:
+        for number in range(3):
+            connection.execute(text("SELECT :number"), {"number": number})
+            connection.commit()
+
+    line, use, [group] = log_line(RequestRecord(recording, "http", "/")), recording.connections, recording.groups
+    for name in ("wait", "held", "commit", "idle_in_transaction"):
+        assert line[f"connection.{name}_ms"] == pytest.approx(getattr(use, name) * 1_000, abs=0.001)
+    assert use.commit > 0
+    [told] = line["sql.statements"]
+    assert told["total_ms"] == pytest.approx(group.total * 1_000, abs=0.001)
+    assert told["max_ms"] == pytest.approx(group.max * 1_000, abs=0.001)
+    assert group.max < group.total

@@ -4,6 +4,7 @@ import asyncio
 import subprocess
 import sys
 import textwrap
+from contextlib import suppress
 
 import pytest
 from fastapi import FastAPI
@@ -13,6 +14,8 @@ from opentelemetry.propagate import inject
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.trace import SpanKind, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 from starlette.testclient import TestClient
 
 from sqltrace import SQLTraceMiddleware
@@ -42,6 +45,7 @@ def answer(tracing, app, scope=None, **options):
         ({"repeats": 0}, ValueError, "repeats must be at least 1, got 0"),
         ({"max_spans": 2.5}, TypeError, "max_spans must be an int, got 2.5"),
         ({"keep": float("nan")}, ValueError, "keep must be from 0 to 1, got nan"),
+        ({"url_query": "x"}, TypeError, "url_query must be True or False, got 'x'"),
         ({"literals": "x"}, TypeError, "literals must be True or False, got 'x'"),
         ({"log_line": "x"}, TypeError, "log_line must be True or False, got 'x'"),
         ({"sql_comments": "x"}, TypeError, "sql_comments must be True or False, got 'x'"),
@@ -80,7 +84,7 @@ def test_server_span_says_what_the_conventions_ask(memory_engine, tracing):
         "http.route": "/sync/{item}",
         "url.scheme": "http",
         "url.path": "/sync/5",
-        "url.query": "a=1&sig=REDACTED",
+        "url.query": "a=REDACTED&sig=REDACTED",
         "server.address": "shop.test",
         "server.port": 8080,
         "client.address": "testclient",
@@ -101,6 +105,28 @@ def test_parts_of_the_time_account_add_up_to_the_duration_of_the_span(memory_eng
 @pytest.mark.parametrize(
     ("query", "told"),
     [
+        ("email=ada@example.com&token=s3cr3t", "email=REDACTED&token=REDACTED"),
+        ("a=1&a=&b=2=3", "a=REDACTED&a=REDACTED&b=REDACTED"),
+        ("ada@example.com&a=1;b=s3cr3t", "REDACTED&a=REDACTED"),
+        ("a%5B%5D=1&&b=2", "a%5B%5D=REDACTED&&b=REDACTED"),
+    ],
+)
+def test_value_of_a_parameter_is_not_told(memory_engine, tracing, query, told):
+    TestClient(traced(plain, memory_engine, tracing.provider)).get(f"/sync/5?{query}")
+
+    assert server_span(tracing.spans()).attributes["url.query"] == told
+
+
+def test_values_of_parameters_are_told_on_request_but_for_signatures(memory_engine, tracing):
+    app = traced(plain, memory_engine, tracing.provider, url_query=True)
+    TestClient(app).get("/sync/5?email=ada&sig=s3cr3t")
+
+    assert server_span(tracing.spans()).attributes["url.query"] == "email=ada&sig=REDACTED"
+
+
+@pytest.mark.parametrize(
+    ("query", "told"),
+    [
         ("", ""),
         ("flag", "flag"),
         ("a=1&X-Amz-Signature=abc&b=", "a=1&X-Amz-Signature=REDACTED&b="),
@@ -109,7 +135,7 @@ def test_parts_of_the_time_account_add_up_to_the_duration_of_the_span(memory_eng
     ],
 )
 def test_signatures_are_taken_out_of_the_query(query, told):
-    assert redact_query(query) == told
+    assert redact_query(query, values=True) == told
 
 
 def test_unknown_method_is_told_apart(tracing):
@@ -264,12 +290,16 @@ class Case:
 
         self.app = Timed(self.answer, sinks=[OpenTelemetrySink(tracer_provider=tracing.provider, **options)])
         self.took, self.status = 0.0, 200
+        self.work, self.late = select, None
 
     async def answer(self, scope, receive, send):
-        select(self.engine)
+        self.work(self.engine)
         self.clock.advance(self.took)
         await send({**START, "status": self.status})
         await send(BODY)
+        if self.late is not None:
+            self.clock.advance(0.001)
+            self.late(self.engine)
 
     def statements(self, count=1):
         self.tracing.exporter.clear()
@@ -291,11 +321,57 @@ def test_statements_of_slow_requests_are_kept_always(memory_engine, tracing):
     assert case.statements() == 1
 
 
+def test_statements_of_a_websocket_are_not_kept_because_it_lives(memory_engine, tracing, logs):
+    async def app(scope, receive, send):
+        await send({"type": "websocket.accept"})
+        select(memory_engine)
+        clock.advance(3_600)
+        await send({"type": "websocket.close"})
+
+    class Timed(SQLTraceMiddleware):
+        _clock = clock = Clock()
+
+    clock, (provider, exporter) = Timed.clock, logs
+    otel = OpenTelemetrySink(keep=0.0, log_line=True, tracer_provider=tracing.provider, logger_provider=provider)
+    run(Timed(app, sinks=[otel], rules=[]), websocket_scope())
+
+    assert statement_spans(tracing.spans()) == []
+    assert [data.log_record.severity_text for data in exporter.get_finished_logs()] == ["INFO"]
+
+
 def test_statements_of_failed_requests_are_kept_always(memory_engine, tracing):
     case = Case(tracing, memory_engine, keep=0.0)
     case.status = 500
 
     assert case.statements() == 1
+
+
+def test_statements_of_which_one_failed_are_kept_always(memory_engine, tracing):
+    case = Case(tracing, memory_engine, keep=0.0)
+
+    def fail(engine):
+        with engine.connect() as connection, suppress(DBAPIError):
+            connection.execute(text("SELECT nothing"))
+
+    case.work = fail
+
+    assert case.statements() == 1
+
+
+def test_statements_of_a_finding_that_came_after_the_response_are_kept(memory_engine, tracing):
+    case = Case(tracing, memory_engine, keep=0.0)
+
+    def ask_in_a_loop(engine):
+        with engine.connect() as connection:
+            for number in range(12):
+                connection.execute(text("SELECT * FROM (SELECT 1 AS id) WHERE id = :id"), {"id": number}).all()
+
+    case.late = ask_in_a_loop
+
+    with tracing.provider.get_tracer("server").start_as_current_span("GET", kind=SpanKind.SERVER):
+        run(case.app, http_scope())  # before the background work, all is told to the server's span
+
+    assert statement_spans(tracing.spans())
 
 
 def test_log_line_is_sent_as_a_record_in_the_span_of_the_request(memory_engine, tracing, logs):

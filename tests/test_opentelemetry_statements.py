@@ -3,6 +3,7 @@
 import asyncio
 import threading
 import time
+from contextlib import suppress
 from contextvars import copy_context
 
 import pytest
@@ -109,6 +110,17 @@ def test_cap_keeps_the_totals(memory_engine, tracing, sink):
     ) == pytest.approx(sum(group.total for group in record.recording.groups))
 
 
+def test_cap_counts_all_of_those_that_were_compressed(memory_engine, tracing):
+    def work():
+        for _ in range(10):
+            different(memory_engine, 5)
+
+    statements = statement_spans(ask(tracing, work, repeats=1, max_spans=3))
+
+    assert len(statements) == 3
+    assert sum(span.attributes.get("sqltrace.compressed.count", 1) for span in statements) == 50
+
+
 def test_statements_that_were_not_kept_are_in_the_counts(memory_engine, tracing):
     def work():
         repeat(memory_engine, 600)
@@ -141,13 +153,16 @@ def test_statement_says_where_it_went_and_what_came_back(database, tracing):
 
 
 def test_statement_that_no_line_of_the_application_runs_has_none(memory_engine, tracing):
-    def work():
+    async def app(scope, receive, send):
         thread = threading.Thread(target=copy_context().run, args=(connection.exec_driver_sql, "SELECT 1"))
         thread.start()
         thread.join()
+        await send(START)
+        await send(BODY)
 
     with memory_engine.connect() as connection:
-        [span] = statement_spans(ask(tracing, work))
+        run(SQLTraceMiddleware(app, sinks=[OpenTelemetrySink(tracer_provider=tracing.provider)]), http_scope())
+        [span] = statement_spans(tracing.spans())
 
     assert span.attributes["db.query.summary"] == "SELECT"
     assert {name: value for name, value in span.attributes.items() if name.startswith("code.")} == {}
@@ -189,6 +204,19 @@ def test_each_failed_statement_has_a_span(memory_engine, tracing):
     spans = statement_spans(ask(tracing, work))
 
     assert [span.status.status_code for span in spans] == [StatusCode.ERROR] * 6
+
+
+def test_failures_that_have_a_span_are_not_told_again_by_the_compressed(memory_engine, tracing):
+    def work():
+        with memory_engine.connect() as connection:
+            for number in [0, *range(1, 8)]:
+                with suppress(DBAPIError):
+                    connection.execute(text("SELECT abs(:number)"), {"number": number or -(2**63)})
+
+    attributes = statement_spans(ask(tracing, work))[-1].attributes
+
+    assert attributes["sqltrace.compressed.count"] == 4
+    assert "sqltrace.compressed.failed" not in attributes
 
 
 def test_batch_is_told_as_one(database, tracing):

@@ -1,5 +1,7 @@
+import asyncio
 import contextvars
 import gc
+import sys
 import threading
 import tracemalloc
 import weakref
@@ -10,7 +12,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.pool import StaticPool
 
 import sqltrace
-from sqltrace.collector import FOLD_AT, current
+from sqltrace.collector import FOLD_AT, Execution, current
 from sqltrace.database import Database
 from sqltrace.recording import Recording
 from sqltrace.statement import CallSite, Failure, Group, Statement
@@ -116,6 +118,30 @@ def test_groups_come_most_time_first(engine, clock):
     assert [group.total for group in recording.groups] == [3.0, 2.0, 1.0]
 
 
+def test_lists_that_a_reader_changes_are_its_own(engine, clock):
+    with Opened(clock) as recording:
+        run(engine, 1)
+
+    recording.statements.clear()
+    recording.groups.clear()
+
+    assert (len(recording.statements), len(recording.groups)) == (1, 1)
+
+
+def test_only_statements_of_the_response_count_as_on_the_loop(engine, clock):
+    async def main():
+        with Opened(clock) as recording:
+            run(engine, 1)
+            recording.end_response()
+            clock.advance(1)
+            run(engine, 1, 1)
+        return recording
+
+    recording = asyncio.run(main())
+
+    assert (recording.on_loop_count, recording.after_response_count) == (1, 2)
+
+
 def test_duration_ends_with_the_response_and_the_rest_is_after_it(engine, clock):
     with Opened(clock) as recording:
         run(engine, 1)
@@ -172,6 +198,15 @@ def test_counts_stay_exact_beyond_the_statements_that_are_kept(engine, clock):
     assert recording.groups[0].total == recording.time_account.database == 2 * FOLD_AT + 7
 
 
+def test_group_knows_when_the_last_of_those_that_are_not_kept_ended(engine, clock):
+    with Opened(clock, max_statements=1) as recording:
+        run(engine, 1, 1, 1)
+        last = clock.now
+        clock.advance(1)
+
+    assert recording.groups[0].ended == last
+
+
 def test_groups_are_bounded_and_the_others_counted_together(engine, clock):
     with Opened(clock, max_statements=3) as recording:
         for number in range(10):
@@ -189,6 +224,16 @@ def test_literals_in_the_text_do_not_fill_the_memory(engine, clock):
 
     assert [group.count for group in recording.groups] == [3_000]
     assert len(recording._tally._known["response"]) <= 2_048
+
+
+def test_call_sites_are_looked_for_in_few_of_the_texts(engine, clock):
+    with Opened(clock, max_statements=20) as recording, engine.connect() as connection:
+        for number in range(100):
+            connection.exec_driver_sql(f"SELECT {number} AS column_{number}").all()
+
+        assert len(recording.collector.sites_taken) <= 20
+
+    assert recording.statement_count == 100
 
 
 def test_equal_parameters_are_looked_for_in_few_of_the_texts_of_a_group(engine, clock):
@@ -330,6 +375,31 @@ def test_recording_around_counts_many_statements_as_they_come(engine, clock):
     assert outer.groups[0].total == inner.groups[0].total == FOLD_AT + 10
 
 
+def test_recording_that_is_left_out_of_turn_does_not_take_the_place_of_another(engine, clock):
+    first, second = Recording("first", clock=clock), Recording("second", clock=clock)
+    before = first.open()
+    between = second.open()
+    first.end()
+    first.leave(before)
+
+    assert sqltrace.current_recording() is second
+
+    run(engine, 1)
+    second.end()
+    second.leave(between)
+    current.set(before)
+    assert second.statement_count == 1
+
+
+def test_group_has_the_call_site_of_the_first_that_has_one(engine, clock):
+    with Opened(clock) as recording, engine.connect() as connection:
+        connection.execute(text("SELECT spend(1)")).all()
+        first = sys._getframe().f_lineno - 1
+        connection.execute(text("SELECT spend(1)")).all()
+
+    assert recording.groups[0].call_site.line == first
+
+
 def test_context_that_runs_on_does_not_keep_the_recording_alive(clock):
     recording = Recording(clock=clock)
     outer = recording.open()
@@ -392,6 +462,18 @@ def test_answers_at_one_moment_agree_and_time_goes_on_after_it():
     assert recording.time_account is not account
 
 
+def test_moment_that_an_exception_leaves_is_over(engine, clock):
+    with Opened(clock) as recording:
+        with pytest.raises(KeyboardInterrupt), recording.at_one_moment():
+            assert (recording.duration, recording.groups) == (0.0, [])
+            raise KeyboardInterrupt
+        run(engine, 1)
+
+        assert (recording.duration, len(recording.groups)) == (1.0, 1)
+
+    assert len(recording.groups) == 1
+
+
 def test_recording_that_ends_within_a_moment_keeps_its_answers():
     readings = iter(range(0, 10_000_000_000, 1_000_000))
     recording = Recording(clock=lambda: next(readings))
@@ -415,3 +497,30 @@ def test_fetch_is_counted_once_in_each_of_two_recordings_that_look_while_rows_ar
     [statement] = outer.statements
     assert inner.time_account.database == pytest.approx(statement.duration)
     assert outer.time_account.database == pytest.approx(statement.duration)
+
+
+def test_fetch_between_the_looks_of_two_recordings_is_counted_once_in_its_place(engine, clock):
+    with Opened(clock) as outer, engine.connect() as connection, Opened(clock) as inner:
+        result = connection.execute(text("SELECT spend(0.00001) FROM (VALUES (1), (2), (3), (4))"))
+        result.fetchone()
+        assert inner.row_count >= 1
+        result.fetchone()
+        assert outer.row_count >= 2
+        clock.advance(1)
+        result.all()
+
+    [statement] = outer.statements
+    assert inner.time_account.database == pytest.approx(statement.duration)
+    assert outer.time_account.database == pytest.approx(statement.duration)
+
+
+def test_results_left_open_do_not_fill_the_memory(engine, clock):
+    with Opened(clock, max_statements=1) as recording, engine.connect() as connection:
+        left_open = [connection.execute(text("SELECT 1 UNION SELECT 2")) for _ in range(3 * FOLD_AT)]
+        recording.fold()
+        assert len(recording._tally._unsettled) <= 256
+        del left_open
+
+    gc.collect()
+    mine = [one for one in gc.get_objects() if isinstance(one, Execution) and one.collector is recording.collector]
+    assert len(mine) == 1

@@ -106,6 +106,38 @@ def test_query_of_20_ms_beside_a_request_that_blocks_200(run, driver):
 
 
 @pytest.mark.parametrize("driver", OVER_TCP)
+def test_group_tells_the_time_of_the_database_and_the_wait_for_the_loop_apart(run, driver):
+    query = sleep(driver, 0.02)
+
+    async def work(connection):
+        (await connection.execute(query)).all()
+
+    inner, _, _ = measure(run, driver, work, prepare=query)
+
+    [statement], [group] = inner.statements, inner.groups
+    assert statement.loop_wait > 0.1
+    assert group.loop_wait == pytest.approx(statement.loop_wait)
+    assert (group.total, group.max) == (pytest.approx(statement.duration), pytest.approx(statement.duration))
+
+
+@pytest.mark.parametrize("driver", OVER_TCP)
+def test_connection_on_which_nothing_came_in_was_not_the_one_that_was_waited_for(run, driver):
+    async def main():
+        engine = create_async_engine(url_of(driver))
+        async with engine.connect() as connection:
+            await connection.execute(text("SELECT 1"))
+            await asyncio.sleep(0.05)
+            with sqltrace.record() as recording:
+                ended = recording.collector.clock()
+                proxy = await connection.get_raw_connection()
+                wait = replies.loop_wait(recording.collector, proxy, engine.dialect, ended - 20_000_000, ended, 0)
+        await engine.dispose()
+        return wait
+
+    assert run(main()) is None
+
+
+@pytest.mark.parametrize("driver", OVER_TCP)
 def test_reply_that_comes_after_the_block_was_not_waited_for(run, driver):
     query = sleep(driver, 0.2)
 

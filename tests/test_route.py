@@ -349,6 +349,18 @@ def test_mounts_that_nobody_can_find_are_told_by_their_parameters():
     assert route_template(scope) == "/users/{user}/items/{item}"
 
 
+def test_parameter_that_is_empty_stands_for_nothing_on_the_way():
+    scope = http_scope(
+        "/users/5/",
+        root_path="/users/5",
+        app_root_path="",
+        path_params={"user": 5, "rest": ""},
+        route=Route("/{rest:path}", page),
+    )
+
+    assert route_template(scope) == "/users/{user}/{rest}"
+
+
 class Hostile:
     """A route object of an application, made to raise wherever it is touched."""
 

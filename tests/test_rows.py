@@ -374,6 +374,19 @@ def test_rows_of_a_result_that_is_read_while_many_others_stay_open_are_counted(e
     assert sorted((group.count, group.rows) for group in recording.groups) == [(1, 1_500), (1_500, 1_500)]
 
 
+def test_rows_of_a_result_that_is_read_among_many_that_stay_open_are_counted(engine):
+    with sqltrace.record() as recording, engine.connect() as connection:
+        left_open = [connection.execute(select(Author.name)) for _ in range(100)]
+        read = connection.execute(select(Author.id).limit(1_500), execution_options={"yield_per": 10})
+        for number in read.scalars():
+            left_open.append(connection.execute(select(Author.id).where(Author.id >= number)))
+            if number % 50 == 0:
+                assert recording.statement_count == len(left_open) + 1
+
+    [group] = [group for group in recording.groups if "LIMIT" in group.sql]
+    assert (group.count, group.rows) == (1, 1_500)
+
+
 @pytest.mark.parametrize("read", [list, lambda result: result.all(), lambda result: result.fetchmany(5)])
 def test_time_of_a_fetch_that_fails_reaches_the_account(engine, read):
     def fail_late(number):

@@ -13,6 +13,7 @@ from sqltrace.collector import Collector, Execution, ParentKey
 from sqltrace.declaration import Declaration
 from sqltrace.faults import logger, report_fault
 from sqltrace.origin import Origin, OriginKind
+from sqltrace.sql_text import without_number
 from sqltrace.widening import Widening
 
 _FOR_MANY = (None, False, False, False)  # the `load` of a load that SQLAlchemy says nothing about but its path
@@ -92,7 +93,7 @@ def purpose_of(context: Any) -> Purpose:
         return NOTHING
     purpose = Purpose()
     try:
-        purpose.key = compiled.string
+        purpose.key = without_number(compiled.string)
         purpose.is_async = bool(context.dialect.is_async)
         purpose.reads = rows.work() and not (context.is_crud or context.is_text or context.isddl)
         compiled._sqltrace_purpose = purpose

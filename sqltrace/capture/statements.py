@@ -9,12 +9,13 @@ from typing import Any, Final
 
 from sqlalchemy.engine.interfaces import ExecuteStyle
 
-from sqltrace.callsite import find_call_site
+from sqltrace.callsite import CallSite, find_call_site
 from sqltrace.capture import failed_loads, internals, objects, replies, rows, transactions
 from sqltrace.capture.building import building
 from sqltrace.capture.failure import describe_failure
 from sqltrace.capture.fetching import CountedFetch
 from sqltrace.capture.origin import NOTHING, Purpose, explain, purpose_of
+from sqltrace.child_tasks import site_awaiting
 from sqltrace.collector import FOLD_AT, Collector, Execution
 from sqltrace.database import note_database
 from sqltrace.faults import report_fault
@@ -26,6 +27,7 @@ SLOW_STATEMENT: Final = 100_000_000  # nanoseconds; from there on the call site 
 
 _EXECUTE: Final = ExecuteStyle.EXECUTE
 _EXECUTEMANY: Final = ExecuteStyle.EXECUTEMANY
+_NOT_SENT: Final = "sqlalchemy.exc.MissingGreenlet"
 _INSERTMANYVALUES: Final = ExecuteStyle.INSERTMANYVALUES
 _MAX_HASHED: Final = 8
 _OURS: Final = 2  # frames from `_take_sample` up to the listener
@@ -61,6 +63,8 @@ def note(
     try:
         if transactions.asking.get() is not None:
             return  # SQLAlchemy gets to know the database: that is part of connecting
+        if failure is not None and failure.type == _NOT_SENT:
+            return  # of most drivers SQLAlchemy does not get as far as here
         block = building.get()
         if block is not None:
             block.leave_out(started, ended)
@@ -87,13 +91,13 @@ def note(
             execution.rows = 0
             execution.open = True
         else:
-            execution = _special(collector, context, statement, parameters, started, ended, failure)
+            execution = _special(collector, context, statement, purpose, parameters, started, ended, failure)
         if purpose.through_orm:
             explain(execution, purpose, context)
 
         key, elapsed = execution.key, ended - started
         taken = collector.sites_taken.get(key, 0)
-        if not (taken + 1) & taken or elapsed > SLOW_STATEMENT:
+        if not (taken + 1) & taken or elapsed > SLOW_STATEMENT or failure is not None:
             _take_sample(execution, context, taken)
             execution.more = True
         else:
@@ -148,6 +152,7 @@ def _special(
     collector: Collector,
     context: Any,
     statement: str,
+    purpose: Purpose,
     parameters: Any,
     started: int,
     ended: int,
@@ -155,7 +160,7 @@ def _special(
 ) -> Execution:
     """An execution of any kind."""
     style, sql = context.execute_style, statement
-    key = _key_of(context, statement, style)
+    key = _key_of(context, statement, purpose, style)
     if len(statement) > collector.max_sql_length:
         sql, key = statement[: collector.max_sql_length], key[: collector.max_sql_length]
     counted = failure is None and rows.work()
@@ -187,28 +192,32 @@ def _pass_on(collector: Collector | None, execution: Execution) -> None:
         collector = collector.parent
 
 
-def _key_of(context: Any, statement: str, style: ExecuteStyle) -> str:
-    compiled = context.compiled
-    if compiled is None:
+def _key_of(context: Any, statement: str, purpose: Purpose, style: ExecuteStyle) -> str:
+    if purpose is NOTHING:
         return statement
-    string: str = compiled.string
+    key = purpose.key
     if style is _INSERTMANYVALUES:
-        return string if string[:12] in statement else statement
+        return key if key[:12] in statement else statement
     # A sequence or a default runs in the context of the INSERT that it is for, before that has a statement.
-    return string if statement is getattr(context, "statement", None) else statement
+    return key if statement is getattr(context, "statement", None) else statement
 
 
 def _take_sample(execution: Execution, context: Any, taken: int) -> None:
-    """What is dear to know: for the 1st, 2nd, 4th, 8th … of a kind, and for slow statements."""
+    """What is dear to know: for the 1st, 2nd, 4th, 8th … of a kind, and for slow and failed statements."""
     collector = execution.collector
     if not taken and context.compiled is None:
         note_database(execution.dialect, context.engine.url)
     sites_taken = collector.sites_taken
     if taken or len(sites_taken) < collector.max_statements:
         sites_taken[execution.key] = taken + 1
-    elif execution.ended - execution.started <= SLOW_STATEMENT:
+    elif execution.ended - execution.started <= SLOW_STATEMENT and execution.failure is None:
         return
-    execution.call_site = find_call_site(skip=_OURS)
+    execution.call_site = find_call_site(skip=_OURS) or _awaiting(collector)
+
+
+def _awaiting(collector: Collector) -> CallSite | None:
+    loop = collector.loop
+    return site_awaiting(loop.suspended) if loop is not None and not loop.began else None
 
 
 def _digest(statement: str, parameters: Any) -> int | None:
@@ -218,6 +227,6 @@ def _digest(statement: str, parameters: Any) -> int | None:
             return None
         if type(parameters) is not tuple:
             parameters = tuple(parameters.values() if isinstance(parameters, dict) else parameters)
-        return hash((statement, parameters))
+        return hash((statement, parameters, -1 in parameters))  # hash(-1) is hash(-2)
     except Exception:  # a value that has no hash: a list for an array
         return None

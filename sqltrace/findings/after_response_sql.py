@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from sqltrace.finding import Finding
-from sqltrace.findings.wording import cost, place, plural, time
+from sqltrace.findings.wording import cost, place, place_of_failed, plural, time
 from sqltrace.recording import Recording
 
 
@@ -20,6 +20,7 @@ def after_response_sql(recording: Recording, *, long: float = 1.0) -> Iterator[F
     if not failed and took < long:
         return
     worst = next((group for group in groups if group.failed), max(groups, key=cost))
+    at = place_of_failed(worst) if worst.failed else place(worst)
     count = plural(sum(group.count for group in groups), "statement")
     if failed:
         message = f"{failed:,} of {count} after the response failed, in {worst.summary}: the client was told otherwise."
@@ -30,4 +31,4 @@ def after_response_sql(recording: Recording, *, long: float = 1.0) -> Iterator[F
     else:
         message = f"{count} ran for {time(took)} after the response, most of it {worst.summary}."
         fix = "hand it to a job queue, if it need not be done in the web process"
-    yield Finding("after_response_sql", message, took, place(worst), worst.origin.relationship, fix=fix)
+    yield Finding("after_response_sql", message, took, at, worst.origin.relationship, fix=fix)

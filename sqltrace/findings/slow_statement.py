@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from sqltrace.finding import Finding
 from sqltrace.findings.widened import multiplied, repeats_parents
-from sqltrace.findings.wording import loaded_by, place, plural, subject, time
+from sqltrace.findings.wording import loaded_by, place_of_longest, plural, subject, time
 from sqltrace.recording import Recording
 from sqltrace.statement import Group
 
@@ -34,7 +34,7 @@ def slow_statement(recording: Recording, *, slow: float = 0.5) -> Iterator[Findi
                 "slow_statement",
                 f"{subject(group)} took {time(group.max)}{more}.",
                 group.total,
-                place(group),
+                place_of_longest(group),
                 group.origin.relationship,
                 loaded_by(group.parents),
                 _fix(group),

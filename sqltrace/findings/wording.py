@@ -20,7 +20,17 @@ def listed(words: list[str]) -> str:
 
 
 def place(group: Group) -> str | None:
-    return str(group.call_site) if group.call_site else None
+    site = group.site
+    return str(site) if site else None
+
+
+def place_of_longest(group: Group) -> str | None:
+    site = group.longest_at or group.samples.only_site
+    return str(site) if site else None
+
+
+def place_of_failed(group: Group) -> str | None:
+    return str(group.failed_at) if group.failed_at else place(group)
 
 
 def loaded_by(parents: Parents | None) -> str | None:

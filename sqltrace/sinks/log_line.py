@@ -8,6 +8,7 @@ from typing import Any
 
 from sqltrace.connection import PoolWait
 from sqltrace.finding import Finding
+from sqltrace.findings.wording import place
 from sqltrace.origin import QUERY, Parents
 from sqltrace.recording import Recording
 from sqltrace.request import RequestRecord
@@ -75,6 +76,25 @@ def log_line(record: RequestRecord, *, top: int = 5, literals: bool = False) -> 
     return _known(line)
 
 
+def level_of(record: RequestRecord, slow: float) -> str:
+    """
+    The name of the level for a finished request.
+
+    Args:
+        slow: Seconds from which it is slow.
+    """
+    if record.outcome == "error":
+        return "error"
+    return "warning" if record.findings or is_slow(record, slow) else "info"
+
+
+def is_slow(record: RequestRecord, slow: float) -> bool:
+    """A websocket or an event stream is meant to live: what its client waits for is that it begins."""
+    lives = record.event_stream or record.protocol == "websocket"
+    waited = record.time_to_first_byte if lives else record.duration
+    return waited is not None and waited >= slow
+
+
 def _finding(finding: Finding) -> dict[str, Any]:
     line = {
         "kind": finding.kind,
@@ -113,7 +133,7 @@ def _statement(group: Group, literals: bool) -> dict[str, Any]:
         "eager_joins": _eager_joins(group.widening),
         "system": group.system,
         "phase": group.phase if group.phase != "response" else None,
-        "call_site": str(group.call_site) if group.call_site else None,
+        "call_site": place(group),
         "parameters": group.parameters,
     }
     return _known(line)

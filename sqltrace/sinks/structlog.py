@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+from inspect import iscoroutine
 from typing import Any
 
 import structlog
 
 from sqltrace.checks import checked_flag, checked_number, checked_size
 from sqltrace.request import RequestRecord
-from sqltrace.sinks.log_line import log_line
+from sqltrace.sinks.log_line import level_of, log_line
 from sqltrace.sinks.readable import ReadableRenderer
 
 EVENT = "request"
@@ -24,8 +26,8 @@ class StructlogSink:
     is not configured the line is printed readably on standard output.
 
     Args:
-        logger: By default ``structlog.get_logger("sqltrace")``.
-        slow: Seconds from which a request is slow.
+        logger: By default ``structlog.get_logger("sqltrace")``. Of an `AsyncBoundLogger` the synchronous one is used.
+        slow: Seconds from which a request is slow; of a websocket or an event stream those until it begins.
         top: How many groups of statements a line tells, most time first; 0 for none.
         literals:
             Leave literals written into raw SQL in the line. By default each is
@@ -39,9 +41,7 @@ class StructlogSink:
     """
 
     def __init__(self, *, logger: Any = None, slow: float = 1.0, top: int = 5, literals: bool = False) -> None:
-        if logger is not None and not callable(getattr(logger, "info", None)):
-            raise TypeError(f"logger must be a structlog logger, got {logger!r:.100}")
-        self._logger = logger
+        self._logger = _checked_logger(logger)
         self._slow = checked_number("slow", slow, 0)
         self._top = checked_size("top", top, 0)
         self._literals = checked_flag("literals", literals)
@@ -57,13 +57,30 @@ class StructlogSink:
         bound = record.notes.get("structlog", {}) | structlog.contextvars.get_contextvars()
         # Not a bound `event`, either: ours has a name.
         line |= {key: value for key, value in bound.items() if key not in line and key != "event"}
-        logger = self._logger or _logger()
-        getattr(logger, self._level(record))(EVENT, **line)
+        _log(self._logger or _logger(), level_of(record, self._slow), line)
 
-    def _level(self, record: RequestRecord) -> str:
-        if record.outcome == "error":
-            return "error"
-        return "warning" if record.findings or record.duration >= self._slow else "info"
+
+def _checked_logger(logger: Any) -> Any:
+    if isinstance(logger, type):
+        raise TypeError(f"logger must be an object, got the class {logger.__name__}")
+    # Of its own, not `info`: to ask one for that which is not bound yet binds it, and some need a running loop then.
+    if logger is not None and not (hasattr(logger, "bind") and hasattr(logger, "unbind")):
+        remedy = ": write structlog.wrap_logger(…)" if isinstance(logger, logging.Logger) else ""
+        raise TypeError(f"logger must be a structlog logger, got {logger!r:.100}{remedy}")
+    return logger
+
+
+def _log(logger: Any, level: str, line: dict[str, Any]) -> None:
+    bound = logger.bind()
+    if isinstance(bound, structlog.stdlib.AsyncBoundLogger):
+        bound = bound.sync_bl  # nobody awaits what a sink does
+    told = getattr(bound, level)(EVENT, **line)
+    if iscoroutine(told):
+        told.close()
+        raise TypeError(
+            f"structlog's logger must be synchronous, got {type(bound).__name__}.{level}(), which is not:"
+            " give StructlogSink(logger=…) one"
+        )
 
 
 def _logger() -> Any:

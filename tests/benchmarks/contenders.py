@@ -122,9 +122,14 @@ def recording(app: Starlette, engine: Engine) -> ASGIApp:
 
 def log_line(app: Starlette, engine: Engine) -> ASGIApp:
     """All that `app.add_middleware(SQLTraceMiddleware)` does, structlog set up for production, to a null file."""
-    import structlog
-
     import sqltrace
+
+    configure_structlog()
+    return sqltrace.SQLTraceMiddleware(app)
+
+
+def configure_structlog() -> None:
+    import structlog
 
     structlog.configure(
         processors=[
@@ -138,7 +143,6 @@ def log_line(app: Starlette, engine: Engine) -> ASGIApp:
         logger_factory=structlog.WriteLoggerFactory(file=open(os.devnull, "w", encoding="utf-8")),  # noqa: SIM115 - stays open
         cache_logger_on_first_use=True,
     )
-    return sqltrace.SQLTraceMiddleware(app)
 
 
 CONTENDERS = {

@@ -16,7 +16,19 @@ from contextlib import ExitStack
 from importlib.util import find_spec
 from typing import Any
 
-from contenders import CONTENDERS, DISTINCT, EMPTY, REPEATED, ASGIApp, Workload, bare, layout, prepare, recording
+from contenders import (
+    CONTENDERS,
+    DISTINCT,
+    EMPTY,
+    REPEATED,
+    ASGIApp,
+    Workload,
+    bare,
+    configure_structlog,
+    layout,
+    prepare,
+    recording,
+)
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
@@ -41,15 +53,18 @@ def provider(*, sampled: bool) -> TracerProvider:
     return provider
 
 
-def traced(*, sampled: bool, sink: bool, **options: Any) -> Callable[[Starlette, Engine], ASGIApp]:
-    """Recorded, inside of a server span as FastAPI makes it."""
+def traced(*, sampled: bool, sink: bool, line: bool = False, **options: Any) -> Callable[[Starlette, Engine], ASGIApp]:
+    """Recorded, inside of a server span as FastAPI makes it; with a log line, as by default, or without."""
 
     def build(app: Starlette, engine: Engine) -> ASGIApp:
         import sqltrace
-        from sqltrace.sinks import OpenTelemetrySink
+        from sqltrace.sinks import OpenTelemetrySink, Sink, StructlogSink
 
+        configure_structlog()
         tracers = provider(sampled=sampled)
-        sinks = [OpenTelemetrySink(tracer_provider=tracers, **options)] if sink else []
+        sinks: list[Sink] = [StructlogSink()] if line else []
+        if sink:
+            sinks.append(OpenTelemetrySink(tracer_provider=tracers, **options))
         middleware = sqltrace.SQLTraceMiddleware(app, sinks=sinks)
         tracer = tracers.get_tracer("benchmark")
 
@@ -84,6 +99,20 @@ def metered(app: Starlette, engine: Engine) -> ASGIApp:
     return sqltrace.SQLTraceMiddleware(app, sinks=[OpenTelemetrySink(meter_provider=meters)])
 
 
+def spans_alone(app: Starlette, engine: Engine) -> ASGIApp:
+    """What the SDK takes by itself for a span of ten attributes for each statement: less is not possible."""
+    tracer = provider(sampled=True).get_tracer("benchmark")
+    attributes = {f"benchmark.attribute_{number}": "some text" if number % 2 else number for number in range(10)}
+
+    async def spanned(scope: Any, receive: Any, send: Any) -> None:
+        with tracer.start_as_current_span("request", kind=SpanKind.SERVER):
+            await app(scope, receive, send)
+            for _ in range(int(scope["path"].rpartition("/")[2])):
+                tracer.start_span("statement", kind=SpanKind.CLIENT, attributes=attributes, start_time=1).end(2)
+
+    return spanned
+
+
 def contrib(app: Starlette, engine: Engine) -> ASGIApp:
     from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
     from opentelemetry.instrumentation.sqlalchemy import SQLAlchemyInstrumentor
@@ -104,10 +133,14 @@ TRACED: dict[str, tuple[str | None, Callable[[Starlette, Engine], ASGIApp]]] = {
     "in a span, sampled": ("recording", traced(sampled=True, sink=False)),
     "  sink keeps none": ("in a span, sampled", traced(sampled=True, sink=True, keep=0.0)),
     "  sink keeps all": ("in a span, sampled", traced(sampled=True, sink=True)),
+    "log line in a span, sampled": ("bare", traced(sampled=True, sink=False, line=True)),
+    "  and sink keeps none": ("log line in a span, sampled", traced(sampled=True, sink=True, line=True, keep=0.0)),
+    "  and sink keeps all": ("log line in a span, sampled", traced(sampled=True, sink=True, line=True)),
     "all of ours, sampled": ("bare", traced(sampled=True, sink=True)),
 }
 if find_spec("opentelemetry.instrumentation") and find_spec("opentelemetry.instrumentation.sqlalchemy"):
     TRACED["contrib asgi + sqlalchemy"] = ("bare", contrib)
+TRACED["a span for each, the SDK alone"] = ("bare", spans_alone)
 
 
 def main() -> None:

@@ -41,7 +41,9 @@ class _HeaderGetter(Getter[Headers]):
 _GETTER = _HeaderGetter()
 
 
-def begin_server_span(tracer: Tracer, record: RequestRecord, scope: Scope, start_time: int) -> tuple[Span, Context]:
+def begin_server_span(
+    tracer: Tracer, record: RequestRecord, scope: Scope, start_time: int, *, url_query: bool
+) -> tuple[Span, Context]:
     """A span for the request, and the context that it came with. Whether it is sampled is the provider's to say."""
     headers: Headers = scope.get("headers") or ()
     parent = propagate.extract(headers, getter=_GETTER)
@@ -49,7 +51,7 @@ def begin_server_span(tracer: Tracer, record: RequestRecord, scope: Scope, start
         http_method(record),
         context=parent,
         kind=SpanKind.SERVER,
-        attributes=_attributes_at_start(record, scope, headers),
+        attributes=_attributes_at_start(record, scope, headers, url_query),
         start_time=start_time,
     )
     return span, parent
@@ -70,14 +72,25 @@ def conclude_server_span(span: Span, record: RequestRecord, end_time: int) -> No
         span.end(end_time)
 
 
-def redact_query(query: str) -> str:
-    """The query string without the signatures and credentials that clouds put there."""
-    if "=" not in query:
-        return query
-    return "&".join(map(_redact_pair, query.split("&")))
+def redact_query(query: str, *, values: bool) -> str:
+    """
+    The query string with the names of its parameters.
+
+    Args:
+        values: Leave the values, but for the signatures and credentials that clouds put there.
+    """
+    redact = _redact_secret if values else _redact_value
+    return "&".join(map(redact, query.split("&")))
 
 
-def _redact_pair(pair: str) -> str:
+def _redact_value(pair: str) -> str:
+    name, equals, _ = pair.partition("=")
+    if not equals:
+        return pair and "REDACTED"  # a name or a value, nobody knows
+    return f"{name}=REDACTED"
+
+
+def _redact_secret(pair: str) -> str:
     name, equals, _ = pair.partition("=")
     return f"{name}=REDACTED" if equals and unquote_plus(name) in _SECRETS else pair
 
@@ -88,7 +101,7 @@ def http_method(record: RequestRecord) -> str:
     return record.method if record.method in _known_methods else "HTTP"
 
 
-def _attributes_at_start(record: RequestRecord, scope: Scope, headers: Headers) -> dict[str, Any]:
+def _attributes_at_start(record: RequestRecord, scope: Scope, headers: Headers, url_query: bool) -> dict[str, Any]:
     websocket = record.protocol == "websocket"
     scheme = scope.get("scheme") or ("ws" if websocket else "http")
     host = agent = None
@@ -105,7 +118,7 @@ def _attributes_at_start(record: RequestRecord, scope: Scope, headers: Headers) 
         "http.request.method_original": None if websocket or known else record.method,
         "url.scheme": scheme,
         "url.path": record.path,
-        "url.query": redact_query(query) or None,
+        "url.query": redact_query(query, values=url_query) or None,
         "server.address": address,
         "server.port": port,
         "client.address": record.client_address,

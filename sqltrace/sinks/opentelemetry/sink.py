@@ -16,6 +16,7 @@ from sqltrace.checks import checked_flag, checked_number, checked_size
 from sqltrace.faults import report_fault
 from sqltrace.request import RequestRecord
 from sqltrace.route import Scope
+from sqltrace.sinks.log_line import is_slow, level_of
 from sqltrace.sinks.opentelemetry.attributes import of_request
 from sqltrace.sinks.opentelemetry.comments import Commenter
 from sqltrace.sinks.opentelemetry.finding_events import log_findings, mark_findings
@@ -79,10 +80,13 @@ class OpenTelemetrySink:
         keep:
             Share of the sampled requests whose statements become spans, 0.0 to
             1.0. Slow ones, failed ones and those with a finding always do.
-        slow: Seconds from which a request is slow.
+        slow: Seconds from which a request is slow; of a websocket or an event stream those until it begins.
         repeats: Statements of one group that get a span each; one more stands for the rest of them.
         max_spans: Spans of statements for one request. Totals of what is beyond are kept.
         literals: Leave literals in the text of raw SQL. By default each is replaced by ``?``.
+        url_query:
+            Leave the values in ``url.query`` of a server span that is made here, but for the signatures of
+            clouds. By default each is replaced by ``REDACTED``: the names of parameters remain.
         log_line: Send the log line as a log record, too.
         sql_comments:
             Append ``/*call_site='…',route='…',traceparent='…'*/`` to statements, for the database's
@@ -106,6 +110,7 @@ class OpenTelemetrySink:
         repeats: int = 3,
         max_spans: int = 100,
         literals: bool = False,
+        url_query: bool = False,
         log_line: bool = False,
         sql_comments: bool = False,
         tracer_provider: TracerProvider | None = None,
@@ -117,6 +122,7 @@ class OpenTelemetrySink:
         self._repeats = checked_size("repeats", repeats)
         self._max_spans = checked_size("max_spans", max_spans)
         self._literals = checked_flag("literals", literals)
+        self._url_query = checked_flag("url_query", url_query)
         self._log_line = checked_flag("log_line", log_line)
         self._comments = checked_flag("sql_comments", sql_comments)
         self._tracers = Tracers(_checked_provider("tracer", tracer_provider))
@@ -143,7 +149,8 @@ class OpenTelemetrySink:
         if self._insides.makes_server_span(app, scope):
             self._follow(record, _Request(None))
         elif tracer is not None:
-            made, parent = begin_server_span(tracer, record, scope, epoch_time(record.recording))
+            start = epoch_time(record.recording)
+            made, parent = begin_server_span(tracer, record, scope, start, url_query=self._url_query)
             if made.get_span_context().is_valid:
                 request = _Request(made)
                 request.made = True
@@ -211,20 +218,10 @@ class OpenTelemetrySink:
             if request is not None and request.traced:
                 log_findings(logger, record, context)
             if self._log_line:
-                log_request(logger, record, context, self._level(record))
-
-    def _level(self, record: RequestRecord) -> str:
-        if record.outcome == "error":
-            return "error"
-        return "warning" if record.findings or record.duration >= self._slow else "info"
+                log_request(logger, record, context, level_of(record, self._slow))
 
     def _keeps(self, record: RequestRecord, request: _Request) -> bool:
-        if (
-            self._keep >= 1
-            or record.outcome == "error"
-            or record.recording.failed_count
-            or record.duration >= self._slow
-        ):
+        if self._keep >= 1 or record.outcome == "error" or record.recording.failed_count or is_slow(record, self._slow):
             return True
         # They are costly to look for: what was found for the span stands, unless more has happened since.
         sure = request.enriched and not record.recording.after_response_count

@@ -1,0 +1,73 @@
+"""
+Applications that run in a task of their own, inside of Starlette's `BaseHTTPMiddleware` (``@app.middleware("http")``).
+
+There the request's own task only waits: who holds the event loop, and waits
+for it, is the task inside. Its steps count as the request's.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqltrace.collector import current
+from sqltrace.event_loop import LoopShare, stepped
+from sqltrace.faults import report_fault
+
+_MAX_DEPTH = 100
+
+
+def observe_inner_tasks(app: Any) -> bool:
+    """
+    Of an ASGI application and what it wraps, as far as attributes named `app` tell: not of what a router mounts.
+
+    `False` where that is not known yet: Starlette builds its stack of middleware when it is first called.
+    """
+    for _ in range(_MAX_DEPTH):
+        if hasattr(app, "middleware_stack"):
+            inner = app.middleware_stack
+            if inner is None:
+                return False
+        else:
+            inner = getattr(app, "app", None)
+        if inner is None:
+            break
+        if _starts_a_task(app) and not isinstance(inner, _Observed):
+            app.app = _Observed(inner)
+        app = inner
+    return True
+
+
+def _starts_a_task(app: Any) -> bool:
+    return any(
+        (cls.__module__, cls.__name__) == ("starlette.middleware.base", "BaseHTTPMiddleware")
+        for cls in type(app).__mro__
+    )
+
+
+class _Observed:
+    """An ASGI application of which the steps are observed, where it runs in another task than its request."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(vars(self).get("app"), name)
+
+    def __call__(self, scope: Any, receive: Any, send: Any) -> Any:
+        running = self.app(scope, receive, send)
+        share = _share_of_request()
+        return running if share is None else stepped(running, share, within=True)
+
+
+def _share_of_request() -> LoopShare | None:
+    """That of the request of this context; `None` while its own task runs, which sees this step itself."""
+    try:
+        collector = current.get()
+        while collector is not None and collector.loop is None:
+            collector = collector.parent
+        share = collector.loop if collector is not None else None
+        if isinstance(share, LoopShare) and not share.began and share.on_its_loop():
+            return share
+    except Exception as fault:
+        report_fault("observing the event loop", fault)
+    return None

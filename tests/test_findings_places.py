@@ -1,0 +1,98 @@
+"""Which line is told of statements of one kind that ran at several."""
+
+import inspect
+from contextlib import contextmanager, suppress
+
+import pytest
+from sqlalchemy import create_engine, event, text
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.pool import StaticPool
+
+import sqltrace
+from sqltrace.findings.wording import place
+from sqltrace.recording import Recording
+from tests.asgi import Clock
+
+WORK = text("SELECT work(:seconds)")
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def connection(clock):
+    """With the function ``work(seconds)`` in SQL, which moves the clock, or fails where there is none."""
+    engine = create_engine("sqlite://", poolclass=StaticPool)
+
+    @event.listens_for(engine, "connect")
+    def connect(connection, _):
+        connection.create_function("work", 1, clock.advance)
+
+    with engine.connect() as connection:
+        yield connection
+    engine.dispose()
+
+
+@contextmanager
+def recorded(clock):
+    sqltrace.instrument()
+    recording = Recording(clock=clock)
+    outer = recording.open()
+    yield recording
+    recording.end()
+    recording.leave(outer)
+
+
+def here(above=0):
+    """The call site of the line that calls this, or of one above it, as it is told."""
+    caller = inspect.currentframe().f_back
+    return f"tests/test_findings_places.py:{caller.f_lineno - above} in {caller.f_code.co_qualname}"
+
+
+def test_slow_statement_is_told_at_its_own_line(clock, connection):
+    with recorded(clock) as recording:
+        connection.execute(WORK, {"seconds": 0}).all()
+        connection.execute(WORK, {"seconds": 0}).all()
+        connection.execute(WORK, {"seconds": 0}).all()
+        slow = connection.execute(WORK, {"seconds": 0.7}).all() and here()
+
+    [finding] = sqltrace.diagnose(recording)
+    assert (finding.kind, finding.call_site) == ("slow_statement", slow)
+    assert place(recording.groups[0]) == slow
+
+
+def test_line_that_was_not_taken_is_not_guessed(clock, connection):
+    """Slow to fetch, which is not known when the line would be taken; the others ran at several."""
+    rows = text("SELECT work(seconds) FROM (SELECT 0 AS seconds UNION ALL SELECT :seconds)")
+    with recorded(clock) as recording:
+        connection.execute(rows, {"seconds": 0}).all()
+        connection.execute(rows, {"seconds": 0}).all()
+        connection.execute(rows, {"seconds": 0.7}).all()
+
+    [finding] = sqltrace.diagnose(recording)
+    assert (finding.kind, finding.call_site) == ("slow_statement", None)
+
+
+def test_many_are_told_at_the_line_that_most_of_them_came_from(clock, connection):
+    with recorded(clock) as recording:
+        connection.execute(WORK, {"seconds": 0.001}).all()
+        for _ in range(30):
+            most = connection.execute(WORK, {"seconds": 0.001}).all() and here()
+
+    assert place(recording.groups[0]) == most
+
+
+def test_statement_that_failed_after_the_response_is_told_at_its_own_line(clock, connection):
+    with recorded(clock) as recording:
+        recording.end_response()
+        clock.advance(0.1)
+        for _ in range(6):
+            connection.execute(WORK, {"seconds": 0}).all()
+        with suppress(OperationalError):
+            connection.execute(WORK, {"seconds": None})
+        failed = here(above=1)
+
+    [finding] = sqltrace.diagnose(recording)
+    assert (finding.kind, finding.call_site) == ("after_response_sql", failed)

@@ -1,0 +1,239 @@
+"""Applications inside of `BaseHTTPMiddleware`, which runs them in a task of their own."""
+
+import asyncio
+import gc
+import weakref
+
+import pytest
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route, WebSocketRoute
+from starlette.testclient import TestClient
+
+import sqltrace
+from sqltrace import SQLTraceMiddleware
+from tests.loops import RUNNERS, Records, block, get, observed, respond
+
+pytestmark = [pytest.mark.filterwarnings("error"), pytest.mark.usefixtures("no_faults")]
+
+
+@pytest.fixture(autouse=True)
+def uninstrumented():
+    yield
+    sqltrace.uninstrument()
+
+
+async def passes(request, call_next):
+    return await call_next(request)
+
+
+def below(*middleware, **endpoints):
+    """Endpoints inside of an ``@app.middleware("http")`` and more, and all of it observed."""
+    records = Records()
+    routes = [Route(f"/{name}", endpoint) for name, endpoint in endpoints.items()]
+    middleware = Middleware(BaseHTTPMiddleware, dispatch=passes), *middleware
+    return Starlette(routes=routes, middleware=[Middleware(SQLTraceMiddleware, sinks=[records]), *middleware]), records
+
+
+@pytest.mark.parametrize("run", RUNNERS)
+def test_who_held_the_loop_and_who_waited_for_it_are_told(run):
+    held = []
+
+    async def guilty(request):
+        held.append(block(0.3))
+        return PlainTextResponse("ok")
+
+    async def innocent(request):
+        for _ in range(5):
+            await asyncio.sleep(0.03)
+        return PlainTextResponse("ok")
+
+    async def main():
+        app, records = below(guilty=guilty, innocent=innocent)
+        waiting = asyncio.create_task(get(app, "/innocent"))
+        await asyncio.sleep(0.05)
+        await get(app, "/guilty")
+        await waiting
+        return records
+
+    records = run(main())
+
+    assert records["/guilty"].longest_hold == pytest.approx(held[0], rel=0.2)
+    assert records["/innocent"].time_account.loop_wait == pytest.approx(held[0], rel=0.3)
+    assert records["/innocent"].waited_for[0][0] == "GET /guilty"
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_each_step_counts_once(count):
+    held = []
+
+    async def endpoint(request):
+        for _ in range(3):
+            held.append(block(0.05))
+            await asyncio.sleep(0)
+        return PlainTextResponse("ok")
+
+    app, records = below(*[Middleware(BaseHTTPMiddleware, dispatch=passes)] * (count - 1), endpoint=endpoint)
+    asyncio.run(get(app, "/endpoint"))
+
+    assert sum(held) <= records["/endpoint"].held_loop <= 1.3 * sum(held)
+
+
+def test_application_that_runs_in_the_task_of_the_request_counts_once():
+    class Sometimes(BaseHTTPMiddleware):
+        async def __call__(self, scope, receive, send):
+            await self.app(scope, receive, send)
+
+    held = []
+
+    async def app(scope, receive, send):
+        held.append(block(0.1))
+        await asyncio.sleep(0)
+        await respond(send)
+
+    observer, records = observed(Sometimes(app))
+    asyncio.run(get(observer, "/"))
+
+    assert held[0] <= records["/"].held_loop <= 1.5 * held[0]
+
+
+def test_what_the_middleware_does_itself_counts_too():
+    held = []
+
+    async def dispatch(request, call_next):
+        held.append(block(0.1))
+        response = await call_next(request)
+        held.append(block(0.1))
+        return response
+
+    async def endpoint(request):
+        held.append(block(0.1))
+        return PlainTextResponse("ok")
+
+    app, records = below(Middleware(BaseHTTPMiddleware, dispatch=dispatch), endpoint=endpoint)
+    asyncio.run(get(app, "/endpoint"))
+
+    assert sum(held) <= records["/endpoint"].held_loop <= 1.3 * sum(held)
+
+
+def test_application_that_builds_its_middleware_when_it_is_first_called_is_observed_from_then_on():
+    held = []
+
+    async def endpoint(request):
+        held.append(block(0.1))
+        return PlainTextResponse("ok")
+
+    app, records = observed(
+        Starlette(
+            routes=[Route("/", endpoint)],
+            middleware=[Middleware(BaseHTTPMiddleware, dispatch=passes)],
+        )
+    )
+    with TestClient(app) as client:  # which runs the lifespan
+        client.get("/")
+
+    assert records["/"].held_loop >= held[0]
+
+
+def test_websocket_passes_through():
+    async def echo(websocket):
+        await websocket.accept()
+        await websocket.send_text(await websocket.receive_text())
+        await websocket.close()
+
+    app, _ = observed(
+        Starlette(
+            routes=[WebSocketRoute("/", echo)],
+            middleware=[Middleware(BaseHTTPMiddleware, dispatch=passes)],
+        )
+    )
+    with TestClient(app).websocket_connect("/") as client:
+        client.send_text("said")
+        assert client.receive_text() == "said"
+
+
+def test_exception_of_the_endpoint_reaches_the_middleware_as_it_is():
+    raised, caught = ValueError("the endpoint's"), []
+
+    async def endpoint(request):
+        raise raised
+
+    async def dispatch(request, call_next):
+        try:
+            return await call_next(request)
+        except ValueError as error:
+            caught.append(error)
+            return PlainTextResponse("caught")
+
+    app, _ = observed(
+        Starlette(
+            routes=[Route("/", endpoint)],
+            middleware=[Middleware(BaseHTTPMiddleware, dispatch=dispatch)],
+        )
+    )
+
+    assert TestClient(app).get("/").text == "caught"
+    assert caught == [raised]
+
+
+def test_application_inside_keeps_its_attributes_and_is_observed_once():
+    async def app(scope, receive, send):
+        await respond(send)
+
+    app.setting = "the application's own"
+    base = BaseHTTPMiddleware(app, dispatch=passes)
+    SQLTraceMiddleware(SQLTraceMiddleware(base, sinks=[]), sinks=[])
+
+    assert base.app.setting == "the application's own"
+    assert base.app.app is app
+
+
+def test_middleware_that_cannot_be_changed_is_left_alone(caplog):
+    class Frozen(BaseHTTPMiddleware):
+        def __setattr__(self, name, value):
+            if name == "app" and hasattr(self, "app"):
+                raise AttributeError("frozen")
+            super().__setattr__(name, value)
+
+    async def app(scope, receive, send):
+        await respond(send)
+
+    base = Frozen(app, dispatch=passes)
+    observer, records = observed(base)
+    asyncio.run(get(observer, "/"))
+
+    assert base.app is app
+    assert records["/"].held_loop is not None
+    assert "frozen" in caplog.text
+    caplog.clear()
+
+
+def test_task_that_outlives_its_request_keeps_nothing_of_it():
+    class Thing:
+        pass
+
+    async def main():
+        things, goes_on = [], asyncio.Event()
+
+        async def app(scope, receive, send):
+            thing = Thing()
+            things.append(weakref.ref(thing))
+            await respond(send)
+            await goes_on.wait()
+
+        async def dispatch(request, call_next):
+            await call_next(request)
+            return PlainTextResponse("another response")
+
+        observer, records = observed(BaseHTTPMiddleware(app, dispatch=dispatch))
+        request = asyncio.create_task(get(observer, "/"))
+        await asyncio.sleep(0.05)
+        goes_on.set()
+        await request
+        gc.collect()
+        assert things[0]() is None
+        assert records["/"].ended
+
+    asyncio.run(main())
