@@ -70,7 +70,7 @@ class PoolWait:
             Those recordings that held one meanwhile, the longest first, at
             most 10. Connections taken outside of any recording are not named.
         is_async: Whether the pool is one of an asynchronous engine.
-        call_site: The application's line that asked for the connection; `None` where none is known.
+        call_site: The application's line that asked for the connection; `None` under 10 ms, and where none is known.
         ended: Reading of the clock at the end of the wait, in nanoseconds.
     """
 

@@ -16,6 +16,7 @@ from sqltrace.connection import Checkout, Holder, Label, PoolWait
 from sqltrace.faults import report_fault
 
 _NOTABLE: Final = 1_000_000  # nanoseconds; a thread may lose less to others in the pool's own work
+_LONG: Final = 10_000_000  # nanoseconds; from there on it is worth looking for the call site
 _MAX_HOLDERS: Final = 10
 _SECOND: Final = 1_000_000_000
 _BRIEF: Final = 20  # who held a connection for less than this part of the wait is not named
@@ -94,6 +95,6 @@ def _describe(checkout: Checkout, pool: QueuePool, holders: set[Checkout], timed
         overflow,
         tuple(longest),
         isinstance(pool, AsyncAdaptedQueuePool),
-        find_call_site(),
+        find_call_site() if timed_out or checkout.wait >= _LONG else None,
         ended,
     )
