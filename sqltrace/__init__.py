@@ -16,13 +16,14 @@ from sqltrace.database import Database
 from sqltrace.failed_load import FailedLoad
 from sqltrace.finding import Finding
 from sqltrace.findings import diagnose
+from sqltrace.idle import IdleStretch
 from sqltrace.middleware import SQLTraceMiddleware
 from sqltrace.origin import Origin, Parents
 from sqltrace.recording import Recording, current_recording
 from sqltrace.request import RequestRecord
 from sqltrace.statement import Failure, Group, Statement
 from sqltrace.time_account import TimeAccount
-from sqltrace.widening import EagerJoin, Widening
+from sqltrace.widening import EagerJoin, Lookup, Widening
 
 __version__ = "0.1.0"
 
@@ -36,6 +37,8 @@ __all__ = [
     "Finding",
     "Group",
     "Holder",
+    "IdleStretch",
+    "Lookup",
     "MissedStatements",
     "Origin",
     "Parents",

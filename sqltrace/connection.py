@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
+
+from sqltrace.callsite import CallSite
+from sqltrace.idle import LEAST, IdleStretch, Transactions
 
 NEGLIGIBLE = 10_000  # nanoseconds: below that a stretch of the time account costs more than it tells
 _SECOND = 1_000_000_000
 _WORST = 10  # waits that are kept
 _NOTABLE = 1_000_000  # nanoseconds from asking for a connection to having it
 _LONGEST = 20  # of these that are kept
-_MAX_EXECUTIONS = 64  # of one transaction that are kept one by one
 
 TIMES = ("wait", "connect", "ping", "begin", "commit", "rollback", "held", "idle_in_transaction")
 unmeasurable: set[str] = set()  # of these, with the installed SQLAlchemy
@@ -31,16 +33,6 @@ class Label:
     def __init__(self, name: str) -> None:
         self.name = name
         self.turns = (0, 0)
-
-
-class TimedExecution(Protocol):
-    """What is read of an `~sqltrace.collector.Execution`."""
-
-    started: int
-    ended: int
-    fetch: int
-    loop_wait: int | None
-    open: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +69,9 @@ class PoolWait:
         holders:
             Those recordings that held one meanwhile, the longest first, at
             most 10. Connections taken outside of any recording are not named.
+        is_async: Whether the pool is one of an asynchronous engine.
+        call_site: The application's line that asked for the connection; `None` under 10 ms, and where none is known.
+        ended: Reading of the clock at the end of the wait, in nanoseconds.
     """
 
     waited: float
@@ -85,6 +80,9 @@ class PoolWait:
     in_use: int
     overflow: int
     holders: tuple[Holder, ...]
+    is_async: bool = False
+    call_site: CallSite | None = None
+    ended: int = field(default=0, repr=False, compare=False)
 
     @property
     def self_deadlock(self) -> bool:
@@ -112,8 +110,10 @@ class ConnectionUse:
         held: From getting connections to giving them back.
         idle_in_transaction:
             Of `held`, between the first statement and the end of a transaction,
-            while no statement ran and no rows were fetched.
+            while no statement ran, no rows were fetched and the ORM flushed nothing.
         waits: The 10 longest waits, the longest first.
+        rollbacks: Transactions rolled back by the application, as opposed to those that ended with their connection.
+        idle_stretches: The 10 longest of `idle_in_transaction` from 50 ms on, the longest first.
     """
 
     checkouts: int = 0
@@ -128,6 +128,8 @@ class ConnectionUse:
     held: float | None = 0.0
     idle_in_transaction: float | None = 0.0
     waits: list[PoolWait] = field(default_factory=list)
+    rollbacks: int = 0
+    idle_stretches: list[IdleStretch] = field(default_factory=list)
 
 
 class ConnectionTotals:
@@ -141,8 +143,9 @@ class ConnectionTotals:
     def __init__(self) -> None:
         self.checkouts = self.failed = self.timeouts = 0
         self.wait = self.connect = self.ping = self.begin = self.commit = self.rollback = 0
-        self.held = self.idle_in_transaction = 0
+        self.held = self.idle_in_transaction = self.rollbacks = 0
         self.waits: list[PoolWait] = []
+        self.idle_stretches: list[IdleStretch] = []
         self.acquired: list[tuple[int, int, Any]] = []
 
     def add(self, checkout: Checkout, now: int) -> None:
@@ -160,7 +163,12 @@ class ConnectionTotals:
         self.commit += checkout.commit
         self.rollback += checkout.rollback
         self.held += checkout.held(now)
-        self.idle_in_transaction += checkout.idle(now)
+        idle = checkout.idle(now)
+        self.idle_in_transaction += idle
+        self.rollbacks += checkout.rollbacks
+        if idle >= LEAST:
+            longest = [*self.idle_stretches, *checkout.idle_stretches(now)]
+            self.idle_stretches = sorted(longest, key=lambda one: one.start - one.end)[:_WORST]
         got = checkout.taken or checkout.ended or now
         if got - checkout.asked >= _NOTABLE:
             acquired = [*self.acquired, (checkout.asked, got, checkout.span)]
@@ -179,7 +187,15 @@ class ConnectionTotals:
         if not (totals.checkouts or totals.failed or unmeasurable):
             return ConnectionUse()  # as of most requests without SQL
         seconds = {name: None if name in unmeasurable else getattr(totals, name) / _SECOND for name in TIMES}
-        return ConnectionUse(totals.checkouts, totals.failed, totals.timeouts, waits=list(totals.waits), **seconds)
+        return ConnectionUse(
+            totals.checkouts,
+            totals.failed,
+            totals.timeouts,
+            waits=list(totals.waits),
+            rollbacks=totals.rollbacks,
+            idle_stretches=list(totals.idle_stretches),
+            **seconds,
+        )
 
 
 class Occupants(set["Checkout"]):
@@ -204,7 +220,7 @@ class Occupants(set["Checkout"]):
 watchers: list[Callable[[Checkout], object]] = []
 
 
-class Checkout:
+class Checkout(Transactions):
     """
     One use of a connection, from asking the pool for it to giving it back.
 
@@ -218,64 +234,35 @@ class Checkout:
         span: What `Collector.probe` has said; `None` where there is none.
         repeated: The same connection was handed out once more, and is counted already.
         proxy: Identity of the proxy that SQLAlchemy handed out.
-        connection: A weak reference to it, for asynchronous drivers only.
         calling: Whether a begin, commit or rollback is running.
-        transaction: Whether a transaction is open. Not in autocommit.
+        rolled_back: Whether the latest was rolled back, and nothing has come since.
+        rollbacks: Of transactions, by the application and not by closing.
     """
 
     __slots__ = (
-        "_busy", "_executions", "_first", "_idle", "asked", "begin", "calling", "clock", "commit", "connect",
-        "connection", "ended", "labels", "neighbours", "ping", "pool_wait", "proxy", "repeated", "rollback", "span",
-        "taken", "transaction", "wait", "wait_ended", "wait_started",
+        "asked", "begin", "calling", "clock", "commit", "connect", "ended", "labels", "neighbours",
+        "ping", "pool_wait", "proxy", "repeated", "rollback", "rollbacks", "rolled_back", "span", "taken", "wait",
+        "wait_ended", "wait_started",
     )  # fmt: skip
 
     def __init__(self, clock: Callable[[], int], labels: tuple[Label, ...], neighbours: Occupants) -> None:
         self.clock = clock
         self.labels = labels
         self.neighbours = neighbours
-        self.repeated = self.calling = self.transaction = False
+        super().__init__()
+        self.repeated = self.calling = self.rolled_back = False
         self.proxy = self.wait = self.connect = self.ping = self.begin = self.commit = self.rollback = 0
-        self.connection: Callable[[], object] | None = None
+        self.rollbacks = 0
         self.taken: int | None = None
         self.ended: int | None = None
         self.wait_started: int | None = None
         self.wait_ended: int | None = None
         self.pool_wait: PoolWait | None = None
         self.span: Any = None
-        self._executions: list[TimedExecution] = []  # from the first statement of a transaction on
-        self._first: int | None = None
-        self._idle = self._busy = 0
         self.asked = clock()
 
     def held(self, now: int) -> int:
         return 0 if self.taken is None else max(0, (self.ended or now) - self.taken)
-
-    def idle(self, now: int) -> int:
-        """Idle in transaction."""
-        first = self._first
-        if first is None:
-            return self._idle
-        busy = self._busy + _elapsed(self._executions.copy())
-        return self._idle + max(0, now - first - busy)
-
-    def note(self, execution: TimedExecution) -> None:
-        """Take over a statement of the open transaction."""
-        if self._first is None:
-            self._executions = [execution]
-            self._first = execution.started
-            return
-        executions = self._executions
-        executions.append(execution)
-        if len(executions) > _MAX_EXECUTIONS:
-            # Only the oldest, of which no more rows are fetched as a rule.
-            self._busy += _elapsed(executions[:_MAX_EXECUTIONS])
-            del executions[:_MAX_EXECUTIONS]
-
-    def end_transaction(self, now: int) -> None:
-        self.transaction = False
-        if self._first is not None:
-            self._idle, self._first, self._busy = self.idle(now), None, 0
-            self._executions = []
 
     def end(self) -> None:
         """It was given back, or has failed. Called again, nothing changes."""
@@ -287,12 +274,3 @@ class Checkout:
             self.neighbours.discard(self)
             for watch in watchers:
                 watch(self)
-
-
-def _elapsed(executions: list[TimedExecution]) -> int:
-    elapsed = 0
-    for execution in executions:
-        elapsed += execution.ended - execution.started + execution.fetch
-        if execution.loop_wait is not None:
-            elapsed -= execution.loop_wait
-    return elapsed

@@ -18,9 +18,11 @@ class EagerJoin:
         entity: Name of the class that is loaded.
         uselist: Whether it is a collection, which multiplies the rows.
         by_option: An option of the query wants it; otherwise the mapping's ``lazy="joined"`` does.
+        named: That option is for this very relationship, and no wildcard.
         tables: Added to the statement, a secondary one included.
         columns: Added to the statement.
         declaration: Where the relationship is declared.
+        written: `path` as an option has to name it: ``("Log.user.of_type(Admin)", "Admin.grants")``.
     """
 
     path: tuple[str, ...]
@@ -30,6 +32,8 @@ class EagerJoin:
     tables: int
     columns: int
     declaration: Declaration | None = None
+    named: bool = False
+    written: tuple[str, ...] = ()
 
     @property
     def relationship(self) -> str:
@@ -37,6 +41,26 @@ class EagerJoin:
 
     def __str__(self) -> str:
         return " → ".join(self.path)
+
+
+@dataclass(frozen=True, slots=True)
+class Lookup:
+    """
+    What a query of the ORM looks for.
+
+    Attributes:
+        aliases: Of each entity: ``aliased(Book)``, ``with_polymorphic(Book, [Novel])``; empty for the class itself.
+        equal: Attributes that have to be equal to one value each: ``("Book.isbn",)``.
+        alone: Whether there is no other condition, and no other table.
+        is_key: Whether `equal` is the primary key.
+        by_get: Whether `Session.get` or `Session.merge` asks.
+    """
+
+    aliases: tuple[str, ...]
+    equal: tuple[str, ...] = ()
+    alone: bool = False
+    is_key: bool = False
+    by_get: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +72,9 @@ class Widening:
         entities: Names of the classes that were asked for.
         asked_tables, asked_columns: Of what was asked for, explicit joins included.
         sent_tables, sent_columns: Of what was sent.
-        joins: The eager joins, in the order of the statement.
+        joins: The eager joins, in the order of the statement; empty where it was not widened.
         limited: LIMIT was kept right by wrapping the SELECT in a subquery.
+        lookup: What a query of the application looks for; `None` for a load, and where nothing is known of that.
     """
 
     entities: tuple[str, ...]
@@ -59,6 +84,7 @@ class Widening:
     sent_columns: int
     joins: tuple[EagerJoin, ...]
     limited: bool = False
+    lookup: Lookup | None = None
 
     @property
     def collections(self) -> tuple[EagerJoin, ...]:

@@ -20,7 +20,7 @@ from starlette.testclient import TestClient
 
 import sqltrace
 from sqltrace.collector import mark, mark_estimate
-from sqltrace.findings import idle_in_transaction, pool_wait
+from sqltrace.findings import idle_in_transaction, pool_wait, slow_statement
 from sqltrace.recording import Recording
 from tests import shelf as shelves
 from tests.loops import block, get, observed
@@ -99,6 +99,53 @@ def test_slow_statement_tells_the_longest_of_many(clock, engine):
     assert finding.cost == pytest.approx(0.8)
 
 
+def test_slow_statement_of_many_whose_rows_nobody_fetched_ends_in_one_full_stop(clock, engine):
+    with recorded(clock) as recording, engine.connect() as connection:
+        for seconds in (0.1, 0.7):
+            connection.execute(text("SELECT wait(:seconds)"), {"seconds": seconds})
+
+    [finding] = sqltrace.diagnose(recording)
+
+    assert finding.message == "SELECT took 700.0 ms, the longest of 2."
+
+
+@pytest.mark.parametrize(
+    ("sql", "fix"),
+    [
+        ("SELECT wait(0.7)", "an index, fewer rows or fewer columns: see EXPLAIN ANALYZE of it"),
+        ("INSERT INTO jobs SELECT 1 + wait(0.7)", "fewer rows at once, fewer indexes or triggers on the table; or "),
+        (
+            "UPDATE jobs SET id = coalesce(wait(0.7), id)",
+            "an index for what it looks for, or fewer rows at once: see EXPLAIN",
+        ),
+        ("DELETE FROM jobs WHERE wait(0.7)", "an index for what it looks for, or fewer rows at once: see EXPLAIN"),
+        ("CREATE TABLE more AS SELECT wait(0.7)", "see in the database what took it so long, if it did not wait for"),
+    ],
+)
+def test_remedy_for_a_slow_statement_is_one_for_its_verb(clock, engine, sql, fix):
+    with engine.begin() as connection:
+        connection.execute(text("INSERT INTO jobs VALUES (7)"))
+    with recorded(clock) as recording, engine.connect() as connection:
+        connection.execute(text(sql)).close()
+
+    [finding] = sqltrace.diagnose(recording, [slow_statement])
+
+    assert finding.fix.startswith(fix)
+
+
+@pytest.mark.postgresql
+def test_select_for_update_may_have_waited_for_a_lock(postgres_url):
+    engine = create_engine(postgres_url)
+    with sqltrace.record() as recording, engine.connect() as connection:
+        connection.execute(text("CREATE TEMPORARY TABLE jobs AS SELECT 1 AS id"))
+        connection.execute(text("SELECT pg_sleep(0.5), id FROM jobs FOR UPDATE"))
+    engine.dispose()
+
+    [finding] = sqltrace.diagnose(recording, [slow_statement])
+
+    assert finding.fix.endswith("; or shorter transactions, if it waited for the lock of another one")
+
+
 def test_slow_statement_whose_rows_nobody_fetched_tells_none(clock, engine):
     with recorded(clock) as recording, engine.connect() as connection:
         connection.execute(text("SELECT wait(0.7)"))
@@ -113,7 +160,7 @@ def test_poll_is_no_repeated_statement(clock, engine, pause, found):
     with recorded(clock) as recording, engine.connect() as connection:
         for _ in range(8):
             connection.execute(text("SELECT count(*) FROM jobs")).all()
-            connection.rollback()
+            connection.commit()
             clock.advance(pause)
 
     assert kinds(recording) == found
@@ -199,7 +246,7 @@ def test_what_the_database_says_of_itself_is_no_n_plus_one(clock, engine):
 @pytest.mark.parametrize(
     ("sql", "found"),
     [
-        ("SELECT wait(0.1) FROM jobs WHERE id > :id", "n_plus_one"),
+        ("SELECT wait(0.1) FROM jobs WHERE id = 1 AND id > :id", "n_plus_one"),
         ("SELECT wait(0.1) FROM jobs", "repeated_statement"),
     ],
 )
@@ -222,7 +269,7 @@ def test_loop_that_waits_for_the_event_loop_between_its_statements_is_no_poll(cl
     with recorded(clock) as recording, engine.connect() as connection:
         for number in range(12):
             connection.execute(text(sql), {"id": number} if ":id" in sql else {}).all()
-            connection.rollback()
+            connection.commit()
             began = clock()
             clock.advance(0.1)
             mark_estimate(recording.collector, began, clock())
@@ -383,6 +430,20 @@ def test_sql_after_the_response(sink, clock, engine, sql, found):
     findings = visit(sink, clock, lambda request: JSONResponse({}, background=BackgroundTask(work)))
 
     assert [finding.kind for finding in findings] == found
+
+
+def test_remedy_for_what_failed_after_the_response_fits_a_background_task(sink, clock, engine):
+    def work():
+        clock.advance(0.001)
+        with engine.connect() as connection:
+            connection.execute(text("SELECT * FROM missing"))
+
+    [finding] = visit(sink, clock, lambda request: JSONResponse({}, background=BackgroundTask(work)))
+
+    assert finding.fix == (
+        "commit in the endpoint what the exit of a dependency commits;"
+        " a background task has to tell somebody itself that it failed"
+    )
 
 
 def test_long_sql_after_the_response(sink, clock, engine):

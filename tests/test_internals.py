@@ -174,6 +174,9 @@ def test_unchanged_sqlalchemy_tells_everything(copy):
         (["_raw_columns"], NO_JOINS),
         (["_from_obj"], NO_JOINS),
         (["_from_objects"], NO_JOINS),
+        (["entity_zero"], NO_JOINS),
+        (["_annotations"], NO_JOINS),
+        (["_connections"], {}),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )

@@ -38,7 +38,7 @@ from sqlalchemy.pool import StaticPool
 
 import sqltrace
 from example_app import guilty
-from sqltrace import Widening
+from sqltrace import Lookup, Widening
 from sqltrace.sql_text import redact
 from tests.library import mapping, open_library
 
@@ -290,7 +290,7 @@ def test_what_was_asked_is_the_query_without_eager_joins(engine, name):
     told = widening(engine, QUERIES[name])
     plain = statements(engine, QUERIES[name].options(lazyload("*")))[0]
 
-    assert plain.widening is None
+    assert plain.widening is None or plain.widening.joins == ()
     assert (told.asked_tables, told.asked_columns) == (tables_in(plain.sql), columns_in(plain.sql)), plain.sql
 
 
@@ -424,6 +424,37 @@ def test_siblings_and_nested_collections(engine):
     assert ([join.relationship for join in nested.collections], nested.siblings) == (["Garage.cars", "Car.garages"], ())
     assert widening(shelf, both).siblings == ()
     assert [join.uselist for join in widening(shelf, select(library.Book)).joins] == [False, True]
+
+
+def test_query_that_is_no_select_of_its_own_has_none(engine):
+    assert widening(engine, select(C).from_statement(select(C.__table__))) is None
+
+
+@pytest.mark.parametrize(
+    ("query", "lookup"),
+    [
+        (select(G).where(G.id == 1), Lookup(("",), ("Garage.id",), alone=True, is_key=True)),
+        (select(G).where((G.id == 1) & (G.id > 0)), Lookup(("",), ("Garage.id",), is_key=True)),
+        (select(aliased(G)), Lookup(("aliased(Garage)",), alone=True)),
+        (
+            select(EVERY).options(lazyload("*")),
+            Lookup(("with_polymorphic(Employee, [Manager])",), alone=True),
+        ),
+        (select(M).options(lazyload("*")).where(M.title == "boss"), Lookup(("",), ("Manager.title",), alone=True)),
+        (select(G).join(G.cars).where(V.id == 1), Lookup(("",), ("Car.id",))),
+        (select(G, C).where(G.id == C.id, C.id == 1), Lookup(("", ""), ("Company.id",))),
+        (lambda s: s.get(G, 1) and None, Lookup(("",), ("Garage.id",), alone=True, is_key=True, by_get=True)),
+    ],
+    ids=["key", "swapped, and more", "alias", "with_polymorphic", "inheritance", "join", "two", "get"],
+)
+def test_what_a_query_looks_for(engine, query, lookup):
+    assert widening(engine, query).lookup == lookup
+
+
+def test_loads_look_for_nothing(engine):
+    _, load = statements(engine, select(G).options(selectinload(G.cars).options(lazyload("*"), joinedload(V.company))))
+
+    assert load.widening.lookup is None
 
 
 def test_columns_alone_have_no_eager_joins(engine):

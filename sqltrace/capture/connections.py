@@ -25,7 +25,7 @@ from sqlalchemy.engine import Dialect, Engine
 from sqlalchemy.pool import ConnectionPoolEntry, Pool, PoolProxiedConnection
 
 from sqltrace import connection as measures
-from sqltrace.capture import internals, pool_wait, transactions
+from sqltrace.capture import flushes, internals, pool_wait, transactions
 from sqltrace.collector import FOLD_AT, Collector, current, mark, unmeasurable
 from sqltrace.connection import NEGLIGIBLE, Checkout, Occupants
 from sqltrace.database import database_of, note_database
@@ -48,6 +48,7 @@ def install(is_wanted: Callable[[Dialect], bool]) -> None:
     if _installed or not works()["raw_connection"]:
         return
     _is_wanted = is_wanted
+    flushes.install_when_imported()
     _wrap(Engine, "raw_connection", _measure_checkout)
     for place, wrapper in ((internals.waiting(), pool_wait.measure_wait), (internals.connecting(), _measure_connect)):
         if place is not None:
@@ -65,6 +66,7 @@ def uninstall() -> None:
         for name, listener in _LISTENERS:
             event.remove(Pool, name, listener)
     _installed.clear()
+    flushes.uninstall()
     transactions.release_all()
     with _lock:
         tables = [table for _, table in list(_held.values())]
@@ -180,6 +182,7 @@ def _neighbours(engine: Engine) -> Occupants | None:
     """Of a pool that comes up for the first time."""
     if not _is_wanted(engine.dialect):
         return None
+    flushes.install_when_imported()  # whoever uses it by now
     transactions.watch(engine.dialect)
     internals.make_room(engine.dialect)
     pool = engine.pool

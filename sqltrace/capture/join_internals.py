@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from sqlalchemy.schema import Table
-from sqlalchemy.sql import compiler, selectable
+from sqlalchemy.sql import compiler, elements, operators, selectable
 
 from sqltrace.capture.load_internals import compile_state_class, names_in
 
@@ -26,7 +26,7 @@ _SELECT = {"_from_obj", "_raw_columns", "_where_criteria", "_setup_joins"}
 def joins_are_told() -> bool:
     """Self-test: whether the names by which a SELECT tells its eager joins are known. Imports `sqlalchemy.orm`."""
     try:
-        from sqlalchemy.orm import path_registry, strategies
+        from sqlalchemy.orm import context, path_registry, strategies
 
         loader = _class(strategies, "JoinedLoader")
         return bool(
@@ -36,6 +36,8 @@ def joins_are_told() -> bool:
             and _class(path_registry, "PropRegistry").__dict__.keys() >= _PATH
             and "_result_columns" in names_in(compiler.SQLCompiler)
             and hasattr(selectable.FromClause, "_from_objects")
+            and hasattr(elements.ColumnElement, "_annotations")
+            and "entity_zero" in names_in(context._MapperEntity)
         )
     except Exception:
         return False
@@ -47,11 +49,40 @@ def _class(module: Any, name: str) -> Any:
 
 
 class EagerTarget(NamedTuple):
-    """One eager join: the properties on its path, what was joined, and whether an option of the query wants it."""
+    """
+    One eager join.
+
+    Attributes:
+        properties: On its path.
+        entities: In front of these: mappers, or aliases, which may be of a subclass.
+        selectable: What was joined.
+        by_option, named: Whether an option of the query wants it, and one for this very relationship.
+    """
 
     properties: tuple[Any, ...]
+    entities: tuple[Any, ...]
     selectable: Any
     by_option: bool
+    named: bool
+
+
+class Conditions(NamedTuple):
+    """
+    What a query looks for.
+
+    Attributes:
+        aliases: Of each entity, how it is called in code if it is not the class itself.
+        equal: Class and name of attributes that have to be equal to one value each.
+        others: Whether there are other conditions.
+        is_key: Whether `equal` is the primary key.
+        by_get: Whether `Session.get` asks.
+    """
+
+    aliases: tuple[str, ...]
+    equal: tuple[tuple[type, str], ...]
+    others: bool
+    is_key: bool
+    by_get: bool
 
 
 class SelectState(NamedTuple):
@@ -62,6 +93,7 @@ class SelectState(NamedTuple):
         entities: Mappers and selectables of the classes asked for.
         froms: What the FROM clause was made of, before and after the eager joins; repeats itself.
         own_columns: Columns that a load adds to those of its class, to find the parents; 0 for a query.
+        conditions: `None` for a load, and where there are none to be known.
     """
 
     entities: list[tuple[Any, Any]]
@@ -73,12 +105,17 @@ class SelectState(NamedTuple):
     sent_columns: int
     is_load: bool
     wrapped: bool
+    conditions: Conditions | None
 
 
 def select_state(compiled: Any) -> SelectState | None:
-    """`None` for a SELECT without eager joins."""
+    """`None` for a SELECT without eager joins in which there is nothing to be known of what it looks for."""
     state = compiled.compile_state
-    if not getattr(state, "create_eager_joins", None):
+    eager = getattr(state, "create_eager_joins", None)
+    if eager is None:
+        return None
+    conditions = None if state.current_path.path else _conditions(state, compiled.binds)
+    if not eager and conditions is None:
         return None
     entities = []
     own_columns = 0
@@ -91,13 +128,14 @@ def select_state(compiled: Any) -> SelectState | None:
     attributes = state.attributes
     wrapped = state.compound_eager_adapter is not None
     joins = []
-    for join in state.create_eager_joins:
+    for join in eager:
         path = join[2]
         # Where SQLAlchemy looks: the relationship's own option, that for its class, that for all.
         key, of_class, of_all = path._loader_key, path._wildcard_path_loader_key, path._default_path_loader_key
         option = attributes.get(key) or attributes.get(of_class) or attributes.get(of_all)
         by_option = option is not None and option.strategy is not None
-        joins.append(EagerTarget(path.path[1::2], join[5].selectable, by_option))
+        named = by_option and option is attributes.get(key)
+        joins.append(EagerTarget(path.path[1::2], path.path[::2], join[5].selectable, by_option, named))
     return SelectState(
         entities,
         joins,
@@ -111,7 +149,63 @@ def select_state(compiled: Any) -> SelectState | None:
         len(compiled._result_columns),
         is_load,
         wrapped,
+        conditions,
     )
+
+
+def _conditions(state: Any, binds: Any) -> Conditions | None:
+    """`None` for a SELECT of no class, and where there is nothing to be known."""
+    asked = [entity.entity_zero for entity in state._entities if hasattr(entity, "selectable")]
+    if not asked:
+        return None
+    mapper = asked[0].mapper
+    key = mapper.primary_key
+    if "pk_1" in binds:  # by the name of its parameter: nothing else tells
+        names = [(mapper.class_, mapper.get_property_by_column(column).key) for column in key]
+        return Conditions(("",), tuple(names), others=False, is_key=True, by_get=True)
+    equal: list[tuple[type, str]] = []
+    columns = []
+    others = False
+    waiting = list(state.statement._where_criteria)
+    while waiting:
+        clause = waiting.pop(0)
+        operator = getattr(clause, "operator", None)
+        if operator is operators.and_:
+            waiting += clause.clauses
+        elif operator is operators.eq and (column := _compared(clause)) is not None:
+            about = column._annotations
+            equal.append((about["parentmapper"].class_, about["proxy_key"]))
+            columns.append(about["parentmapper"].columns[about["proxy_key"]])
+        else:
+            others = others or not _is_of_inheritance(clause, operator)
+    aliases = tuple(map(_alias, asked))
+    if not (equal or any(aliases)):
+        return None
+    is_key = len(asked) == 1 and set(columns) == set(key)
+    return Conditions(aliases, tuple(equal), others, is_key, by_get=False)
+
+
+def _compared(clause: Any) -> Any:
+    """The attribute's column that a comparison holds against one value; `None` where it compares something else."""
+    for column, value in ((clause.left, clause.right), (clause.right, clause.left)):
+        about = getattr(column, "_annotations", {})
+        if isinstance(value, elements.BindParameter) and "proxy_key" in about and "parentmapper" in about:
+            return column
+    return None
+
+
+def _is_of_inheritance(clause: Any, operator: Any) -> bool:
+    """Whether the mapping adds it, as of a class that shares its table with others."""
+    about = getattr(getattr(clause, "left", None), "_annotations", {})
+    return operator is operators.in_op and "parentmapper" in about and "proxy_key" not in about
+
+
+def _alias(entity: Any) -> str:
+    if not entity.is_aliased_class:
+        return ""
+    name = entity.mapper.class_.__name__
+    others = [mapper.class_.__name__ for mapper in entity.with_polymorphic_mappers if mapper is not entity.mapper]
+    return f"with_polymorphic({name}, [{', '.join(others)}])" if others else f"aliased({name})"
 
 
 def sources(elements: Iterable[Any]) -> set[Any]:

@@ -8,13 +8,13 @@ from typing import Any
 from sqltrace.capture import join_internals
 from sqltrace.declaration import Declaration
 from sqltrace.faults import logger, report_fault
-from sqltrace.widening import EagerJoin, Widening
+from sqltrace.widening import EagerJoin, Lookup, Widening
 
 _ATTRIBUTE = "_sqltrace_link"
 
 
 def find_widening(compiled: Any) -> Widening | None:
-    """How eager loading widened an ORM SELECT; `None` where it did not. Never raises."""
+    """How eager loading widened an ORM SELECT, and what it looks for; `None` for nothing of both. Never raises."""
     try:
         state = join_internals.select_state(compiled) if work() else None
         return None if state is None else _widening(state)
@@ -50,6 +50,18 @@ def _widening(state: join_internals.SelectState) -> Widening:
         sent_columns=state.sent_columns,
         joins=joins,
         limited=state.wrapped,
+        lookup=None if state.conditions is None else _lookup(state, state.conditions, asked),
+    )
+
+
+def _lookup(state: join_internals.SelectState, conditions: join_internals.Conditions, asked_tables: int) -> Lookup:
+    own = join_internals.count_tables(join_internals.sources([selectable for _, selectable in state.entities]))
+    return Lookup(
+        conditions.aliases,
+        tuple([f"{owner.__name__}.{name}" for owner, name in conditions.equal]),
+        alone=not conditions.others and len(state.entities) == 1 and asked_tables == own,
+        is_key=conditions.is_key,
+        by_get=conditions.by_get,
     )
 
 
@@ -68,14 +80,23 @@ def _eager_joins(state: join_internals.SelectState) -> tuple[EagerJoin, ...]:
 def _eager_join(join: join_internals.EagerTarget, sources: set[Any], columns: int) -> EagerJoin:
     links = [link_of(prop) for prop in join.properties]
     last = links[-1]
+    path = tuple([link.name for link in links])
+    written = path
+    for place, entity in enumerate(join.entities[1:]):
+        mapper, prop = entity.mapper, join.properties[place]
+        if mapper is not prop.mapper and mapper.isa(prop.mapper):
+            of_type = f"{path[place]}.of_type({mapper.class_.__name__})"
+            written = (*written[:place], of_type, *written[place + 1 :])
     return EagerJoin(
-        tuple([link.name for link in links]),
+        path,
         last.entity,
         last.uselist,
         join.by_option,
         join_internals.count_tables(sources) + last.secondary_tables,
         columns,
         last.declaration,
+        join.named,
+        written,
     )
 
 

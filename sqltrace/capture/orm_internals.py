@@ -13,6 +13,7 @@ from operator import attrgetter, is_not
 from types import SimpleNamespace
 from typing import Any, cast
 
+from sqltrace.capture.load_internals import names_in
 from sqltrace.faults import logger
 
 _NUMBER_AND_CLASS = attrgetter("runid", "class_")  # of an object's state
@@ -139,3 +140,21 @@ def _warn_once(what: str, error: Exception) -> None:
     if what not in _warned:
         _warned.add(what)
         logger.warning("this SQLAlchemy does not tell %s, which stays unknown: %r", what, error)
+
+
+def sessions_are_told() -> bool:
+    """Self-test: whether the connections of a session are known. Imports `sqlalchemy.orm`."""
+    try:
+        from sqlalchemy.orm import SessionTransaction
+
+        return "_connections" in names_in(SessionTransaction)
+    except Exception:
+        return False
+
+
+def connections_of(session: Any) -> list[Any]:
+    """The connections on which a session has a transaction."""
+    transaction = session.get_transaction()
+    if transaction is None:
+        return []
+    return list({id(entry[0]): entry[0] for entry in transaction._connections.values()}.values())

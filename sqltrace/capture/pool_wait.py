@@ -8,13 +8,15 @@ from operator import itemgetter
 from typing import Any, Final
 
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
-from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
+from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry, QueuePool
 
+from sqltrace.callsite import find_call_site
 from sqltrace.capture.transactions import asking
 from sqltrace.connection import Checkout, Holder, Label, PoolWait
 from sqltrace.faults import report_fault
 
 _NOTABLE: Final = 1_000_000  # nanoseconds; a thread may lose less to others in the pool's own work
+_LONG: Final = 10_000_000  # nanoseconds; from there on it is worth looking for the call site
 _MAX_HOLDERS: Final = 10
 _SECOND: Final = 1_000_000_000
 _BRIEF: Final = 20  # who held a connection for less than this part of the wait is not named
@@ -85,4 +87,14 @@ def _describe(checkout: Checkout, pool: QueuePool, holders: set[Checkout], timed
         Holder(label, max(0, held) / _SECOND, own) for own, held, label in sorted(named, key=_HELD, reverse=True)
     ]
     overflow = max(0, pool.overflow())
-    return PoolWait(checkout.wait / _SECOND, timed_out, pool.size(), in_use, overflow, tuple(longest))
+    return PoolWait(
+        checkout.wait / _SECOND,
+        timed_out,
+        pool.size(),
+        in_use,
+        overflow,
+        tuple(longest),
+        isinstance(pool, AsyncAdaptedQueuePool),
+        find_call_site() if timed_out or checkout.wait >= _LONG else None,
+        ended,
+    )

@@ -116,13 +116,16 @@ def _measure_begin(dialect: Dialect, begin: Callable[..., None]) -> Callable[...
         if collector is None:
             begin(connection, *arguments)
             return
-        checkout, started = _checkout_of(connection), collector.clock()
+        checkout, started = checkout_of(connection), collector.clock()
         begin(connection, *arguments)
         counts = None if checkout is None or checkout.calling else checkout
         if takes_time:
             _note(collector, dialect, connection, counts, "begin", started)
         if counts is not None:
             counts.transaction = not _commits_itself(dialect, connection)
+            if counts.rolled_back:  # and it goes on: it was not by closing
+                counts.rollbacks += 1
+                counts.rolled_back = False
 
     return measured
 
@@ -134,7 +137,7 @@ def _measure_end(dialect: Dialect, end: Callable[..., None], kind: str) -> Calla
         if collector is None:
             end(connection, *arguments, **options)
             return
-        checkout, started = _checkout_of(connection), collector.clock()
+        checkout, started = checkout_of(connection), collector.clock()
         if checkout is not None:
             if checkout.calling:  # two-phase methods call one another
                 end(connection, *arguments, **options)
@@ -142,6 +145,7 @@ def _measure_end(dialect: Dialect, end: Callable[..., None], kind: str) -> Calla
             checkout.calling = True
             if checkout.transaction:
                 checkout.end_transaction(started)
+                checkout.rolled_back = kind == "rollback"
         try:
             end(connection, *arguments, **options)
         finally:
@@ -152,7 +156,7 @@ def _measure_end(dialect: Dialect, end: Callable[..., None], kind: str) -> Calla
     return measured
 
 
-def _checkout_of(connection: Any) -> Checkout | None:
+def checkout_of(connection: Any) -> Checkout | None:
     """That of a `Connection`, as two-phase methods take it, or of the pool's proxy of one. Never raises."""
     try:
         info = (connection.connection if isinstance(connection, Connection) else connection).record_info

@@ -122,7 +122,7 @@ def _is_quiet(recording: Recording) -> bool:
     count = 0
     for group in recording.groups:
         count += group.count
-        if count >= _FEW or group.widening is not None or group.phase != "response":
+        if count >= _FEW or (group.widening is not None and group.widening.joins) or group.phase != "response":
             return False
     return not recording.connections.waits
 

@@ -24,7 +24,10 @@ def after_response_sql(recording: Recording, *, long: float = 1.0) -> Iterator[F
     count = plural(sum(group.count for group in groups), "statement")
     if failed:
         message = f"{failed:,} of {count} after the response failed, in {worst.summary}: the client was told otherwise."
-        fix = "commit before the response: in the endpoint, not in the exit of a dependency"
+        fix = (
+            "commit in the endpoint what the exit of a dependency commits;"
+            " a background task has to tell somebody itself that it failed"
+        )
     else:
         message = f"{count} ran for {time(took)} after the response, most of it {worst.summary}."
         fix = "hand it to a job queue, if it need not be done in the web process"

@@ -6,12 +6,17 @@ from collections.abc import Iterator, Sequence
 
 from sqltrace.finding import Finding
 from sqltrace.findings.wording import time
+from sqltrace.idle import IdleStretch
+from sqltrace.intervals import Coverage
 from sqltrace.recording import Recording
+
+_SECOND = 1_000_000_000
 
 
 def idle_in_transaction(recording: Recording, *, idle: float = 0.5, pause: float = 0.01) -> Iterator[Finding]:
     """
-    Making objects and waiting for the event loop do not count: other findings tell them.
+    Making objects and waiting do not count: other findings tell what a pool, the event loop or a statement of
+    another connection took meanwhile.
 
     Args:
         idle: Seconds between the first statement and the end of transactions in which no statement ran.
@@ -19,19 +24,43 @@ def idle_in_transaction(recording: Recording, *, idle: float = 0.5, pause: float
     """
     connections, account = recording.connections, recording.time_account
     total = connections.idle_in_transaction
-    if total is None:
+    if total is None or total < idle:
         return
+    elsewhere = _told_elsewhere(recording, idle)
     own = total - (account.objects or 0.0) - (account.loop_wait or 0.0)
+    own -= sum(_within(elsewhere, stretch) for stretch in connections.idle_stretches) / _SECOND
     if own >= idle and own >= pause * (recording.statement_count + 1):
+        worst = max(
+            connections.idle_stretches,
+            key=lambda stretch: stretch.end - stretch.start - _within(elsewhere, stretch),
+            default=None,
+        )
+        is_async = worst.is_async if worst is not None else all(group.is_async for group in recording.groups)
+        commit = "await session.commit()" if is_async else "session.commit()"
         yield Finding(
             "idle_in_transaction",
-            f"a transaction was open for {time(own)} in which no statement ran, and kept its connection"
+            f"a transaction was open for {time(own)} in which no statement of it ran, and kept its connection"
             f" ({time(connections.held or 0.0)} in all) and its locks.",
             own,
-            fix="await session.commit() before the slow work, or session.close() for reads: it begins anew when needed"
-            if any(group.is_async for group in recording.groups)
-            else "session.commit() before the slow work, or session.close() for reads: it begins anew when needed",
+            str(worst.call_site) if worst is not None and worst.call_site is not None else None,
+            fix=f"{commit} before the slow work, or session.close() for reads: it begins anew when needed",
         )
+
+
+def _told_elsewhere(recording: Recording, idle: float) -> Coverage:
+    """When the recording waited for a pool, or for a statement that took as long by itself."""
+    covered = Coverage()
+    for wait in recording.connections.waits:
+        covered.add(wait.ended - round(wait.waited * _SECOND), wait.ended)
+    for statement in recording.statements:
+        if statement.duration >= idle:
+            started = recording.started + round(statement.start * _SECOND)
+            covered.add(started, started + round((statement.duration + (statement.loop_wait or 0.0)) * _SECOND))
+    return covered
+
+
+def _within(covered: Coverage, stretch: IdleStretch) -> int:
+    return covered.until(stretch.end) - covered.until(stretch.start)
 
 
 def is_idle_of_hold(finding: Finding, others: Sequence[Finding], recording: Recording) -> bool:

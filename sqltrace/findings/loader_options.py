@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 
 from sqltrace.origin import QUERY, Origin, Parents
@@ -12,6 +13,18 @@ from sqltrace.widening import Widening
 Path = tuple[str, ...]
 Chosen = tuple[Path, str]
 _MAX_DEPTH = 6
+_ALIAS = re.compile(r"(?P<written>\w+\((?P<entity>\w+)(?:, \[(?P<others>[^]]*)\])?\))")
+_GET, _ONE_OF = "session.get", "one of "
+
+
+class Asked(str):
+    """
+    How a query calls what it asked for, where that is not the class itself: the first of a path.
+
+    ``aliased(Author)``, ``one of aliased(Author), aliased(Book)`` beside others, or ``session.get(Author)``.
+    """
+
+    __slots__ = ()
 
 
 def paths_from_query(recording: Recording, group: Group) -> list[Path]:
@@ -20,6 +33,7 @@ def paths_from_query(recording: Recording, group: Group) -> list[Path]:
 
     An option has to name them all: ``Book.topics`` does not apply to
     ``select(Author)``. More than one where objects of the same class came on different ways.
+    The first may be how the query calls what it asked for (`Asked`).
     """
     parents: dict[tuple[str, Origin], dict[Parents | None, None]] = {}
     if group.origin is not QUERY:
@@ -37,9 +51,35 @@ def options(chosen: Iterable[Chosen]) -> str:
         chosen: Paths, and what to do with the last relationship of each: ``selectinload({})``.
     """
     below: dict[Path, list[str]] = {}
-    for path, loader in dict.fromkeys(chosen):
+    notes: dict[str, None] = {}
+    got: set[str] = set()
+    for asked, loader in dict.fromkeys(chosen):
+        path, note = _as_written(asked)
         below.setdefault(path[:-1], []).append(loader.format(path[-1]))
-    return f".options({', '.join(_under(above, loaders) for above, loaders in below.items())})"
+        notes[note] = None
+        got.add(asked[0] if isinstance(asked[0], Asked) and asked[0].startswith(_GET) else "")
+    text = ", ".join(_under(above, loaders) for above, loaders in below.items())
+    notes.pop("", None)
+    if len(got) == 1 and "" not in got:
+        return f"{got.pop()[:-1]}, …, options=[{text}])  # session.merge() takes them, too"
+    got.discard("")
+    notes.update(dict.fromkeys(f"{get[:-1]}, …) takes them as options=[…]" for get in sorted(got)))
+    return f".options({text})" + "".join(f"  # {note}" for note in notes)
+
+
+def _as_written(path: Path) -> tuple[Path, str]:
+    """A path in the names of its query, and a note on what these are."""
+    asked, steps = path[0], path[1:]
+    if not isinstance(asked, Asked):
+        return path, ""
+    owner, _, key = steps[0].partition(".")
+    aliases = list(_ALIAS.finditer(asked))
+    own = [alias for alias in aliases if alias["entity"] == owner or not asked.startswith(_ONE_OF)]
+    if asked.startswith(_GET) or not own:
+        return steps, ""
+    name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", own[0]["entity"]).lower() + "_alias"
+    subclass = f".{owner}" if owner in (own[0]["others"] or "").split(", ") else ""
+    return (f"{name}{subclass}.{key}", *steps[1:]), f"{name}: the {own[0]['written']} of the query"
 
 
 def _under(above: Path, loaders: list[str]) -> str:
@@ -116,6 +156,8 @@ def _paths(
     depth: int,
 ) -> Iterator[Path]:
     own: Path = () if origin.relationship is None else (origin.relationship,)
+    if origin.kind == "query":
+        own = _asked(widenings.get((fingerprint, origin)))
     found = False
     for loaded_by in parents.get((fingerprint, origin), {}):
         if loaded_by is not None and depth:
@@ -132,4 +174,16 @@ def _joined_path(widening: Widening | None, entity: str | None) -> Path:
     """To objects that were not asked for, but joined to those that were."""
     if widening is None or entity in widening.entities:
         return ()
-    return min((join.path for join in widening.joins if join.entity == entity), key=len, default=())
+    return min((join.written for join in widening.joins if join.entity == entity), key=len, default=())
+
+
+def _asked(widening: Widening | None) -> Path:
+    if widening is None or widening.lookup is None:
+        return ()
+    lookup, entities = widening.lookup, widening.entities
+    if lookup.by_get:
+        return (Asked(f"{_GET}({entities[0]})"),)
+    plain = {entity for entity, alias in zip(entities, lookup.aliases, strict=True) if not alias}
+    aliases = [alias for entity, alias in zip(entities, lookup.aliases, strict=True) if alias and entity not in plain]
+    among = _ONE_OF if len(entities) > 1 else ""
+    return (Asked(among + ", ".join(aliases)),) if aliases else ()

@@ -8,12 +8,17 @@ from collections.abc import Iterator
 from sqltrace.finding import Finding
 from sqltrace.findings.loader_options import in_place_of_subclasses, loaders_for, options, paths_from_query
 from sqltrace.findings.refreshes import cost_with_loads, is_within, refreshed_one_by_one
-from sqltrace.findings.wording import cost, loaded_by, of_subclass, place, plural, time
+from sqltrace.findings.wording import cost, listed, loaded_by, of_subclass, place, plural, time
+from sqltrace.origin import Origin
 from sqltrace.recording import Recording
 from sqltrace.statement import Group
 
 _ONE_BY_ONE = frozenset({"lazy", "immediate", "deferred", "subclass", "refresh"})
 _EQUALS = re.compile(r"\bWHERE\b.*?\b(?P<table>\w+)\.(?P<column>\w+) = ", re.DOTALL)
+_WHERE = re.compile(r"\bWHERE\b", re.IGNORECASE)
+_EQUAL = re.compile(r"(?<![<>!:=])=(?![=>])")
+_UNEQUAL = re.compile(r"(?<=\s)[<>]=?(?=\s)|\bBETWEEN\b", re.IGNORECASE)
+_LIMIT = re.compile(r"\sLIMIT\s|\sFETCH\s+(FIRST|NEXT)\s|\bSELECT\s+TOP\b", re.IGNORECASE)
 _IN = re.compile(r"\bIN \((?P<values>[^()]*)\)")
 _SYSTEM_TABLES = ("pg_catalog", "information_schema", "sqlite_master", "PRAGMA")
 _BATCH = 10
@@ -76,11 +81,19 @@ def _asks_for_one(group: Group) -> bool:
     if _same_each_time(group):
         return False
     rows = (group.rows or 0) / group.count
-    sql = group.sql.upper()
-    paged = rows >= _BATCH and (" LIMIT " in sql or " FETCH FIRST " in sql or "\nLIMIT " in sql)
-    offset = rows > 1 and " OFFSET " in sql
+    paged = rows >= _BATCH and _LIMIT.search(group.sql) is not None
+    offset = rows > 1 and " OFFSET " in group.sql.upper()
     batched = any(match["values"].count(",") + 1 >= _BATCH for match in _IN.finditer(group.sql))
-    return not (paged or offset or batched)
+    return not (paged or offset or batched or _goes_on(group))
+
+
+def _goes_on(group: Group) -> bool:
+    """Whether it asks for what comes before or after something, which no ``IN`` can ask for at once."""
+    _, *conditions = _WHERE.split(group.sql)
+    compared = " ".join(conditions)
+    if not _UNEQUAL.search(compared):
+        return False
+    return _LIMIT.search(group.sql) is not None or not _EQUAL.search(compared)
 
 
 def _of_load(recording: Recording, group: Group) -> Finding:
@@ -88,6 +101,10 @@ def _of_load(recording: Recording, group: Group) -> Finding:
     paths = paths_from_query(recording, group)
     above = [path[:-1] if origin.relationship is not None else path for path in paths]
     fix = options(chosen for path in above for chosen in loaders_for(recording, origin, group.parents, path))
+    if origin.relationship is not None:
+        if group.parents is None or group.parents.origin.kind == "refresh":  # they are new, or the session had them
+            fix = f"session.scalars(select({origin.entity}).where(…){fix}).all()  # once, before the loop"
+        fix += _in_place(origin)
     fix += in_place_of_subclasses(recording, origin, group.parents)
     what = origin.relationship or ", ".join(f"{origin.entity}.{name}" for name in origin.attributes)
     each = "one by one" if origin.uselist is False else f"one for each {origin.entity}"  # parents may share an object
@@ -114,6 +131,15 @@ def _of_load(recording: Recording, group: Group) -> Finding:
     )
 
 
+def _in_place(origin: Origin) -> str:
+    """SQLAlchemy takes no second option for the same relationship."""
+    if origin.kind == "immediate" and origin.lazy != "immediate":
+        return f"  # in place of immediateload({origin.relationship})"
+    if origin.kind == "lazy" and origin.lazy not in ("select", "True"):
+        return f"  # in place of lazyload({origin.relationship}), if the query has that"
+    return ""
+
+
 def _writes(recording: Recording) -> bool:
     return any(group.summary.partition(" ")[0].upper() in ("INSERT", "UPDATE") for group in recording.groups)
 
@@ -132,11 +158,27 @@ def _of_query(group: Group) -> Finding:
 
 
 def _one_for_all(group: Group) -> str:
+    lookup = group.widening.lookup if group.widening is not None else None
+    if group.widening is None or lookup is None or not lookup.equal:
+        return _one_for_all_by_text(group)
+    [entity, *_], equal = group.widening.entities, lookup.equal
+    if lookup.alone and len(equal) == 1:
+        return f"select({entity}).where({_in(equal[0])})  # once, before the loop"
+    if lookup.alone and lookup.is_key:
+        return f"select({entity}).where(tuple_({', '.join(equal)}).in_(keys))  # once, before the loop"
+    if len(equal) == 1:
+        return f"the same query once, before the loop, with {_in(equal[0])}, and {equal[0]} asked for, too"
+    return f"one query for all, before the loop, with in_() for what differs of {listed(list(equal))}"
+
+
+def _in(attribute: str) -> str:
+    """``Author.id.in_(ids)``."""
+    return f"{attribute}.in_({attribute.partition('.')[2]}s)"
+
+
+def _one_for_all_by_text(group: Group) -> str:
+    condition = _WHERE.split(group.sql, maxsplit=1)[-1]
     match = _EQUALS.search(group.sql)
-    entities = list(group.entities or {})
-    if match is None:
-        return "one statement for all, before the loop: WHERE … IN (…)"
-    column = match["column"]
-    if len(entities) == 1:
-        return f"select({entities[0]}).where({entities[0]}.{column}.in_({column}s))  # once, before the loop"
-    return f"one statement for all, before the loop: WHERE {match['table']}.{column} IN (…)"
+    if match is None or len(_EQUAL.findall(condition)) != 1:
+        return "one statement for all, before the loop: WHERE … IN (…) for what differs"
+    return f"one statement for all, before the loop: WHERE {match['table']}.{match['column']} IN (…)"

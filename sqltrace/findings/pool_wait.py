@@ -23,7 +23,13 @@ def pool_wait(recording: Recording, *, wait: float = 0.1) -> Iterator[Finding]:
         return
     worst = next((one for one in waits if one.self_deadlock), waits[0])
     at_once = waited > recording.duration + recording.after_response
-    yield Finding("pool_wait", _message(waits, worst, waited, at_once), waited, fix=_fix(recording, worst))
+    yield Finding(
+        "pool_wait",
+        _message(waits, worst, waited, at_once),
+        waited,
+        None if worst.call_site is None else str(worst.call_site),
+        fix=_fix(worst),
+    )
 
 
 def _message(waits: Sequence[PoolWait], worst: PoolWait, waited: float, at_once: bool) -> str:
@@ -42,10 +48,10 @@ def _message(waits: Sequence[PoolWait], worst: PoolWait, waited: float, at_once:
     return f"{text}, held by {listed(holders)}." if holders else f"{text}."
 
 
-def _fix(recording: Recording, worst: PoolWait) -> str:
+def _fix(worst: PoolWait) -> str:
     if worst.self_deadlock:
         return "one session for the whole request, passed on: it waits for a connection that it holds itself"
     size = max(worst.in_use, worst.pool_size) + 5
     holder = worst.holders[0].name if worst.holders else "those who hold them"
-    make = "create_async_engine" if any(group.is_async for group in recording.groups) else "create_engine"
+    make = "create_async_engine" if worst.is_async else "create_engine"
     return f"{make}(…, pool_size={size}), or give connections back sooner in {holder}: commit or close"

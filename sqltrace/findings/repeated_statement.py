@@ -28,14 +28,18 @@ def repeated_statement(recording: Recording, *, times: int = 4, pause: float = 0
         equal = group.samples.equal
         if equal < times or group.origin.kind != "query" or not _reads_only(group, written):
             continue
+        if equal - recording.connections.rollbacks < times:
+            continue  # what was read before a rollback may hold no longer: to read it again is to try again
         if mean_pause(group, loop_wait) >= pause:
             continue
+        busiest = group.samples.busiest(group.count)
+        lines = ", at different lines" if busiest is not None and busiest[1] < group.count else ""
         seen = equal if group.count <= DIGESTS else f"{equal} of the first {DIGESTS} times"
         often = f"{seen} times" if isinstance(seen, int) else f"{group.count:,} times, {seen}"
         share = equal / group.samples.compared
         yield Finding(
             "repeated_statement",
-            f"{group.summary} ran {often} with the same parameters, in {time(cost(group) * share)}.",
+            f"{group.summary} ran {often} with the same parameters{lines}, in {time(cost(group) * share)}.",
             cost(group) * share * (equal - 1) / equal,
             place(group),
             fix="keep the first result and pass it on, or keep it on request.state",

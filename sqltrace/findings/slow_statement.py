@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from sqltrace.finding import Finding
@@ -9,6 +10,8 @@ from sqltrace.findings.widened import multiplied, repeats_parents
 from sqltrace.findings.wording import loaded_by, place_of_longest, plural, subject, time
 from sqltrace.recording import Recording
 from sqltrace.statement import Group
+
+_LOCKS = re.compile(r"\bFOR\s+(NO\s+KEY\s+UPDATE|UPDATE|(KEY\s+)?SHARE)\b|\bLOCK\s+IN\s+SHARE\s+MODE\b", re.IGNORECASE)
 
 
 def slow_statement(recording: Recording, *, slow: float = 0.5) -> Iterator[Finding]:
@@ -23,17 +26,33 @@ def slow_statement(recording: Recording, *, slow: float = 0.5) -> Iterator[Findi
         if multiplied(group, rows=100, ratio=3.0) or repeats_parents(group, rows=500, ratio=10.0):
             continue
         if group.max - _unseen_wait(group, loop_wait) >= slow:
-            many = f", the longest of {group.count:,}," if group.count > 1 else ""
-            rows = f" for {plural(group.rows, 'row')}" if group.rows else ""
+            parts = [f"the longest of {group.count:,}"] if group.count > 1 else []
+            if group.rows:
+                parts.append(f"for {plural(group.rows, 'row')}")
+            more = ", ".join(["", *parts]) if group.count > 1 else "".join(f" {part}" for part in parts)
             yield Finding(
                 "slow_statement",
-                f"{subject(group)} took {time(group.max)}{many}{rows}.",
+                f"{subject(group)} took {time(group.max)}{more}.",
                 group.total,
                 place_of_longest(group),
                 group.origin.relationship,
                 loaded_by(group.parents),
-                "an index, fewer rows or fewer columns: see EXPLAIN ANALYZE of it",
+                _fix(group),
             )
+
+
+def _fix(group: Group) -> str:
+    """The time of a statement may be that of a wait for a lock: nothing tells."""
+    operation = group.summary.partition(" ")[0].upper()
+    lock = "or shorter transactions, if it waited for the lock of another one"
+    if operation == "SELECT":
+        fix = "an index, fewer rows or fewer columns: see EXPLAIN ANALYZE of it"
+        return f"{fix}; {lock}" if _LOCKS.search(group.sql) else fix
+    if operation in ("INSERT", "REPLACE"):
+        return f"fewer rows at once, fewer indexes or triggers on the table; {lock}"
+    if operation in ("UPDATE", "DELETE", "MERGE"):
+        return f"an index for what it looks for, or fewer rows at once: see EXPLAIN of it; {lock}"
+    return "see in the database what took it so long, if it did not wait for a lock"
 
 
 def _unseen_wait(group: Group, loop_wait: float) -> float:

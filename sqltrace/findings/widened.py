@@ -69,9 +69,16 @@ def fix_for(recording: Recording, group: Group, joins: Iterable[EagerJoin]) -> s
     """
     above = paths_from_query(recording, group)
     outermost = _outermost(joins)
-    text = options((path + join.path, _loader(group, join)) for path in above for join in outermost)
+    text = options((path + join.written, _loader(group, join)) for path in above for join in outermost)
+    # SQLAlchemy takes no second option for the same relationship.
+    replaced = dict.fromkeys(f"joinedload({join.relationship})" for join in outermost if join.named)
+    if replaced:
+        text += f"  # in place of {listed(list(replaced))}"
     declared = [place for join in outermost if not join.by_option and (place := declaration(join))]
-    return f'{text}  # or lazy="raise_on_sql" at {listed(list(dict.fromkeys(declared)))}' if declared else text
+    if declared:
+        others = " for the others" if replaced else ""
+        text += f'  # or{others} lazy="raise_on_sql" at {listed(list(dict.fromkeys(declared)))}'
+    return text
 
 
 def declaration(join: EagerJoin) -> str | None:

@@ -146,7 +146,7 @@ def _parents(parents: Parents | None) -> str | None:
 
 
 def _eager_joins(widening: Widening | None) -> dict[str, Any] | None:
-    if widening is None:
+    if widening is None or not widening.joins:
         return None
     return {
         "asked_tables": widening.asked_tables,

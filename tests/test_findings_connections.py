@@ -1,0 +1,407 @@
+"""`idle_in_transaction`, `pool_wait`, and rollbacks: what a transaction waits for, and who can do something about it."""
+
+import asyncio
+import threading
+import time
+from contextlib import contextmanager
+
+import pytest
+from sqlalchemy import create_engine, event, func, select, text
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy.pool import QueuePool, StaticPool
+
+import sqltrace
+from sqltrace.capture import flushes
+from sqltrace.findings import idle_in_transaction, pool_wait, slow_statement
+from sqltrace.recording import Recording
+
+pytestmark = pytest.mark.usefixtures("no_faults")
+
+
+class Clock:
+    now = 1_000_000_000
+
+    def __call__(self):
+        return self.now
+
+    def advance(self, seconds):
+        self.now += round(seconds * 1_000_000_000)
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Job(Base):
+    __tablename__ = "jobs"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    a: Mapped[int | None]
+    b: Mapped[int | None]
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def engine():
+    engine = create_engine("sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False})
+    Base.metadata.create_all(engine)
+    yield engine
+    engine.dispose()
+
+
+@contextmanager
+def recorded(clock):
+    sqltrace.instrument()
+    recording = Recording(clock=clock)
+    outer = recording.open()
+    yield recording
+    recording.end()
+    recording.leave(outer)
+
+
+@contextmanager
+def listening(target, name, listener):
+    event.listen(target, name, listener)
+    yield
+    event.remove(target, name, listener)
+
+
+def line_of(text):
+    with open(__file__, encoding="utf-8") as source:
+        return next(number for number, line in enumerate(source, 1) if text in line and "line_of" not in line)
+
+
+def test_time_that_a_flush_takes_after_its_statements_is_not_idle(clock, engine):
+    with (
+        listening(Job, "after_insert", lambda *_: clock.advance(0.1)),
+        recorded(clock) as recording,
+        Session(engine) as session,
+    ):
+        session.add_all([Job() for _ in range(10)])
+        session.commit()
+
+    assert recording.connections.idle_in_transaction == 0
+    assert sqltrace.diagnose(recording) == []
+
+
+def test_time_between_the_statements_of_a_long_flush_is_not_idle(clock, engine):
+    with (
+        listening(engine, "before_cursor_execute", lambda *_: clock.advance(0.02)),
+        recorded(clock) as recording,
+        Session(engine) as session,
+    ):
+        session.execute(text("SELECT 1"))
+        session.add_all([Job(a=1) if number % 2 else Job(b=1) for number in range(100)])
+        session.commit()
+
+    assert recording.statement_count == 101
+    assert recording.connections.idle_in_transaction <= 0.02 * 2
+    assert sqltrace.diagnose(recording) == []
+
+
+def test_time_of_the_statements_of_a_long_flush_counts_once(clock, engine):
+    with engine.connect() as connection:
+        connection.connection.create_function("wait", 1, clock.advance)
+    with (
+        listening(engine, "before_cursor_execute", lambda *_: clock.advance(0.02)),
+        recorded(clock) as recording,
+        Session(engine) as session,
+    ):
+        session.execute(text("SELECT 1"))
+        clock.advance(0.3)
+        session.add_all([Job(a=func.wait(0.01)) for _ in range(100)])
+        session.flush()
+        clock.advance(0.3)
+        session.commit()
+
+    assert recording.statement_count == 101
+    assert recording.connections.idle_in_transaction == pytest.approx(0.62, abs=0.03)
+
+
+def test_flush_without_a_transaction_is_never_idle(clock, engine):
+    with (
+        listening(Job, "after_insert", lambda *_: clock.advance(1)),
+        recorded(clock) as recording,
+        Session(engine.execution_options(isolation_level="AUTOCOMMIT")) as session,
+    ):
+        session.add(Job())
+        session.commit()
+
+    assert recording.connections.idle_in_transaction == 0
+
+
+def test_flush_outside_of_a_recording_is_not_measured(engine):
+    sqltrace.instrument()
+    with Session(engine) as session:
+        session.add(Job())
+        session.rollback()
+        session.add(Job())
+        session.flush()
+
+        assert session.scalars(select(Job)).all()
+
+
+@pytest.mark.parametrize("name", ["orm_internals.connections_of", "checkout_of"])
+def test_fault_of_ours_changes_no_flush(monkeypatch, caplog, engine, name):
+    def broken(*_):
+        raise RuntimeError("ours")
+
+    monkeypatch.setattr(f"sqltrace.capture.flushes.{name}", broken)
+    with sqltrace.record() as recording, Session(engine) as session:
+        session.execute(text("SELECT 1"))
+        session.add(Job(id=7))
+        session.flush()
+        found = session.get(Job, 7) is not None
+        session.rollback()
+
+    reported = [record for record in caplog.records if record.name == "sqltrace"]
+    caplog.clear()
+    assert (found, recording.statement_count) == (True, 3)
+    assert {record.getMessage().partition(" failed")[0] for record in reported} == {
+        "measuring a flush",
+        "counting a rollback",
+    }
+
+
+def test_what_is_done_before_and_after_a_flush_is_idle(clock, engine):
+    with (
+        listening(Job, "after_insert", lambda *_: clock.advance(1)),
+        recorded(clock) as recording,
+        Session(engine) as session,
+    ):
+        session.execute(text("SELECT 1"))
+        clock.advance(0.2)
+        session.add(Job())
+        session.flush()  # and then the longest
+        clock.advance(0.4)
+        session.commit()
+
+    [finding] = sqltrace.diagnose(recording)
+
+    assert recording.connections.idle_in_transaction == pytest.approx(0.6)
+    assert (finding.kind, finding.cost) == ("idle_in_transaction", pytest.approx(0.6))
+    assert finding.call_site.startswith(f"tests/test_findings_connections.py:{line_of('# and then the longest')} in ")
+
+
+def test_flush_that_failed_is_rolled_back_as_ever(clock, engine):
+    def fail(*_):
+        clock.advance(1)
+        raise LookupError
+
+    with listening(Job, "after_insert", fail), recorded(clock) as recording, Session(engine) as session:
+        session.add(Job())
+        with pytest.raises(LookupError):
+            session.commit()
+        session.rollback()
+
+    assert recording.connections.rollbacks == 1
+
+
+def test_flush_of_an_async_session_is_not_idle(clock):
+    async def main():
+        engine = create_async_engine("sqlite+aiosqlite://", poolclass=StaticPool)
+        async with engine.begin() as connection:
+            await connection.run_sync(Base.metadata.create_all)
+        with recorded(clock) as recording:
+            async with AsyncSession(engine) as session:
+                session.add_all([Job() for _ in range(10)])
+                await session.commit()
+        await engine.dispose()
+        return recording
+
+    with listening(Job, "after_insert", lambda *_: clock.advance(0.1)):
+        recording = asyncio.run(main())
+
+    assert recording.connections.idle_in_transaction == 0
+
+
+def test_sessions_are_listened_to_once_and_left_alone_afterwards():
+    heard = []
+    for work in (sqltrace.uninstrument, sqltrace.instrument, sqltrace.instrument, sqltrace.uninstrument):
+        work()
+        heard.append(event.contains(Session, "before_flush", flushes.before_flush))
+
+    assert heard == [False, True, True, False]
+
+
+def test_sessions_that_are_not_known_are_left_alone(monkeypatch, clock, engine):
+    monkeypatch.setattr(flushes, "work", lambda: False)
+    with (
+        listening(Job, "after_insert", lambda *_: clock.advance(0.1)),
+        recorded(clock) as recording,
+        Session(engine) as session,
+    ):
+        session.add_all([Job() for _ in range(10)])
+        session.commit()
+
+    assert recording.connections.idle_in_transaction == pytest.approx(1)
+
+
+def test_commit_is_awaited_where_the_idle_session_is_an_async_one(tmp_path):
+    file = tmp_path / "app.db"
+    sync = create_engine(f"sqlite:///{file}")
+
+    async def main(idle_async):
+        engine = create_async_engine(f"sqlite+aiosqlite:///{file}")
+        with sqltrace.record() as recording:
+            async with AsyncSession(engine) as session:
+                await session.execute(text("SELECT 1"))
+                await asyncio.sleep(0.6 if idle_async else 0)
+            with Session(sync) as session:
+                session.execute(text("SELECT 1"))
+                time.sleep(0 if idle_async else 0.6)
+        await engine.dispose()
+        return sqltrace.diagnose(recording, [idle_in_transaction])
+
+    [of_async] = asyncio.run(main(idle_async=True))
+    [of_sync] = asyncio.run(main(idle_async=False))
+    sync.dispose()
+
+    assert of_async.fix.startswith("await session.commit() before")
+    assert of_sync.fix.startswith("session.commit() before")
+    assert of_sync.call_site.endswith("main")
+
+
+def test_transaction_that_waits_for_another_connection_of_the_pool_is_told_once(tmp_path):
+    engine = create_engine(
+        f"sqlite:///{tmp_path}/app.db", poolclass=QueuePool, pool_size=1, max_overflow=0, pool_timeout=0.6
+    )
+    with sqltrace.record() as recording, engine.connect() as connection:
+        connection.execute(text("SELECT 1"))
+        with pytest.raises(PoolTimeoutError):
+            engine.connect()  # in vain
+    engine.dispose()
+
+    [finding] = sqltrace.diagnose(recording)
+
+    assert finding.kind == "pool_wait"
+    assert finding.call_site.startswith(f"tests/test_findings_connections.py:{line_of('# in vain')} in ")
+
+
+def test_transaction_that_waits_longer_than_for_the_pool_is_told_of_the_rest(tmp_path):
+    engine = create_engine(
+        f"sqlite:///{tmp_path}/app.db", poolclass=QueuePool, pool_size=1, max_overflow=0, pool_timeout=0.3
+    )
+    with sqltrace.record() as recording, engine.connect() as connection:
+        connection.execute(text("SELECT 1"))
+        with pytest.raises(PoolTimeoutError):
+            engine.connect()
+        time.sleep(0.6)
+    engine.dispose()
+
+    [finding] = sqltrace.diagnose(recording, [idle_in_transaction])
+
+    assert 0.6 <= finding.cost < 0.85
+
+
+@pytest.mark.postgresql
+def test_transaction_whose_lock_a_slow_statement_of_the_same_request_waits_for_is_told_once(postgres_url):
+    engine = create_engine(postgres_url)
+    with engine.begin() as connection:
+        connection.execute(text("DROP TABLE IF EXISTS idle_jobs"))
+        connection.execute(text("CREATE TABLE idle_jobs AS SELECT 1 AS id"))
+    lock = text("SELECT id FROM idle_jobs FOR UPDATE")
+    with sqltrace.record() as recording, engine.connect() as one, engine.connect() as other:
+        one.execute(lock)
+        timer = threading.Timer(0.7, one.rollback)
+        timer.start()
+        other.execute(lock)
+        timer.join()
+    with engine.begin() as connection:
+        connection.execute(text("DROP TABLE idle_jobs"))
+    engine.dispose()
+
+    assert [finding.kind for finding in sqltrace.diagnose(recording, [slow_statement, idle_in_transaction])] == [
+        "slow_statement"
+    ]
+
+
+def test_pool_of_an_async_engine_is_mended_there_also_if_it_gave_no_connection(tmp_path):
+    async def main():
+        engine = create_async_engine(
+            f"sqlite+aiosqlite:///{tmp_path}/app.db", pool_size=1, max_overflow=0, pool_timeout=0.05
+        )
+        async with engine.connect():
+            with sqltrace.record() as recording, pytest.raises(PoolTimeoutError):
+                async with AsyncSession(engine) as session:
+                    await session.execute(text("SELECT 1"))  # no connection
+        await engine.dispose()
+        return recording
+
+    [finding] = sqltrace.diagnose(asyncio.run(main()), [pool_wait])
+
+    assert finding.fix.startswith("create_async_engine(…, pool_size=6), or ")
+    assert finding.call_site.startswith(f"tests/test_findings_connections.py:{line_of('# no connection')} in ")
+
+
+def ask(session):
+    session.scalars(select(Job).where(Job.id == 1)).all()
+
+
+def retried_in_new_sessions(engine):
+    for _ in range(4):
+        with Session(engine) as session:
+            ask(session)
+            session.rollback()
+
+
+def retried_in_one_session(engine):
+    with Session(engine) as session:
+        for _ in range(4):
+            ask(session)
+            session.rollback()
+
+
+def retried_on_one_connection(engine):
+    with engine.connect() as connection:
+        for _ in range(5):
+            connection.execute(select(Job).where(Job.id == 1)).all()
+            connection.rollback()
+
+
+def asked_in_new_sessions(engine):
+    for _ in range(4):
+        with Session(engine) as session:
+            ask(session)
+
+
+def asked_and_rolled_back_at_the_end(engine):
+    with Session(engine) as session:
+        for _ in range(5):
+            ask(session)
+        session.rollback()
+
+
+@pytest.mark.parametrize(
+    ("work", "rollbacks", "found"),
+    [
+        (retried_in_new_sessions, 4, []),
+        (retried_in_one_session, 4, []),
+        (retried_on_one_connection, 4, []),
+        (asked_in_new_sessions, 0, ["repeated_statement"]),
+        (asked_and_rolled_back_at_the_end, 1, ["repeated_statement"]),
+    ],
+)
+def test_query_that_is_repeated_after_a_rollback_is_a_retry(engine, work, rollbacks, found):
+    with sqltrace.record() as recording:
+        work(engine)
+
+    assert recording.connections.rollbacks == rollbacks
+    assert [finding.kind for finding in sqltrace.diagnose(recording)] == found
+
+
+def test_equal_queries_at_different_lines_are_told_as_such(engine):
+    with sqltrace.record() as recording, Session(engine) as session:
+        session.scalars(select(Job).where(Job.id == 1)).all()
+        session.scalars(select(Job).where(Job.id == 1)).all()
+        session.scalars(select(Job).where(Job.id == 1)).all()
+        session.scalars(select(Job).where(Job.id == 1)).all()
+
+    [finding] = sqltrace.diagnose(recording)
+
+    assert finding.message.startswith("SELECT jobs ran 4 times with the same parameters, at different lines, in ")

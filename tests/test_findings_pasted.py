@@ -1,0 +1,469 @@
+"""Fixes, pasted into the code they are for: they raise nothing, and there is nothing left to be told."""
+
+import asyncio
+
+import pytest
+import sqlalchemy
+from sqlalchemy import ForeignKey, create_engine, insert, orm, select, text
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from sqlalchemy.orm import (
+    DeclarativeBase,
+    Mapped,
+    Session,
+    aliased,
+    immediateload,
+    joinedload,
+    lazyload,
+    mapped_column,
+    relationship,
+    selectinload,
+    with_polymorphic,
+)
+from sqlalchemy.pool import StaticPool
+
+import sqltrace
+
+pytestmark = pytest.mark.usefixtures("no_faults")
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Author(Base):
+    __tablename__ = "authors"
+    id: Mapped[int] = mapped_column("author_pk", primary_key=True)
+    kind: Mapped[str]
+    name: Mapped[str]
+    tenant: Mapped[int] = mapped_column(default=1)
+    books: Mapped[list["Book"]] = relationship(back_populates="author")
+    __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "author"}
+
+
+class Star(Author):
+    prizes: Mapped[list["Prize"]] = relationship(lazy="joined")
+    __mapper_args__ = {"polymorphic_identity": "star"}
+
+
+class Prize(Base):
+    __tablename__ = "prizes"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    star_id: Mapped[int] = mapped_column(ForeignKey("authors.author_pk"))
+
+
+class Book(Base):
+    __tablename__ = "books"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    isbn: Mapped[str]
+    author_id: Mapped[int] = mapped_column(ForeignKey("authors.author_pk"))
+    author: Mapped[Author] = relationship(back_populates="books")
+    reviews: Mapped[list["Review"]] = relationship()
+    topics: Mapped[list["Topic"]] = relationship()
+
+
+class Review(Base):
+    __tablename__ = "reviews"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    book_id: Mapped[int] = mapped_column(ForeignKey("books.id"))
+
+
+class Topic(Base):
+    __tablename__ = "topics"
+    book_id: Mapped[int] = mapped_column(ForeignKey("books.id"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+
+
+STARS = range(1, 13)
+ROWS = {
+    Author: [{"id": number, "kind": "star", "name": f"star {number}", "tenant": 1} for number in STARS],
+    Prize: [{"star_id": number} for number in STARS for _ in range(5)],
+    Book: [{"id": number, "isbn": f"isbn {number}", "author_id": number} for number in STARS],
+    Review: [{"book_id": number} for number in STARS for _ in range(9)],
+    Topic: [{"book_id": number, "number": other} for number in STARS for other in range(9)],
+}
+
+
+def fill(connection):
+    Base.metadata.create_all(connection)
+    for owner, rows in ROWS.items():
+        connection.execute(insert(owner.__table__), [{_column(owner, key): row[key] for key in row} for row in rows])
+    connection.commit()
+
+
+def _column(owner, key):
+    return sqlalchemy.inspect(owner).columns[key].name
+
+
+@pytest.fixture(scope="module")
+def engine():
+    engine = create_engine("sqlite://", poolclass=StaticPool)
+    with engine.connect() as connection:
+        fill(connection)
+    yield engine
+    engine.dispose()
+
+
+def told(engine, work):
+    """Findings of `work`, and what it answered."""
+    with sqltrace.record() as recording, Session(engine) as session:
+        answer = work(session)
+    return sqltrace.diagnose(recording), answer
+
+
+NAMES = {**vars(sqlalchemy), **vars(orm), **{cls.__name__: cls for cls in (Author, Star, Prize, Book, Review, Topic)}}
+
+
+def paste(fix, **names):
+    """What a fix evaluates to, or the query with it."""
+    return eval(f"query{fix}" if fix.startswith(".") else fix, {**NAMES, **names})
+
+
+AUTHOR, BOOK = aliased(Author), aliased(Book)
+EVERY = with_polymorphic(Author, [Star])
+SOME = aliased(Book, select(Book.__table__).limit(8).subquery())
+
+
+@pytest.mark.parametrize(
+    ("query", "touch", "names", "fix"),
+    [
+        (
+            select(AUTHOR),
+            lambda author: len(author.books),
+            {"author_alias": AUTHOR},
+            ".options(selectinload(author_alias.books))  # author_alias: the aliased(Author) of the query",
+        ),
+        (
+            select(SOME),
+            lambda book: len(book.reviews),
+            {"book_alias": SOME},
+            ".options(selectinload(book_alias.reviews))  # book_alias: the aliased(Book) of the query",
+        ),
+        (
+            select(EVERY).options(lazyload(EVERY.Star.prizes)),
+            lambda author: len(author.books),
+            {"author_alias": EVERY},
+            ".options(selectinload(author_alias.books))"
+            "  # author_alias: the with_polymorphic(Author, [Star]) of the query",
+        ),
+        (
+            select(BOOK, Author).join(Author, BOOK.author_id == Author.id),
+            lambda book: len(book.reviews),
+            {"book_alias": BOOK},
+            ".options(selectinload(book_alias.reviews))  # book_alias: the aliased(Book) of the query",
+        ),
+        (
+            select(AUTHOR).options(joinedload(AUTHOR.books)),
+            lambda author: len(author.books[0].reviews),
+            {"author_alias": AUTHOR},
+            ".options(defaultload(author_alias.books).selectinload(Book.reviews))"
+            "  # author_alias: the aliased(Author) of the query",
+        ),
+        (select(Author, BOOK).join(BOOK, BOOK.author_id == Author.id), lambda author: len(author.books), {}, None),
+    ],
+    ids=["aliased", "subquery", "with_polymorphic", "one of two", "below", "another one is an alias"],
+)
+def test_option_is_one_of_the_alias_that_was_asked_for(engine, query, touch, names, fix):
+    def work(query):
+        return lambda session: [touch(found) for found in session.scalars(query).unique().all()]
+
+    [finding], _ = told(engine, work(query))
+    after, _ = told(engine, work(paste(finding.fix, query=query, **names)))
+
+    assert fix in (None, finding.fix)
+    assert (finding.kind, after) == ("n_plus_one", [])
+
+
+def multiplied(engine, query):
+    return told(engine, lambda session: len(session.scalars(query).unique().all()))
+
+
+def test_product_below_an_alias_is_mended_at_the_alias(engine):
+    query = select(BOOK).options(joinedload(BOOK.reviews), joinedload(BOOK.topics))
+    mended = ".options(selectinload(book_alias.reviews), selectinload(book_alias.topics))"
+
+    [finding], _ = multiplied(engine, query)
+    after, _ = multiplied(engine, paste(mended, query=select(BOOK), book_alias=BOOK))
+
+    assert finding.fix.startswith(f"{mended}  # book_alias: the aliased(Book) of the query")
+    assert after == []
+
+
+def test_options_of_the_query_are_replaced_and_none_is_added_to_them(engine):
+    [finding], _ = multiplied(engine, select(Book).options(joinedload(Book.reviews), joinedload(Book.topics)))
+    after, _ = multiplied(engine, paste(finding.fix, query=select(Book)))
+
+    assert finding.fix == (
+        ".options(selectinload(Book.reviews), selectinload(Book.topics))"
+        "  # in place of joinedload(Book.reviews) and joinedload(Book.topics)"
+    )
+    assert after == []
+
+
+def test_option_with_a_wildcard_is_not_told_to_be_replaced(engine):
+    query = select(Book).options(joinedload("*"))
+
+    [finding], _ = multiplied(engine, query)
+    after, _ = multiplied(engine, paste(finding.fix, query=query))
+
+    assert finding.fix.startswith(".options(selectinload(Book.reviews), selectinload(Book.topics))")
+    assert "in place of" not in finding.fix
+    assert after == []
+
+
+def test_option_below_a_subclass_says_of_which_type(engine):
+    class Other(DeclarativeBase):
+        pass
+
+    class Person(Other):
+        __tablename__ = "people"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        kind: Mapped[str]
+        __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "person"}
+
+    class Admin(Person):
+        grants: Mapped[list["Grant"]] = relationship(lazy="joined")
+        rights: Mapped[list["Right"]] = relationship(lazy="joined")
+        __mapper_args__ = {"polymorphic_identity": "admin"}
+
+    class Grant(Other):
+        __tablename__ = "grants"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        person_id: Mapped[int] = mapped_column(ForeignKey(Person.id))
+
+    class Right(Other):
+        __tablename__ = "rights"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        person_id: Mapped[int] = mapped_column(ForeignKey(Person.id))
+
+    class Entry(Other):
+        __tablename__ = "entries"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        person_id: Mapped[int] = mapped_column(ForeignKey(Person.id))
+        person: Mapped[Person] = relationship()
+
+    engine = create_engine("sqlite://", poolclass=StaticPool)
+    Other.metadata.create_all(engine)
+    with Session(engine) as session:
+        session.add_all([Admin(id=1, grants=[Grant() for _ in range(12)], rights=[Right() for _ in range(12)])])
+        session.flush()
+        session.add(Entry(person_id=1))
+        session.commit()
+    query = select(Entry).options(joinedload(Entry.person.of_type(Admin)))
+
+    [finding], _ = multiplied(engine, query)
+    after, _ = multiplied(engine, paste(finding.fix, query=query, Admin=Admin, Entry=Entry))
+    engine.dispose()
+
+    assert finding.fix.startswith(
+        ".options(defaultload(Entry.person.of_type(Admin)).options(lazyload(Admin.grants), lazyload(Admin.rights)))"
+    )
+    assert after == []
+
+
+@pytest.mark.parametrize(
+    ("option", "note"),
+    [
+        (immediateload(Author.books), "  # in place of immediateload(Author.books)"),
+        (joinedload(Author.books).immediateload(Book.reviews), "  # in place of immediateload(Book.reviews)"),
+    ],
+)
+def test_option_that_loads_one_by_one_is_told_to_be_replaced(engine, option, note):
+    [finding], _ = told(engine, lambda session: session.scalars(select(Author).options(option)).unique().all())
+
+    assert finding.fix.endswith(note)
+
+
+def test_option_that_leaves_a_relationship_for_later_may_have_to_be_replaced(engine):
+    def work(query):
+        return lambda session: [len(star.prizes) for star in session.scalars(query).all()]
+
+    [finding], _ = told(engine, work(select(Star).options(lazyload(Star.prizes))))
+    after, _ = told(engine, work(paste(finding.fix, query=select(Star))))
+
+    assert finding.fix == (
+        ".options(selectinload(Star.prizes))  # in place of lazyload(Star.prizes), if the query has that"
+    )
+    assert after == []
+
+
+def test_what_get_has_found_is_mended_in_get(engine):
+    def work(get):
+        def load(session):
+            for book in get(session, 1).books + [book for n in STARS[1:6] for book in get(session, n).books]:
+                len(book.reviews)
+
+        return load
+
+    findings, _ = told(engine, work(lambda session, number: session.get(Author, number)))
+    fix = next(finding.fix for finding in findings if finding.relationship == "Author.books")
+    deep = next(finding.fix for finding in findings if finding.relationship == "Book.reviews")
+
+    def get(session, number):
+        options = paste(deep.replace("…", "number"), session=session, number=number)
+        assert options is session.identity_map[session.identity_key(Author, number)]
+        return options
+
+    after, _ = told(engine, work(get))
+    assert fix == "session.get(Author, …, options=[selectinload(Author.books)])  # session.merge() takes them, too"
+    assert deep == (
+        "session.get(Author, …, options=[defaultload(Author.books).selectinload(Book.reviews)])"
+        "  # session.merge() takes them, too"
+    )
+    assert [finding.relationship for finding in after] == ["Author.books"]
+
+
+def test_option_for_get_is_taken_by_merge(engine):
+    with sqltrace.record() as recording, Session(engine) as session:
+        author = session.merge(Author(id=1, name="other"), options=[selectinload(Author.books)])
+        count = recording.statement_count
+        books = len(author.books)
+
+        assert (books, recording.statement_count) == (1, count)
+
+
+def test_new_objects_come_with_their_relationship_by_one_query(engine):
+    def work(once):
+        def load(session):
+            authors = [Star(name="new", tenant=2) for _ in range(6)]
+            session.add_all(authors)
+            session.commit()
+            if once:
+                paste(once.replace("…", "Author.tenant == 2"), session=session)
+            assert [len(author.books) for author in authors] == [0] * 6
+            for author in authors:
+                session.delete(author)
+            session.commit()
+
+        return load
+
+    def loads(findings):
+        return [finding.fix for finding in findings if finding.relationship == "Author.books"]
+
+    findings, _ = told(engine, work(once=None))
+    [fix] = loads(findings)
+    after, _ = told(engine, work(once=fix))
+
+    assert fix.startswith("session.scalars(select(Author).where(…).options(selectinload(Author.books))).all()  # once,")
+    assert loads(after) == []
+
+
+def in_a_loop(ask):
+    def work(session):
+        return [ask(session, number) for number in STARS]
+
+    return work
+
+
+@pytest.mark.parametrize(
+    ("ask", "fix", "names"),
+    [
+        (lambda s, n: s.get(Author, n), "select(Author).where(Author.id.in_(ids))", {"ids": [1]}),
+        (
+            lambda s, n: s.get(Topic, (n, 0)),
+            "select(Topic).where(tuple_(Topic.book_id, Topic.number).in_(keys))",
+            {"keys": [(1, 0)]},
+        ),
+        (
+            lambda s, n: s.scalars(select(Author).where(Author.name == f"star {n}")).one(),
+            "select(Author).where(Author.name.in_(names))",
+            {"names": ["star 1"]},
+        ),
+        (
+            lambda s, n: s.scalars(select(Star).where(Star.id == n)).unique().one(),
+            "select(Star).where(Star.id.in_(ids))",
+            {"ids": [1]},
+        ),
+        (
+            lambda s, n: s.scalars(select(AUTHOR).where(AUTHOR.id == n)).one(),
+            "select(Author).where(Author.id.in_(ids))",
+            {"ids": [1]},
+        ),
+        (lambda s, n: s.query(Book).filter_by(author_id=n).all(), "select(Book).where(Book.author_id.in_(", None),
+        (
+            lambda s, n: s.scalars(select(Author).join(Book).where(Book.isbn == f"isbn {n}")).one(),
+            "the same query once, before the loop, with Book.isbn.in_(isbns), and Book.isbn asked for, too",
+            None,
+        ),
+        (
+            lambda s, n: s.scalars(select(Author).where(Author.tenant == 1, Author.name == f"star {n}")).one(),
+            "one query for all, before the loop, with in_() for what differs of Author.tenant and Author.name",
+            None,
+        ),
+        (
+            lambda s, n: s.scalars(select(Book).where(Book.author == s.get(Author, 1), Book.id == n)).all(),
+            "the same query once, before the loop, with Book.id.in_(ids), and Book.id asked for, too",
+            None,
+        ),
+        (
+            lambda s, n: s.execute(select(Book.id).where(Book.author_id == n)).all(),
+            "one statement for all, before the loop: WHERE books.author_id IN (…)",
+            None,
+        ),
+        (
+            lambda s, n: s.execute(
+                text("SELECT * FROM books WHERE books.id = :n AND books.author_id = :a"), {"n": n, "a": 1}
+            ).all(),
+            "one statement for all, before the loop: WHERE … IN (…) for what differs",
+            None,
+        ),
+    ],
+    ids=[
+        "column of another name", "composite key", "attribute", "subclass", "alias", "Query", "other table", "which",
+        "and a relationship", "columns", "text",
+    ],
+)  # fmt: skip
+def test_loop_is_mended_by_the_attributes_of_its_query(engine, ask, fix, names):
+    findings, _ = told(engine, in_a_loop(ask))
+    told_fix = next(finding.fix for finding in findings if finding.kind == "n_plus_one")
+
+    assert told_fix.startswith(fix)
+    if names is not None:
+        _, found = told(engine, lambda session: session.scalars(paste(told_fix, **names)).unique().all())
+        assert len(found) == 1
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda s, n: s.scalars(select(Author).where(Author.id > n).order_by(Author.id).limit(1)).first(),
+        lambda s, n: s.scalars(
+            select(Author).where(Author.tenant == 1, Author.id >= n).order_by(Author.id).limit(1)
+        ).first(),
+        lambda s, n: s.execute(text("SELECT * FROM books WHERE id > :n ORDER BY id LIMIT 1"), {"n": n}).first(),
+        lambda s, n: s.execute(text("SELECT count(*) FROM books WHERE id BETWEEN :n AND :m"), {"n": n, "m": 9}).all(),
+    ],
+    ids=["keyset", "of a tenant", "text", "ranges"],
+)
+def test_what_is_asked_for_by_inequality_is_no_n_plus_one(engine, ask):
+    findings, _ = told(engine, in_a_loop(ask))
+
+    assert findings == []
+
+
+def test_constant_inequality_beside_an_equality_is_an_n_plus_one(engine):
+    findings, _ = told(
+        engine, in_a_loop(lambda s, n: s.scalars(select(Book).where(Book.author_id == n, Book.id > 0)).all())
+    )
+
+    assert [finding.fix for finding in findings] == [
+        "the same query once, before the loop, with Book.author_id.in_(author_ids), and Book.author_id asked for, too"
+    ]
+
+
+def test_alias_is_told_under_an_async_session():
+    def work(session):
+        return [len(author.books) for author in session.scalars(select(AUTHOR))]
+
+    async def main():
+        engine = create_async_engine("sqlite+aiosqlite://", poolclass=StaticPool)
+        async with engine.connect() as connection:
+            await connection.run_sync(fill)
+        with sqltrace.record() as recording:
+            async with AsyncSession(engine) as session:
+                await session.run_sync(work)
+        await engine.dispose()
+        return sqltrace.diagnose(recording)
+
+    [finding] = asyncio.run(main())
+
+    assert finding.fix.startswith(".options(selectinload(author_alias.books))  # author_alias: ")
