@@ -52,6 +52,7 @@ def findings(library, query, touch, **options):
 
 
 L, R = mapping(), mapping("raise")
+author_alias = orm.aliased(L.Author)
 GREENLET = "and AsyncSession cannot load it as it is touched (MissingGreenlet)."
 FORBIDDEN = "forbids to load it as it is touched."
 SCENARIOS = {
@@ -89,6 +90,13 @@ SCENARIOS = {
         lambda book: book.author.bio,
         ("missing_greenlet", None, f"Author.bio was not loaded, {GREENLET}"),
         ".options(defaultload(Book.author).undefer(Author.bio))",
+    ),
+    "of an alias": (
+        L,
+        select(author_alias),
+        lambda author: author.books,
+        ("missing_greenlet", "Author.books", f"Author.books was not loaded, {GREENLET}"),
+        ".options(selectinload(author_alias.books))  # author_alias: the aliased(Author) of the query",
     ),
     "raise of the mapping": (
         R,
@@ -132,15 +140,40 @@ def test_attribute_that_was_not_loaded(name):
     assert finding.parents.endswith(" in find")
 
 
+def pasted(fix, library, query):
+    return eval(f"statement{fix}", {**vars(orm), **vars(library), "statement": query, "author_alias": author_alias})
+
+
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_fix_that_is_pasted_in_makes_the_finding_go_away(name):
     library, query, touch, _, fix = SCENARIOS[name]
     if "in place of" in fix:
         query = select(query.column_descriptions[0]["entity"])
 
-    mended = eval(f"statement{fix}", {**vars(orm), **vars(library), "statement": query})
+    mended = pasted(fix, library, query)
 
     assert findings(library, mended, touch) == []
+
+
+def test_object_that_was_gotten_by_its_key_has_the_option_there():
+    async def main(get):
+        engine = await open_async_library(L)
+        async with sqltrace.record() as recording, AsyncSession(engine) as session:
+            author = await get(session)
+            try:
+                _ = author.books
+            except ERRORS:
+                pass
+        await engine.dispose()
+        return sqltrace.diagnose(recording)
+
+    [finding] = asyncio.run(main(lambda session: session.get(L.Author, 1)))
+
+    assert (
+        finding.fix == "session.get(Author, …, options=[selectinload(Author.books)])  # session.merge() takes them, too"
+    )
+    mended = f"lambda session: {finding.fix.replace('…', '1')}"
+    assert asyncio.run(main(eval(mended, {**vars(orm), **vars(L)}))) == []
 
 
 def test_expired_attribute_wants_another_session_maker():
@@ -200,7 +233,7 @@ def test_attribute_that_was_not_loaded_before_the_session_was_closed(kind, name)
     assert (finding.kind, finding.message, finding.fix) == ("detached_instance", message, fix)
     assert finding.call_site.startswith("tests/test_findings_not_loaded.py:")
     assert finding.parents.endswith(" in find" if kind == "async" else " in closed")
-    mended = eval(f"statement{fix}", {**vars(orm), **vars(L), "statement": query})
+    mended = pasted(fix, L, query)
     assert sqltrace.diagnose(closed(kind, mended, touch)) == []
 
 

@@ -90,6 +90,11 @@ def _under(above: Path, loaders: list[str]) -> str:
     return f"{prefix}.{loaders[0]}" if chained else f"{prefix}.options({', '.join(loaders)})"
 
 
+def asked_by(group: Group) -> Path:
+    """How a query calls what it asked for: the first of the paths that lead from there."""
+    return _asked(group.widening)
+
+
 def loaders_for(recording: Recording, origin: Origin, parents: Parents | None, above: Path) -> list[Chosen]:
     """
     What loads a relationship or columns along with their objects, for `options`.
