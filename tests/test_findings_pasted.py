@@ -1,10 +1,12 @@
 """Fixes, pasted into the code they are for: they raise nothing, and there is nothing left to be told."""
 
 import asyncio
+import gc
 
 import pytest
 import sqlalchemy
 from sqlalchemy import ForeignKey, create_engine, insert, orm, select, text
+from sqlalchemy.exc import MissingGreenlet, StatementError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import (
     DeclarativeBase,
@@ -467,3 +469,58 @@ def test_alias_is_told_under_an_async_session():
     [finding] = asyncio.run(main())
 
     assert finding.fix.startswith(".options(selectinload(author_alias.books))  # author_alias: ")
+
+
+async def touched(load, touch):
+    """What is told of an object that cannot load what is touched, and what it has with the remedy."""
+    engine = create_async_engine("sqlite+aiosqlite://", poolclass=StaticPool)
+    async with engine.connect() as connection:
+        await connection.run_sync(fill)
+    async with sqltrace.record() as recording, AsyncSession(engine) as session:
+        found = await load(session)
+        try:
+            answer = touch(found)
+        except (MissingGreenlet, StatementError):
+            answer = None
+    await engine.dispose()
+    return sqltrace.diagnose(recording), answer
+
+
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize(
+    ("load", "touch", "fix", "mended"),
+    [
+        (
+            lambda session: session.get(Author, 1),
+            lambda author: len(author.books),
+            "session.get(Author, …, options=[selectinload(Author.books)])  # session.merge() takes them, too",
+            lambda session: session.get(Author, 1, options=[selectinload(Author.books)]),
+        ),
+        (
+            lambda session: session.get(Author, 1, options=[selectinload(Author.books)]),
+            lambda author: len(author.books[0].reviews),
+            "session.get(Author, …, options=[defaultload(Author.books).selectinload(Book.reviews)])"
+            "  # session.merge() takes them, too",
+            lambda session: session.get(
+                Author,
+                1,
+                options=[selectinload(Author.books), orm.defaultload(Author.books).selectinload(Book.reviews)],
+            ),
+        ),
+        (
+            lambda session: session.scalar(select(AUTHOR)),
+            lambda author: len(author.books),
+            ".options(selectinload(author_alias.books))  # author_alias: the aliased(Author) of the query",
+            lambda session: session.scalar(select(AUTHOR).options(selectinload(AUTHOR.books))),
+        ),
+    ],
+    ids=["get", "below get", "alias"],
+)
+def test_what_cannot_be_loaded_is_mended_in_the_names_of_its_query(load, touch, fix, mended):
+    [finding], answer = asyncio.run(touched(load, touch))
+    after, mended_answer = asyncio.run(touched(mended, touch))
+    gc.collect()
+
+    assert (finding.fix, answer) == (fix, None)
+    assert (after, bool(mended_answer)) == ([], True)

@@ -43,6 +43,20 @@ def paths_from_query(recording: Recording, group: Group) -> list[Path]:
     return list(dict.fromkeys(_paths(group.fingerprint, group.origin, parents, widenings, _MAX_DEPTH)))
 
 
+def names_of_query(recording: Recording, parents: Parents | None) -> Path:
+    """How the query that led to some objects calls what it asked for, as the begin of a path; mostly empty."""
+    for _ in range(_MAX_DEPTH):
+        if parents is None or parents.origin.kind == "query":
+            break
+        load = parents.fingerprint, parents.origin
+        above = (one.parents for one in recording.statements if (one.fingerprint, one.origin) == load)
+        parents = next(above, None)
+    if parents is None:
+        return ()
+    query = parents.fingerprint, parents.origin
+    return _asked(next((one.widening for one in recording.groups if (one.fingerprint, one.origin) == query), None))
+
+
 def options(chosen: Iterable[Chosen]) -> str:
     """
     ``.options(defaultload(Author.books).selectinload(Book.topics))``: the last of each path is loaded that way.
@@ -75,7 +89,7 @@ def _as_written(path: Path) -> tuple[Path, str]:
     owner, _, key = steps[0].partition(".")
     aliases = list(_ALIAS.finditer(asked))
     own = [alias for alias in aliases if alias["entity"] == owner or not asked.startswith(_ONE_OF)]
-    if asked.startswith(_GET) or not own:
+    if asked.startswith(_GET) or not own or not key:  # a class has no key: its loader names it
         return steps, ""
     name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", own[0]["entity"]).lower() + "_alias"
     subclass = f".{owner}" if owner in (own[0]["others"] or "").split(", ") else ""
@@ -88,11 +102,6 @@ def _under(above: Path, loaders: list[str]) -> str:
         return ", ".join(loaders)
     chained = len(loaders) == 1 and not loaders[0].startswith("selectin_polymorphic")
     return f"{prefix}.{loaders[0]}" if chained else f"{prefix}.options({', '.join(loaders)})"
-
-
-def asked_by(group: Group) -> Path:
-    """How a query calls what it asked for: the first of the paths that lead from there."""
-    return _asked(group.widening)
 
 
 def loaders_for(recording: Recording, origin: Origin, parents: Parents | None, above: Path) -> list[Chosen]:

@@ -6,7 +6,7 @@ import json
 
 from sqltrace.failed_load import FailedLoad
 from sqltrace.finding import Finding
-from sqltrace.findings.loader_options import Path, asked_by, in_place_of_subclasses, loaders_for, options
+from sqltrace.findings.loader_options import in_place_of_subclasses, loaders_for, names_of_query, options
 from sqltrace.findings.wording import loaded_by, of_subclass, session_maker
 from sqltrace.recording import Recording
 
@@ -43,18 +43,11 @@ def load_with_query(recording: Recording, failed: FailedLoad) -> str:
     """The option for the query that found the object, and of which query it is, where its line does not say so."""
     if failed.root is None:
         return _refresh(recording, failed)
-    chosen = loaders_for(recording, failed.origin, failed.parents, _asked(recording, failed) + failed.path)
+    names = names_of_query(recording, failed.parents)
+    chosen = loaders_for(recording, failed.origin, failed.parents, (*names, *failed.path))
     loads = options(chosen) + in_place_of_subclasses(recording, failed.origin, failed.parents)
     at_its_line = failed.parents is not None and failed.parents.origin.kind != "lazy"
     return loads + ("" if at_its_line else f"  # of the select({failed.root})")
-
-
-def _asked(recording: Recording, failed: FailedLoad) -> Path:
-    """How the query calls what it asked for, where that is what was touched."""
-    if failed.parents is None or failed.path:
-        return ()
-    query = failed.parents.fingerprint, failed.parents.origin
-    return next((asked_by(group) for group in recording.groups if (group.fingerprint, group.origin) == query), ())
 
 
 def _refresh(recording: Recording, failed: FailedLoad) -> str:
