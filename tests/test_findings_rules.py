@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import sqlite3
 from contextlib import contextmanager
 
 import pytest
@@ -153,6 +154,23 @@ def test_slow_statement_whose_rows_nobody_fetched_tells_none(clock, engine):
     [finding] = sqltrace.diagnose(recording)
 
     assert finding.message == "SELECT took 700.0 ms."
+
+
+def test_slow_commit_is_told_as_a_statement_is(clock):
+    class Slow(sqlite3.Connection):
+        def commit(self):
+            clock.advance(0.7)
+            super().commit()
+
+    engine = create_engine("sqlite://", poolclass=StaticPool, connect_args={"factory": Slow})
+    with recorded(clock) as recording, engine.connect() as connection:
+        connection.execute(text("CREATE TABLE jobs (id INTEGER PRIMARY KEY)"))
+        connection.commit()
+    engine.dispose()
+
+    [finding] = sqltrace.diagnose(recording)
+    assert (finding.kind, finding.message) == ("slow_statement", "COMMIT took 700.0 ms.")
+    assert finding.cost == pytest.approx(0.7)
 
 
 @pytest.mark.parametrize(("pause", "found"), [(0.0, ["repeated_statement"]), (0.1, [])], ids=["loop", "poll"])

@@ -19,7 +19,7 @@ def slow_statement(recording: Recording, *, slow: float = 0.5) -> Iterator[Findi
     What `cartesian_product` and `row_fan_out` tell is not told again.
 
     Args:
-        slow: Seconds of one execution and its fetching, without waiting for the event loop.
+        slow: Seconds of one execution and its fetching, or of commits, without waiting for the event loop.
     """
     loop_wait = recording.time_account.loop_wait or 0.0
     for group in recording.groups:
@@ -39,6 +39,20 @@ def slow_statement(recording: Recording, *, slow: float = 0.5) -> Iterator[Findi
                 loaded_by(group.parents),
                 _fix(group),
             )
+    yield from _slow_commit(recording, slow)
+
+
+def _slow_commit(recording: Recording, slow: float) -> Iterator[Finding]:
+    """It is in the time of no statement."""
+    estimated = recording.time_account.loop_wait or 0.0 if recording.loop_wait_estimated else 0.0
+    commit = (recording.connections.commit or 0.0) - estimated
+    if commit >= slow:
+        yield Finding(
+            "slow_statement",
+            f"COMMIT took {time(commit)}{' in all' if recording.connections.checkouts > 1 else ''}.",
+            commit,
+            fix="see what it waited for: deferred constraints and triggers, replicas, or the disk",
+        )
 
 
 def _fix(group: Group) -> str:
