@@ -24,7 +24,7 @@ from datetime import UTC, datetime
 from threading import RLock
 from typing import Any
 
-from sqltrace.collector import Clock, Collector, Execution, current, unmeasurable
+from sqltrace.collector import Clock, Collector, Execution, Part, current, unmeasurable
 from sqltrace.connection import ConnectionUse, Label
 from sqltrace.event_loop import LoopShare
 from sqltrace.statement import Group, Statement
@@ -187,6 +187,13 @@ class Recording:
             measured -= {"loop_wait"}
         return self._tally.spent.account(end, end - self.started, measured)
 
+    def spent_in_all(self, *parts: Part) -> float:
+        """Seconds of parts of the time account, with those after the response."""
+        self._collector.settle()
+        with self._lock:
+            self.fold()
+            return self._tally.spent.of(parts, self._clock() if self._ended is None else self._ended)
+
     def _answer(self, name: str, make: Callable[[], Any]) -> Any:
         """What `make` answers; at one moment, or once the recording has ended, the same for every rule and sink."""
         answer = self._answers.get(name)
@@ -248,12 +255,9 @@ class Recording:
     @property
     def statements(self) -> list[Statement]:
         """The first `max_statements` statements, in the order in which they ended."""
-        statements: list[Statement] = self._answer("statements", self._make_statements)
+        tally, boundary = self._tally, self._response_ended
+        statements: list[Statement] = self._answer("statements", lambda: tally.statements(self.started, boundary))
         return statements.copy()
-
-    def _make_statements(self) -> list[Statement]:
-        tally = self._tally
-        return [tally.statement(execution, self.started, self._response_ended) for execution in tally.kept]
 
     def executions(self) -> list[tuple[Group, list[Execution]]]:
         """All groups, each with what its `statements` are made of: for who is in a hurry."""

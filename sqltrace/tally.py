@@ -112,14 +112,17 @@ class Tally:
                 found[id(group)][1].extend(equals)
         return list(found.values())
 
-    def statement(self, execution: Execution, began: int, boundary: int | None) -> Statement:
+    def statements(self, began: int, boundary: int | None) -> list[Statement]:
         """
-        An execution as plain data.
+        What was kept, as plain data.
 
         Args:
             began: Start of the recording.
             boundary: End of the response, if it has ended.
         """
+        return [self._statement(execution, began, boundary) for execution in self.kept]
+
+    def _statement(self, execution: Execution, began: int, boundary: int | None) -> Statement:
         system = system_name(execution.dialect)
         started, loop_wait = execution.started, execution.loop_wait
         return Statement(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from sqltrace.collector import Part
@@ -85,6 +86,11 @@ class Spent:
             spent[part] = total - before
             before = total
         return spent
+
+    def of(self, parts: Iterable[Part], end: int) -> float:
+        """Seconds of some parts before the reading `end`."""
+        spent = self._spent_until(end)
+        return sum(spent[part] + self._settled.get(part, 0) for part in parts) / _SECOND
 
     def account(self, end: int, duration: int, measured: frozenset[Part]) -> TimeAccount:
         """

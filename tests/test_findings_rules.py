@@ -4,6 +4,7 @@ import asyncio
 import re
 import sqlite3
 from contextlib import contextmanager
+from functools import partial
 
 import pytest
 from fastapi import FastAPI
@@ -24,7 +25,7 @@ from sqltrace.collector import mark, mark_estimate
 from sqltrace.findings import idle_in_transaction, pool_wait, slow_statement
 from sqltrace.recording import Recording
 from tests import shelf as shelves
-from tests.loops import block, get, observed
+from tests.loops import block, get, observed, respond
 
 
 class Clock:
@@ -315,6 +316,35 @@ def test_making_objects_and_waiting_for_the_event_loop_are_no_idling(clock, engi
         connection.commit()
 
     assert kinds(recording) == []
+
+
+def test_event_loop_that_another_request_holds_after_the_response_is_no_idling():
+    async def app(scope, receive, send):
+        if scope["path"] == "/holds":
+            block(0.3)
+            await respond(send)
+            return
+        async with engine.connect() as connection:
+            await connection.execute(text("SELECT 1"))
+            await respond(send)
+            responded.set()
+            await asyncio.sleep(0.05)
+
+    observer, records = observed(app)
+    engine, responded = create_async_engine("sqlite+aiosqlite://", poolclass=StaticPool), asyncio.Event()
+
+    async def main():
+        waiting = asyncio.create_task(get(observer, "/waits"))
+        await responded.wait()
+        await get(observer, "/holds")
+        await waiting
+        await engine.dispose()
+
+    asyncio.run(main())
+
+    recording = records["/waits"]
+    assert recording.connections.idle_in_transaction > 0.2
+    assert sqltrace.diagnose(recording, [partial(idle_in_transaction, idle=0.15)]) == []
 
 
 def test_work_between_transactions_is_not_idle(clock, engine):

@@ -22,12 +22,12 @@ def idle_in_transaction(recording: Recording, *, idle: float = 0.5, pause: float
         idle: Seconds between the first statement and the end of transactions in which no statement ran.
         pause: Seconds of that for each statement, on average: many short pauses are a busy transaction.
     """
-    connections, account = recording.connections, recording.time_account
+    connections = recording.connections
     total = connections.idle_in_transaction
     if total is None or total < idle:
         return
     elsewhere = _told_elsewhere(recording, idle)
-    own = total - (account.objects or 0.0) - (account.loop_wait or 0.0)
+    own = total - recording.spent_in_all("objects", "loop_wait")
     own -= sum(_within(elsewhere, stretch) for stretch in connections.idle_stretches) / _SECOND
     if own >= idle and own >= pause * (recording.statement_count + 1):
         worst = max(
