@@ -405,3 +405,18 @@ def test_equal_queries_at_different_lines_are_told_as_such(engine):
     [finding] = sqltrace.diagnose(recording)
 
     assert finding.message.startswith("SELECT jobs ran 4 times with the same parameters, at different lines, in ")
+
+
+def test_long_transaction_is_idle_only_between_its_statements_and_so_is_the_next(clock, engine):
+    wait = text("SELECT wait(1)")
+    with recorded(clock) as recording, engine.connect() as connection:
+        connection.connection.driver_connection.create_function("wait", 1, clock.advance)
+        for _ in range(100):  # more than are kept one by one
+            connection.execute(wait).all()
+        connection.commit()
+        connection.execute(wait).all()
+        clock.advance(5)
+        connection.execute(wait).all()
+        connection.commit()
+
+    assert recording.connections.idle_in_transaction == pytest.approx(5)
