@@ -1,12 +1,14 @@
 """`idle_in_transaction`, `pool_wait`, and rollbacks: what a transaction waits for, and who can do something about it."""
 
 import asyncio
+import sqlite3
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 from sqlalchemy import create_engine, event, func, select, text
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
@@ -420,3 +422,25 @@ def test_long_transaction_is_idle_only_between_its_statements_and_so_is_the_next
         connection.commit()
 
     assert recording.connections.idle_in_transaction == pytest.approx(5)
+
+
+def test_rollback_of_the_transaction_after_a_commit_that_failed_is_measured(clock):
+    class Failing(sqlite3.Connection):
+        def commit(self):
+            raise sqlite3.OperationalError("disk I/O error")
+
+        def rollback(self):
+            clock.advance(2)
+            super().rollback()
+
+    engine = create_engine("sqlite://", poolclass=StaticPool, connect_args={"factory": Failing})
+    with recorded(clock) as recording, engine.connect() as connection:
+        connection.execute(text("CREATE TABLE things (id INTEGER)"))
+        with suppress(OperationalError):
+            connection.commit()
+        connection.rollback()  # which SQLAlchemy keeps to itself
+        connection.execute(text("SELECT 1"))
+        connection.rollback()
+    engine.dispose()
+
+    assert recording.connections.rollback >= 2
