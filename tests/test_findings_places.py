@@ -96,3 +96,16 @@ def test_statement_that_failed_after_the_response_is_told_at_its_own_line(clock,
 
     [finding] = sqltrace.diagnose(recording)
     assert (finding.kind, finding.call_site) == ("after_response_sql", failed)
+
+
+def test_statement_that_fails_as_its_rows_are_read_is_told_where_it_ran(clock, connection):
+    rows = text("SELECT work(seconds) FROM (SELECT 0 AS seconds UNION ALL SELECT NULL)")
+    with recorded(clock) as recording:
+        result = connection.execute(rows)
+        ran = here(above=1)
+        before = recording.groups[0].failed
+        with suppress(OperationalError):
+            result.all()
+
+    [group] = recording.groups
+    assert (before, group.failed, str(group.failed_at)) == (0, 1, ran)

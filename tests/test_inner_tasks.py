@@ -237,3 +237,35 @@ def test_task_that_outlives_its_request_keeps_nothing_of_it():
         assert records["/"].ended
 
     asyncio.run(main())
+
+
+def test_recording_within_the_middleware_leaves_the_loop_to_the_request():
+    held = []
+
+    async def dispatch(request, call_next):
+        with sqltrace.record():
+            return await call_next(request)
+
+    async def endpoint(request):
+        held.append(block(0.1))
+        return PlainTextResponse("ok")
+
+    app, records = below(Middleware(BaseHTTPMiddleware, dispatch=dispatch), endpoint=endpoint)
+    asyncio.run(get(app, "/endpoint"))
+
+    assert held[0] <= records["/endpoint"].held_loop <= 1.5 * held[0]
+
+
+def test_fault_of_ours_leaves_the_application_inside_the_same(monkeypatch, caplog):
+    def broken(self):
+        raise RuntimeError("ours")
+
+    async def endpoint(request):
+        return PlainTextResponse("the same")
+
+    app, _ = below(endpoint=endpoint)
+    monkeypatch.setattr("sqltrace.event_loop.LoopShare.on_its_loop", broken)
+
+    assert TestClient(app).get("/endpoint").text == "the same"
+    assert "observing the event loop failed" in caplog.text
+    caplog.clear()

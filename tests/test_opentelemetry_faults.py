@@ -130,6 +130,7 @@ def broken(*arguments, **options):
         "comments.find_call_site",
         "metrics.Unkept",
         "pool_metrics.pool_states",
+        "sink.get_current",
         "sink.sys",
         "unkept.system_name",
     ],

@@ -19,7 +19,9 @@ from starlette.testclient import TestClient
 
 import sqltrace
 from sqltrace import SQLTraceMiddleware
+from sqltrace.database import Database
 from sqltrace.sinks import OpenTelemetrySink
+from sqltrace.sinks.opentelemetry.attributes import of_operation
 from tests.asgi import BODY, START, http_scope, run, select
 from tests.databases import books
 from tests.telemetry import (
@@ -206,6 +208,16 @@ def test_each_failed_statement_has_a_span(memory_engine, tracing):
     assert [span.status.status_code for span in spans] == [StatusCode.ERROR] * 6
 
 
+def test_one_more_than_the_repeats_beside_failures_is_told_itself(memory_engine, tracing):
+    def work():
+        with memory_engine.connect() as connection:
+            for number in range(5):
+                with suppress(DBAPIError):
+                    connection.execute(text("SELECT abs(:number)"), {"number": number or -(2**63)})
+
+    assert names(statement_spans(ask(tracing, work))) == ["SELECT"] * 5
+
+
 def test_failures_that_have_a_span_are_not_told_again_by_the_compressed(memory_engine, tracing):
     def work():
         with memory_engine.connect() as connection:
@@ -227,6 +239,22 @@ def test_batch_is_told_as_one(database, tracing):
 
     assert span.name == "BATCH INSERT books"
     assert span.attributes["db.operation.batch.size"] == 5
+
+
+@pytest.mark.parametrize(
+    ("database", "told"),
+    [
+        (
+            Database("db.example.com", 6543, "shop"),
+            {"db.namespace": "shop", "server.address": "db.example.com", "server.port": 6543},
+        ),
+        (Database("db.example.com", 5432), {"server.address": "db.example.com"}),
+        (Database(namespace="shop"), {"db.namespace": "shop"}),
+        (None, {}),
+    ],
+)
+def test_port_is_told_where_it_is_not_the_usual_one(database, told):
+    assert of_operation("postgresql", None, database) == {"db.system.name": "postgresql"} | told
 
 
 def test_statement_is_below_the_span_that_was_current(memory_engine, tracing):
