@@ -98,11 +98,15 @@ async def run_contender(name: str) -> None:
         await take_turn(app, workload, requests)
 
 
-def count_instructions() -> Counts:
+def count_instructions(script: str = __file__) -> Counts:
+    """
+    Args:
+        script: Calls `run_contenders` when it is given ``--run-contenders``.
+    """
     with TemporaryDirectory(prefix="sqltrace-callgrind-") as directory:
         callgrind = ["--tool=callgrind", "--dump-before=getppid", f"--callgrind-out-file={directory}/%p"]
         finished = subprocess.run(
-            ["valgrind", "--quiet", *callgrind, sys.executable, __file__, "--run-contenders"],
+            ["valgrind", "--quiet", *callgrind, sys.executable, script, "--run-contenders"],
             env=ENVIRONMENT | {"PYTHONHASHSEED": "0"},
             capture_output=True,
             text=True,

@@ -1,9 +1,9 @@
 """
 What `OpenTelemetrySink` adds to a request that is recorded anyway: CPU time.
 
-    python tests/benchmarks/tracing.py [--turns N]
+    python tests/benchmarks/tracing.py [--turns N] [--instructions]
 
-As `overhead.py`, with the SDK of OpenTelemetry and an exporter that drops what it gets. Where the
+As `overhead.py`, or with ``--instructions`` as `instructions.py`, with the SDK of OpenTelemetry and an exporter that drops what it gets. Where the
 packages `opentelemetry-instrumentation-asgi` and `-sqlalchemy` are installed, they are measured, too.
 """
 
@@ -16,6 +16,7 @@ from contextlib import ExitStack
 from importlib.util import find_spec
 from typing import Any
 
+import instructions
 from contenders import (
     CONTENDERS,
     DISTINCT,
@@ -146,12 +147,36 @@ TRACED["a span for each, the SDK alone"] = ("bare", spans_alone)
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure what OpenTelemetrySink adds to a recorded request.")
     parser.add_argument("--turns", type=int, default=60, help="of each contender (default: %(default)s)")
-    turns = parser.parse_args().turns
-    CONTENDERS.update({name: build for name, (_, build) in TRACED.items()})
+    parser.add_argument("--instructions", action="store_true", help="count instructions under valgrind instead")
+    parser.add_argument("--run-contenders", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    CONTENDERS.clear()
+    CONTENDERS.update({name.strip(): build for name, (_, build) in TRACED.items()})
+    instructions.REQUESTS.clear()
+    instructions.REQUESTS.update(zip(WORKLOADS, (20, 6, 2, 2), strict=True))
+    if arguments.run_contenders:
+        instructions.run_contenders()
+    elif arguments.instructions:
+        print_instructions()
+    else:
+        print_microseconds(arguments.turns)
+
+
+def print_instructions() -> None:
+    counts = instructions.count_instructions(__file__)
+    rows = [["thousand instructions added to a request", "to", *map(str, WORKLOADS)]]
+    for name, (base, _) in TRACED.items():
+        if base is not None:
+            added = [counts[name.strip(), workload] - counts[base.strip(), workload] for workload in WORKLOADS]
+            rows.append([name, base, *(f"{one / 1_000:,.0f}" for one in added)])
+    print(layout(rows))
+
+
+def print_microseconds(turns: int) -> None:
     prepare()
     samples: dict[tuple[Workload, str], list[float]] = defaultdict(list)
     with ExitStack() as stack:
-        orders = {name: stack.enter_context(contender(name)) for name in TRACED}
+        orders = {name: stack.enter_context(contender(name.strip())) for name in TRACED}
         for turn in range(turns):
             for workload in WORKLOADS:
                 for name in orders if turn % 2 else reversed(orders):
