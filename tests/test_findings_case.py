@@ -173,5 +173,8 @@ def test_innocent_request_is_told_whom_it_waited_for(database, sink):
             break
     worst = waits[max(waits)]
     account, holders = worst.recording.time_account, worst.recording.waited_for
-    assert [finding.kind for finding in worst.findings] == ["waited_for_loop"], (account, holders)
-    assert "held by GET /guilty/async/api/tags/{tag_id}/contents/all" in worst.findings[0].message
+    # Where the machine is slow, so may its database be, and that is true then.
+    kinds = [finding.kind for finding in worst.findings if finding.kind != "slow_statement"]
+    assert kinds == ["waited_for_loop"], (account, holders)
+    [message] = [finding.message for finding in worst.findings if finding.kind == "waited_for_loop"]
+    assert "held by GET /guilty/async/api/tags/{tag_id}/contents/all" in message
