@@ -38,7 +38,7 @@ def n_plus_one(recording: Recording, *, loads: int = 5, queries: int = 10, pause
     loop_wait = recording.time_account.loop_wait or 0.0
     for group in recording.groups:
         if group.failed == group.count:
-            continue  # nothing was loaded: where the driver may not wait, as under `MissingGreenlet`
+            continue  # nothing was loaded
         if group.origin.kind in _ONE_BY_ONE:
             if group.count >= loads and _at_one_place(group) >= loads and not _told_elsewhere(group):
                 if not group.origin.asked_for:
