@@ -10,7 +10,9 @@ import uvicorn
 from sqlalchemy import create_engine, text
 from sqlalchemy.pool import StaticPool
 
+import sqltrace
 from sqltrace import SQLTraceMiddleware
+from sqltrace.recording import Recording
 
 
 class Witness:
@@ -54,6 +56,17 @@ class Clock:
 
     def advance(self, seconds):
         self.now += round(seconds * 1_000_000_000)
+
+
+@contextlib.contextmanager
+def recorded(clock):
+    """A recording by this clock. Where the body raises, it stays open."""
+    sqltrace.instrument()
+    recording = Recording(clock=clock)
+    outer = recording.open()
+    yield recording
+    recording.end()
+    recording.leave(outer)
 
 
 def timed(app, sink, clock):

@@ -17,19 +17,9 @@ from sqlalchemy.pool import QueuePool, StaticPool
 import sqltrace
 from sqltrace.capture import flushes
 from sqltrace.findings import idle_in_transaction, pool_wait, slow_statement
-from sqltrace.recording import Recording
+from tests.asgi import Clock, recorded
 
 pytestmark = pytest.mark.usefixtures("no_faults")
-
-
-class Clock:
-    now = 1_000_000_000
-
-    def __call__(self):
-        return self.now
-
-    def advance(self, seconds):
-        self.now += round(seconds * 1_000_000_000)
 
 
 class Base(DeclarativeBase):
@@ -54,16 +44,6 @@ def engine():
     Base.metadata.create_all(engine)
     yield engine
     engine.dispose()
-
-
-@contextmanager
-def recorded(clock):
-    sqltrace.instrument()
-    recording = Recording(clock=clock)
-    outer = recording.open()
-    yield recording
-    recording.end()
-    recording.leave(outer)
 
 
 @contextmanager

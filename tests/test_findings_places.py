@@ -1,7 +1,7 @@
 """Which line is told of statements of one kind that ran at several."""
 
 import inspect
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 
 import pytest
 from sqlalchemy import create_engine, event, text
@@ -10,8 +10,7 @@ from sqlalchemy.pool import StaticPool
 
 import sqltrace
 from sqltrace.findings.wording import place
-from sqltrace.recording import Recording
-from tests.asgi import Clock
+from tests.asgi import Clock, recorded
 
 WORK = text("SELECT work(:seconds)")
 
@@ -33,16 +32,6 @@ def connection(clock):
     with engine.connect() as connection:
         yield connection
     engine.dispose()
-
-
-@contextmanager
-def recorded(clock):
-    sqltrace.instrument()
-    recording = Recording(clock=clock)
-    outer = recording.open()
-    yield recording
-    recording.end()
-    recording.leave(outer)
 
 
 def here(above=0):

@@ -3,7 +3,6 @@
 import asyncio
 import re
 import sqlite3
-from contextlib import contextmanager
 from functools import partial
 
 import pytest
@@ -23,20 +22,9 @@ from starlette.testclient import TestClient
 import sqltrace
 from sqltrace.collector import mark, mark_estimate
 from sqltrace.findings import idle_in_transaction, pool_wait, slow_statement
-from sqltrace.recording import Recording
 from tests import shelf as shelves
+from tests.asgi import Clock, recorded
 from tests.loops import block, get, observed, respond
-
-
-class Clock:
-    def __init__(self):
-        self.now = 1_000_000_000
-
-    def __call__(self):
-        return self.now
-
-    def advance(self, seconds):
-        self.now += round(seconds * 1_000_000_000)
 
 
 @pytest.fixture
@@ -57,16 +45,6 @@ def engine(clock):
         connection.execute(text("CREATE TABLE jobs (id INTEGER PRIMARY KEY)"))
     yield engine
     engine.dispose()
-
-
-@contextmanager
-def recorded(clock):
-    sqltrace.instrument()
-    recording = Recording(clock=clock)
-    outer = recording.open()
-    yield recording
-    recording.end()
-    recording.leave(outer)
 
 
 def visit(sink, clock, endpoint, **options):

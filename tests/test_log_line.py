@@ -19,20 +19,10 @@ from sqltrace.finding import Finding
 from sqltrace.recording import Recording
 from sqltrace.request import RequestRecord
 from sqltrace.sinks.log_line import log_line
+from tests.asgi import Clock
 
 SCHEMA = json.loads(files("sqltrace").joinpath("log_line.schema.json").read_text(encoding="utf-8"))
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
-
-
-class Clock:
-    def __init__(self):
-        self.now = 1_000_000_000
-
-    def __call__(self):
-        return self.now
-
-    def advance(self, seconds):
-        self.now += round(seconds * 1_000_000_000)
 
 
 @pytest.fixture
