@@ -106,6 +106,11 @@ class Execution:
         self.widening: Widening | None = None
         self.span: Any = None
 
+    @property
+    def elapsed(self) -> int:
+        """Of the database, as `Statement.duration`."""
+        return self.ended - self.started + self.fetch - (self.loop_wait or 0)
+
     def as_parents(self) -> ParentKey:
         return self.key, self.dialect, self.call_site, self.origin
 

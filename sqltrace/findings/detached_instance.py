@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from sqltrace.failed_load import FailedLoad
 from sqltrace.finding import Finding
-from sqltrace.findings.not_loaded import finding, keep_unexpired, load_with_query, state_of
+from sqltrace.findings.not_loaded import finding, fix_for, state_of
 from sqltrace.recording import Recording
 
 
@@ -19,13 +18,5 @@ def detached_instance(recording: Recording) -> Iterator[Finding]:
                 failed,
                 f"{failed.attribute} {state_of(failed)}, and was touched when the session of its object"
                 " was closed (DetachedInstanceError).",
-                _fix(recording, failed),
+                fix_for(recording, failed, "session.refresh() of the object, before the session is closed"),
             )
-
-
-def _fix(recording: Recording, failed: FailedLoad) -> str:
-    if failed.origin.kind != "refresh":
-        return load_with_query(recording, failed)
-    if failed.origin.expired_by == "commit":
-        return keep_unexpired(recording, failed)
-    return "session.refresh() of the object, before the session is closed"

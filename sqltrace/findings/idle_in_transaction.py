@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from sqltrace.finding import Finding
-from sqltrace.findings.wording import time
+from sqltrace.findings.wording import line, time
 from sqltrace.idle import IdleStretch
 from sqltrace.intervals import Coverage
 from sqltrace.recording import Recording
@@ -42,7 +42,7 @@ def idle_in_transaction(recording: Recording, *, idle: float = 0.5, pause: float
             f"a transaction was open for {time(own)} in which no statement of it ran, and kept its connection"
             f" ({time(connections.held or 0.0)} in all) and its locks.",
             own,
-            str(worst.call_site) if worst is not None and worst.call_site is not None else None,
+            line(worst.call_site) if worst is not None else None,
             fix=f"{commit} before the slow work, or session.close() for reads: it begins anew when needed",
         )
 
@@ -52,10 +52,10 @@ def _told_elsewhere(recording: Recording, idle: float) -> Coverage:
     covered = Coverage()
     for wait in recording.connections.waits:
         covered.add(wait.ended - round(wait.waited * _SECOND), wait.ended)
-    for statement in recording.statements:
-        if statement.duration >= idle:
-            started = recording.started + round(statement.start * _SECOND)
-            covered.add(started, started + round((statement.duration + (statement.loop_wait or 0.0)) * _SECOND))
+    for _, executions in recording.executions():
+        for execution in executions:
+            if execution.elapsed >= idle * _SECOND:
+                covered.add(execution.started, execution.ended + execution.fetch)
     return covered
 
 

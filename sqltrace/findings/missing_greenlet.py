@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from sqltrace.failed_load import FailedLoad
 from sqltrace.finding import Finding
-from sqltrace.findings.not_loaded import finding, keep_unexpired, load_with_query, state_of
+from sqltrace.findings.not_loaded import finding, fix_for, state_of
 from sqltrace.recording import Recording
 
 
@@ -28,8 +28,4 @@ def _fix(recording: Recording, failed: FailedLoad) -> str:
     if origin.lazy == "dynamic":
         key = str(origin.relationship).rpartition(".")[2]
         return f'lazy="write_only" for {origin.relationship}, and await session.scalars({key}.select())'
-    if origin.kind != "refresh":
-        return load_with_query(recording, failed)
-    if origin.expired_by == "commit":
-        return keep_unexpired(recording, failed)
-    return "await session.refresh() of the object, before it is touched"
+    return fix_for(recording, failed, "await session.refresh() of the object, before it is touched")

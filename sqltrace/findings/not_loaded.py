@@ -7,7 +7,7 @@ import json
 from sqltrace.failed_load import FailedLoad
 from sqltrace.finding import Finding
 from sqltrace.findings.loader_options import in_place_of_subclasses, loaders_for, names_of_query, options
-from sqltrace.findings.wording import loaded_by, of_subclass, session_maker
+from sqltrace.findings.wording import line, loaded_by, of_subclass, session_maker
 from sqltrace.recording import Recording
 
 
@@ -17,7 +17,7 @@ def finding(kind: str, recording: Recording, failed: FailedLoad, message: str, f
         kind,
         message,
         recording.duration,
-        None if failed.call_site is None else str(failed.call_site),
+        line(failed.call_site),
         failed.origin.relationship,
         loaded_by(failed.parents),
         fix,
@@ -34,9 +34,16 @@ def state_of(failed: FailedLoad) -> str:
     return "was not loaded" + (f", {of_subclass(origin)}" if origin.base is not None else "")
 
 
-def keep_unexpired(recording: Recording, failed: FailedLoad) -> str:
-    """For objects that a commit had expired."""
-    return f"{session_maker(_is_async(recording, failed))}(engine, expire_on_commit=False)"
+def fix_for(recording: Recording, failed: FailedLoad, refresh: str) -> str:
+    """
+    Args:
+        refresh: What is left for an object that something else than a commit had expired.
+    """
+    if failed.origin.kind != "refresh":
+        return load_with_query(recording, failed)
+    if failed.origin.expired_by == "commit":
+        return f"{session_maker(_is_async(recording, failed))}(engine, expire_on_commit=False)"
+    return refresh
 
 
 def load_with_query(recording: Recording, failed: FailedLoad) -> str:

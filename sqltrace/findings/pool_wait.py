@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from sqltrace.connection import PoolWait
 from sqltrace.finding import Finding
-from sqltrace.findings.wording import listed, time
+from sqltrace.findings.wording import line, listed, time
 from sqltrace.recording import Recording
 
 _NAMED = 3
@@ -27,7 +27,7 @@ def pool_wait(recording: Recording, *, wait: float = 0.1) -> Iterator[Finding]:
         "pool_wait",
         _message(waits, worst, waited, at_once),
         waited,
-        None if worst.call_site is None else str(worst.call_site),
+        line(worst.call_site),
         fix=_fix(worst),
     )
 

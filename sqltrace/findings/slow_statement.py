@@ -26,13 +26,11 @@ def slow_statement(recording: Recording, *, slow: float = 0.5) -> Iterator[Findi
         if multiplied(group, rows=100, ratio=3.0) or repeats_parents(group, rows=500, ratio=10.0):
             continue
         if group.max - _unseen_wait(group, loop_wait) >= slow:
-            parts = [f"the longest of {group.count:,}"] if group.count > 1 else []
-            if group.rows:
-                parts.append(f"for {plural(group.rows, 'row')}")
-            more = ", ".join(["", *parts]) if group.count > 1 else "".join(f" {part}" for part in parts)
+            many = f", the longest of {group.count:,}" if group.count > 1 else ""
+            rows = f"{',' if many else ''} for {plural(group.rows, 'row')}" if group.rows else ""
             yield Finding(
                 "slow_statement",
-                f"{subject(group)} took {time(group.max)}{more}.",
+                f"{subject(group)} took {time(group.max)}{many}{rows}.",
                 group.total,
                 place_of_longest(group),
                 group.origin.relationship,

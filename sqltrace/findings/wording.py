@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sqltrace.callsite import CallSite
 from sqltrace.origin import Origin, Parents
 from sqltrace.statement import Group
 
@@ -19,18 +20,20 @@ def listed(words: list[str]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
+def line(site: CallSite | None) -> str | None:
+    return str(site) if site is not None else None
+
+
 def place(group: Group) -> str | None:
-    site = group.site
-    return str(site) if site else None
+    return line(group.site)
 
 
 def place_of_longest(group: Group) -> str | None:
-    site = group.longest_at or group.samples.only_site
-    return str(site) if site else None
+    return line(group.longest_at or group.samples.only_site)
 
 
 def place_of_failed(group: Group) -> str | None:
-    return str(group.failed_at) if group.failed_at else place(group)
+    return line(group.failed_at or group.site)
 
 
 def loaded_by(parents: Parents | None) -> str | None:

@@ -8,8 +8,8 @@ from typing import Any
 
 from sqltrace.connection import PoolWait
 from sqltrace.finding import Finding
-from sqltrace.findings.wording import place
-from sqltrace.origin import QUERY, Parents
+from sqltrace.findings.wording import loaded_by, place
+from sqltrace.origin import QUERY
 from sqltrace.recording import Recording
 from sqltrace.request import RequestRecord
 from sqltrace.sql_text import redact
@@ -129,7 +129,7 @@ def _statement(group: Group, literals: bool) -> dict[str, Any]:
         "origin": group.origin.kind if group.origin is not QUERY else None,
         "relationship": group.origin.relationship,
         "lazy": group.origin.lazy,
-        "loaded_for": _parents(group.parents),
+        "loaded_for": loaded_by(group.parents),
         "eager_joins": _eager_joins(group.widening),
         "system": group.system,
         "phase": group.phase if group.phase != "response" else None,
@@ -137,12 +137,6 @@ def _statement(group: Group, literals: bool) -> dict[str, Any]:
         "parameters": group.parameters,
     }
     return _known(line)
-
-
-def _parents(parents: Parents | None) -> str | None:
-    if parents is None:
-        return None
-    return f"{parents.summary} at {parents.call_site}" if parents.call_site else parents.summary
 
 
 def _eager_joins(widening: Widening | None) -> dict[str, Any] | None:

@@ -117,8 +117,7 @@ class RequestMetrics:
             if attributes is None:
                 summary, database = f"BATCH {group.summary}" if batch else group.summary, database_of(execution.dialect)
                 attributes = known[kind] = self._of_operation(group.system, summary, database, execution.failure)
-            elapsed = execution.ended - execution.started + execution.fetch - (execution.loop_wait or 0)
-            self._operation.record(elapsed / _SECOND, attributes, context)
+            self._operation.record(execution.elapsed / _SECOND, attributes, context)
             if execution.rows is not None:
                 self._returned_rows.record(execution.rows, attributes, context)
 

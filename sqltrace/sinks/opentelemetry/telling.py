@@ -135,7 +135,7 @@ def _end_of(execution: Execution) -> int:
 
 def _elapsed(executions: list[Execution]) -> list[float]:
     """Seconds, as `Statement.duration`."""
-    return [(one.ended - one.started + one.fetch - (one.loop_wait or 0)) / _SECOND for one in executions]
+    return [one.elapsed / _SECOND for one in executions]
 
 
 def _capped(told: list[Told], most: int) -> list[Told]:

@@ -79,8 +79,7 @@ class Unkept:
             if len(self._by_operation) >= _MAX_OPERATIONS:
                 operation = (system, OTHER_STATEMENTS, database, None)
             measured = self._by_operation.setdefault(operation, Measured())
-        elapsed = execution.ended - execution.started + execution.fetch - (execution.loop_wait or 0)
-        seconds = elapsed / _SECOND
+        seconds = execution.elapsed / _SECOND
         measured.durations[bisect_left(self._durations, seconds)].add(seconds)
         if execution.rows is not None:
             measured.rows[bisect_left(self._rows, execution.rows)].add(execution.rows)
