@@ -6,7 +6,7 @@ import time
 import weakref
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial, wraps
+from functools import partial
 from pathlib import Path
 
 import jsonschema
@@ -26,6 +26,7 @@ from sqltrace.capture import connections, internals, pool_wait, transactions
 from sqltrace.sinks import ReadableRenderer
 from sqltrace.sinks.log_line import log_line
 from tests import drivers
+from tests.loops import thrice
 
 DRIVERS = [driver for driver in drivers.DRIVERS if driver.id != "asyncmy"]
 ASYNC = drivers.ASYNC - {"asyncmy"}
@@ -111,21 +112,6 @@ def sqlite(tmp_path):
 def close(measured, truth):
     """Within 10 %, and what a busy machine takes between two readings of the clock."""
     return abs(measured - truth) <= 0.1 * truth + 0.003
-
-
-def thrice(test):
-    """A busy machine may put anything between two readings of the clock: not three times in a row."""
-
-    @wraps(test)
-    def attempt(*arguments, **fixtures):
-        for _ in range(2):
-            try:
-                return test(*arguments, **fixtures)
-            except AssertionError:
-                time.sleep(0.2)
-        return test(*arguments, **fixtures)
-
-    return attempt
 
 
 def names(wait):

@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 
 import sqltrace
 from sqltrace import SQLTraceMiddleware
-from tests.loops import RUNNERS, Records, block, get, observed, respond
+from tests.loops import CLOCKED, ObservedMiddleware, Records, block, get, observed, respond, run_by_clock, thrice
 
 pytestmark = [pytest.mark.filterwarnings("error"), pytest.mark.usefixtures("no_faults")]
 
@@ -34,10 +34,11 @@ def below(*middleware, **endpoints):
     records = Records()
     routes = [Route(f"/{name}", endpoint) for name, endpoint in endpoints.items()]
     middleware = Middleware(BaseHTTPMiddleware, dispatch=passes), *middleware
-    return Starlette(routes=routes, middleware=[Middleware(SQLTraceMiddleware, sinks=[records]), *middleware]), records
+    return Starlette(routes=routes, middleware=[Middleware(ObservedMiddleware, sinks=[records]), *middleware]), records
 
 
-@pytest.mark.parametrize("run", RUNNERS)
+@pytest.mark.parametrize("run", CLOCKED)
+@thrice
 def test_who_held_the_loop_and_who_waited_for_it_are_told(run):
     held = []
 
@@ -76,9 +77,9 @@ def test_each_step_counts_once(count):
         return PlainTextResponse("ok")
 
     app, records = below(*[Middleware(BaseHTTPMiddleware, dispatch=passes)] * (count - 1), endpoint=endpoint)
-    asyncio.run(get(app, "/endpoint"))
+    run_by_clock(get(app, "/endpoint"))
 
-    assert sum(held) <= records["/endpoint"].held_loop <= 1.3 * sum(held)
+    assert records["/endpoint"].held_loop == pytest.approx(sum(held))
 
 
 def test_application_that_runs_in_the_task_of_the_request_counts_once():
@@ -94,9 +95,9 @@ def test_application_that_runs_in_the_task_of_the_request_counts_once():
         await respond(send)
 
     observer, records = observed(Sometimes(app))
-    asyncio.run(get(observer, "/"))
+    run_by_clock(get(observer, "/"))
 
-    assert held[0] <= records["/"].held_loop <= 1.5 * held[0]
+    assert records["/"].held_loop == pytest.approx(held[0])
 
 
 def test_what_the_middleware_does_itself_counts_too():
@@ -113,9 +114,9 @@ def test_what_the_middleware_does_itself_counts_too():
         return PlainTextResponse("ok")
 
     app, records = below(Middleware(BaseHTTPMiddleware, dispatch=dispatch), endpoint=endpoint)
-    asyncio.run(get(app, "/endpoint"))
+    run_by_clock(get(app, "/endpoint"))
 
-    assert sum(held) <= records["/endpoint"].held_loop <= 1.3 * sum(held)
+    assert records["/endpoint"].held_loop == pytest.approx(sum(held))
 
 
 def test_application_that_builds_its_middleware_when_it_is_first_called_is_observed_from_then_on():
@@ -251,9 +252,9 @@ def test_recording_within_the_middleware_leaves_the_loop_to_the_request():
         return PlainTextResponse("ok")
 
     app, records = below(Middleware(BaseHTTPMiddleware, dispatch=dispatch), endpoint=endpoint)
-    asyncio.run(get(app, "/endpoint"))
+    run_by_clock(get(app, "/endpoint"))
 
-    assert held[0] <= records["/endpoint"].held_loop <= 1.5 * held[0]
+    assert records["/endpoint"].held_loop == pytest.approx(held[0])
 
 
 def test_fault_of_ours_leaves_the_application_inside_the_same(monkeypatch, caplog):

@@ -13,7 +13,7 @@ from starlette.routing import Route
 import sqltrace
 from sqltrace.capture import internals, replies
 from tests.drivers import ASYNC, DIALECTS, MARKS, url_of
-from tests.loops import RUNNERS, block, get, observed
+from tests.loops import RUNNERS, block, get, observed, thrice
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells when a reply came in")
 
@@ -84,6 +84,7 @@ def measure(run, driver, work, *, prepare=None, blocked=0.2, after=0.01):
 
 
 @pytest.mark.parametrize("driver", OVER_TCP)
+@thrice
 def test_query_of_20_ms_beside_a_request_that_blocks_200(run, driver):
     query = sleep(driver, 0.02)
 
@@ -106,6 +107,7 @@ def test_query_of_20_ms_beside_a_request_that_blocks_200(run, driver):
 
 
 @pytest.mark.parametrize("driver", OVER_TCP)
+@thrice
 def test_group_tells_the_time_of_the_database_and_the_wait_for_the_loop_apart(run, driver):
     query = sleep(driver, 0.02)
 
@@ -138,6 +140,7 @@ def test_connection_on_which_nothing_came_in_was_not_the_one_that_was_waited_for
 
 
 @pytest.mark.parametrize("driver", OVER_TCP)
+@thrice
 def test_reply_that_comes_after_the_block_was_not_waited_for(run, driver):
     query = sleep(driver, 0.2)
 
@@ -163,6 +166,7 @@ def numbers_after(driver, count, seconds):
 
 @pytest.mark.parametrize("rows", [100, 1_000])
 @pytest.mark.parametrize("driver", OVER_TCP)
+@thrice
 def test_reply_of_many_rows_waits_for_the_loop_as_one_of_few_does(run, driver, rows):
     query = numbers_after(driver, rows, 0.02)
 
@@ -179,6 +183,7 @@ def test_reply_of_many_rows_waits_for_the_loop_as_one_of_few_does(run, driver, r
 
 
 @pytest.mark.parametrize("driver", [POSTGRESQL])
+@thrice
 def test_transaction_that_ends_late_has_waited_for_the_loop(run, driver):
     async def work(connection):
         await connection.execute(text("SELECT 1"))
@@ -192,6 +197,7 @@ def test_transaction_that_ends_late_has_waited_for_the_loop(run, driver):
 
 
 @pytest.mark.parametrize("driver", OVER_TCP)
+@thrice
 def test_driver_that_reads_a_large_reply_does_not_wait(run, driver):
     query = numbers(driver, 40_000)
 
@@ -204,6 +210,7 @@ def test_driver_that_reads_a_large_reply_does_not_wait(run, driver):
 
 
 @pytest.mark.parametrize("driver", OVER_TCP)
+@thrice
 def test_driver_that_reads_a_large_reply_in_a_child_task_does_not_wait(run, driver):
     query = numbers(driver, 40_000)
 
@@ -216,6 +223,7 @@ def test_driver_that_reads_a_large_reply_in_a_child_task_does_not_wait(run, driv
 
 
 @pytest.mark.parametrize("driver", OVER_TCP)
+@thrice
 def test_child_task_waits_too(run, driver):
     query = sleep(driver, 0.02)
 
@@ -230,6 +238,7 @@ def test_child_task_waits_too(run, driver):
 
 
 @pytest.mark.parametrize("driver", [POSTGRESQL])
+@thrice
 def test_request_does_not_wait_for_what_its_own_child_task_holds(run, driver):
     query = sleep(driver, 0.02)
     engine = create_engine("sqlite://")
@@ -252,6 +261,7 @@ def test_request_does_not_wait_for_what_its_own_child_task_holds(run, driver):
 
 
 @pytest.mark.parametrize("driver", [POSTGRESQL])
+@thrice
 def test_wait_between_two_round_trips_is_an_estimate(run, driver):
     query = sleep(driver, 0.02)
 
@@ -265,6 +275,7 @@ def test_wait_between_two_round_trips_is_an_estimate(run, driver):
     assert inner.time_account.database == pytest.approx(0.03, abs=0.03)
 
 
+@thrice
 def test_aiosqlite_has_an_estimate_only(run):
     async def work(connection):
         await connection.execute(
@@ -279,6 +290,7 @@ def test_aiosqlite_has_an_estimate_only(run):
     assert outer.waited_for[0][0] == "GET /guilty/{number}"
 
 
+@thrice
 def test_a_failed_statement_has_none(run):
     async def work(connection):
         with pytest.raises(Exception, match="timeout"):
@@ -330,6 +342,7 @@ def test_driver_that_has_changed_is_unknown(connection):
 
 
 @pytest.mark.parametrize("driver", [POSTGRESQL])
+@thrice
 def test_reply_that_lay_ready_is_told_where_the_loop_cannot_be_observed(run, driver, monkeypatch, caplog):
     def broken(*arguments):
         raise RuntimeError("ours")
