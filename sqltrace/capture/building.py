@@ -86,7 +86,8 @@ class Block:
             if not self.broken:
                 self.begin_pieces()
             self.add(self.since, now)
-        self.go_on_for(None)
+        if self.load is not None:
+            self.go_on_for(None)
         outer = self.outer
         if outer is not None:
             outer.leave_out(self.started, now)

@@ -6,17 +6,13 @@ Each reader answers `None` when SQLAlchemy has changed under it, and says so onc
 
 from __future__ import annotations
 
-from collections import Counter
-from functools import partial
-from itertools import chain, takewhile
-from operator import attrgetter, is_not
+from itertools import chain
 from types import SimpleNamespace
 from typing import Any, cast
 
 from sqltrace.capture.load_internals import names_in
 from sqltrace.faults import logger
 
-_NUMBER_AND_CLASS = attrgetter("runid", "class_")  # of an object's state
 _warned: set[str] = set()
 
 
@@ -47,12 +43,18 @@ def objects_since(context: Any, newest: tuple[Any, Any] | None) -> dict[str, int
     if newest is None:
         return None
     try:
-        newer = takewhile(partial(is_not, newest[0]), reversed(context.session.identity_map._dict.values()))
-        runid = context.runid
+        last, runid = newest[0], context.runid
         made: dict[str, int] = {}
-        for (number, cls), count in Counter(map(_NUMBER_AND_CLASS, newer)).items():
-            if number == runid:
-                made[cls.__name__] = made.get(cls.__name__, 0) + count
+        cls = None
+        for state in reversed(context.session.identity_map._dict.values()):
+            if state is last:
+                break
+            if state.runid == runid:
+                if state.class_ is not cls:  # of most queries there is one
+                    cls = state.class_
+                    name = cls.__name__
+                    made.setdefault(name, 0)
+                made[name] += 1
         return made
     except RuntimeError:
         return None  # an object died while its place was passed
