@@ -28,7 +28,7 @@ from sqltrace.collector import Clock, Collector, Execution, Part, current, unmea
 from sqltrace.connection import ConnectionUse, Label
 from sqltrace.event_loop import LoopShare
 from sqltrace.statement import Group, Statement
-from sqltrace.tally import Tally
+from sqltrace.tally import Counts, Tally
 from sqltrace.time_account import MEASURED, TimeAccount
 
 _SECOND = 1_000_000_000
@@ -248,9 +248,7 @@ class Recording:
     @property
     def row_count(self) -> int:
         """Rows that reached Python, as far as they could be counted; those after the response included."""
-        with self._lock:
-            self.fold()
-            return self._tally.rows
+        return self._counts().rows
 
     @property
     def statements(self) -> list[Statement]:
@@ -274,39 +272,33 @@ class Recording:
     def _sorted_groups(self) -> list[Group]:
         return sorted(self._tally.groups.values(), key=lambda group: -group.total)
 
+    def _counts(self) -> Counts:
+        counts: Counts = self._answer("counts", self._tally.counted)
+        return counts
+
     @property
     def statement_count(self) -> int:
         """All statements, those after the response included; exact beyond `max_statements`."""
-        with self._lock:
-            self.fold()
-            return sum(self._tally.counts.values())
+        return self._counts().statements
 
     @property
     def after_response_count(self) -> int:
         """Statements that began after the end of the response."""
-        with self._lock:
-            self.fold()
-            return self._tally.counts["after_response"]
+        return self._counts().after_response
 
     @property
     def distinct_count(self) -> int:
         """Different statements during the response; at most `max_statements` are told apart."""
-        with self._lock:
-            self.fold()
-            return sum(group.phase == "response" for group in self._tally.groups.values())
+        return self._counts().distinct
 
     @property
     def on_loop_count(self) -> int:
         """Synchronous statements during the response that ran on an event loop, which stood still meanwhile."""
-        with self._lock:
-            self.fold()
-            return sum(group.on_loop for group in self._tally.groups.values() if group.phase == "response")
+        return self._counts().on_loop
 
     @property
     def failed_count(self) -> int:
-        with self._lock:
-            self.fold()
-            return self._tally.failed
+        return self._counts().failed
 
     @property
     def late_count(self) -> int:

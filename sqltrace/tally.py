@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from operator import add, attrgetter, sub
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqltrace.collector import Collector, Execution, Marks, ParentKey, unmeasurable
 from sqltrace.connection import Checkout, ConnectionTotals
@@ -30,6 +30,17 @@ OTHER_STATEMENTS = "(other statements)"
 
 # Of a group: fingerprint, system, phase, and its origin as text.
 Place = tuple[str, str, Phase, str]
+
+
+class Counts(NamedTuple):
+    """Statements in all, after the response and failed; of the response different ones, and on the loop. Rows."""
+
+    statements: int
+    after_response: int
+    failed: int
+    distinct: int
+    on_loop: int
+    rows: int
 
 
 class Tally:
@@ -93,6 +104,12 @@ class Tally:
         self._catch_up()
         if unkept and collector.unkept is not None:
             collector.unkept(unkept)
+
+    def counted(self) -> Counts:
+        after = self.counts["after_response"]
+        of_response = [group for group in self.groups.values() if group.phase == "response"]
+        on_loop = sum([group.on_loop for group in of_response])
+        return Counts(self.counts["response"] + after, after, self.failed, len(of_response), on_loop, self.rows)
 
     def kept_by_group(self, boundary: int | None) -> list[tuple[Group, list[Execution]]]:
         """

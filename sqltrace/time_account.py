@@ -100,14 +100,14 @@ class Spent:
             duration: Nanoseconds, of which the parts are parts.
             measured: The parts that could be measured; the others are `None`.
         """
-        spent = self._spent_until(end) if self._covered else dict.fromkeys(PRIORITY, 0)
-        for part, settled in self._settled.items():
-            spent[part] += settled
-        parts = {part: spent[part] / _SECOND if part in measured else None for part in PRIORITY}
+        spent = dict.fromkeys(PRIORITY, 0)
+        if self._covered or self._settled:
+            for part, unsettled in self._spent_until(end).items():
+                spent[part] = unsettled + self._settled.get(part, 0)
         return TimeAccount(
-            connection=parts["connection"],
-            database=parts["database"] or 0.0,
-            objects=parts["objects"],
-            loop_wait=parts["loop_wait"],
+            connection=spent["connection"] / _SECOND if "connection" in measured else None,
+            database=spent["database"] / _SECOND,
+            objects=spent["objects"] / _SECOND if "objects" in measured else None,
+            loop_wait=spent["loop_wait"] / _SECOND if "loop_wait" in measured else None,
             python=max(0, duration - sum(spent.values())) / _SECOND,
         )

@@ -94,7 +94,9 @@ def diagnose(recording: Recording, rules: Sequence[Rule] | None = None) -> list[
     .. versionadded:: 0.1.0
     """
     if rules is None:
-        rules = () if _is_quiet(_checked_recording(recording)) else default_rules()
+        if _is_quiet(_checked_recording(recording)):
+            return []
+        rules = default_rules()
     findings: list[Finding] = []
     for rule in rules:
         try:

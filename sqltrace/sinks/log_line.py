@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import compress, repeat
-from operator import is_not
 from typing import Any
 
 from sqltrace.connection import PoolWait
@@ -169,9 +167,11 @@ def _wait(wait: PoolWait) -> dict[str, Any]:
 
 def _known(line: dict[str, Any]) -> dict[str, Any]:
     """Without what is `None`."""
-    return dict(compress(line.items(), map(is_not, line.values(), repeat(None))))
+    return {key: value for key, value in line.items() if value is not None}
 
 
 def _milliseconds(seconds: float | None) -> float | None:
+    if not seconds:
+        return seconds
     # As `round(seconds * 1_000, 3)`, which takes four times as long: a line has many. No time is negative.
-    return None if seconds is None else int(seconds * 1_000_000 + 0.5) / 1_000
+    return (seconds * 1_000_000 + 0.5) // 1 / 1_000
