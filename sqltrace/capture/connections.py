@@ -20,12 +20,12 @@ from functools import cache, partial, wraps
 from typing import Any, Final
 from weakref import ref
 
-from sqlalchemy import event
 from sqlalchemy.engine import Dialect, Engine
 from sqlalchemy.pool import ConnectionPoolEntry, Pool, PoolProxiedConnection
 
 from sqltrace import connection as measures
 from sqltrace.capture import flushes, internals, pool_wait, transactions
+from sqltrace.capture.replacements import Replacements
 from sqltrace.collector import FOLD_AT, Collector, current, mark, unmeasurable
 from sqltrace.connection import NEGLIGIBLE, Checkout, Occupants
 from sqltrace.database import database_of, note_database
@@ -38,34 +38,28 @@ _collector: Final = current.get
 _asking: Final = transactions.asking
 _lock: Final = threading.Lock()
 _held: dict[int, tuple[ref[Pool], Occupants]] = {}
-_installed: list[tuple[type, str, Any, Any]] = []
+_replacements: Final = Replacements()
 _is_wanted: Callable[[Dialect], bool] = lambda _: False  # noqa: E731 - until it is installed
 
 
 def install(is_wanted: Callable[[Dialect], bool]) -> None:
     """Measure the connections of these dialects. Called again, nothing changes."""
     global _is_wanted
-    if _installed or not works()["raw_connection"]:
+    if _replacements or not works()["raw_connection"]:
         return
     _is_wanted = is_wanted
     flushes.install_when_imported()
-    _wrap(Engine, "raw_connection", _measure_checkout)
+    _replacements.replace(Engine, "raw_connection", _measure_checkout)
     for place, wrapper in ((internals.waiting(), pool_wait.measure_wait), (internals.connecting(), _measure_connect)):
         if place is not None:
-            _wrap(*place, wrapper)
+            _replacements.replace(*place, wrapper)
     for name, listener in _LISTENERS:
-        event.listen(Pool, name, listener)
+        _replacements.listen(Pool, name, listener)
 
 
 def uninstall() -> None:
-    """Put everything back. Where somebody has wrapped our wrapper it stays, and passes calls on."""
-    for owner, name, original, ours in reversed(_installed):
-        if vars(owner).get(name) is ours:
-            setattr(owner, name, original)
-    if _installed:
-        for name, listener in _LISTENERS:
-            event.remove(Pool, name, listener)
-    _installed.clear()
+    """Put everything back."""
+    _replacements.undo()
     flushes.uninstall()
     transactions.release_all()
     with _lock:
@@ -107,13 +101,6 @@ def watched_pools() -> list[tuple[Pool, Occupants]]:
     with _lock:
         known = list(_held.values())
     return [(pool, occupants) for pool, occupants in ((held(), occupants) for held, occupants in known) if pool]
-
-
-def _wrap(owner: type, name: str, wrapper: Callable[[Wrapper], Wrapper]) -> None:
-    original = vars(owner)[name]
-    ours = wrapper(original)
-    setattr(owner, name, ours)
-    _installed.append((owner, name, original, ours))
 
 
 def _measure_checkout(original: Wrapper) -> Wrapper:

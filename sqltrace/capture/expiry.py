@@ -7,51 +7,36 @@ and of the recordings in which it happened.
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
-from sqlalchemy import event
-
+from sqltrace.capture.orm_internals import imported_session
+from sqltrace.capture.replacements import Replacements
 from sqltrace.collector import Collector, current
 from sqltrace.faults import report_fault
 from sqltrace.origin import ExpiredBy
 
 _NOTED, _SOME = "_sqltrace_expired_by", "_sqltrace_expired_some"  # on the session, and live as long
 _lock = threading.RLock()
-_session: Any = None  # the class, while it is listened to
-_replaced: dict[str, tuple[Any, Any]] = {}
+_replacements = Replacements()
 
 
 def install_when_imported() -> None:
     """Notice what expires objects, if the application has imported `sqlalchemy.orm`."""
-    global _session
-    session = getattr(sys.modules.get("sqlalchemy.orm"), "Session", None)
+    session = imported_session()
     with _lock:
-        if _session is None and session is not None:
-            _session = session
+        if not _replacements and session is not None:
             for name, listener in _LISTENERS.items():
-                event.listen(session, name, listener)
+                _replacements.listen(session, name, listener)
             for name, noticed in _METHODS.items():
-                original = getattr(session, name)
-                _replaced[name] = original, noticed(original)
-                setattr(session, name, _replaced[name][1])
+                _replacements.replace(session, name, noticed)
 
 
 def uninstall() -> None:
-    global _session
     with _lock:
-        if _session is not None:
-            for name, listener in _LISTENERS.items():
-                event.remove(_session, name, listener)
-            for name, (original, ours) in _replaced.items():
-                # Under somebody else's wrapper ours stays: it passes everything on.
-                if vars(_session).get(name) is ours:
-                    setattr(_session, name, original)
-            _replaced.clear()
-            _session = None
+        _replacements.undo()
 
 
 def after_commit(session: Any) -> None:

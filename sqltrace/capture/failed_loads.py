@@ -8,7 +8,6 @@ at hand, is found in the exception that ends the request.
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
@@ -28,6 +27,8 @@ from sqltrace.capture.origin import (
     owner_of_attributes,
     parents_of_one,
 )
+from sqltrace.capture.orm_internals import imported_session
+from sqltrace.capture.replacements import Replacements
 from sqltrace.collector import Collector, current
 from sqltrace.failed_load import FailedLoad, LoadError
 from sqltrace.faults import logger, report_fault
@@ -38,8 +39,7 @@ _MAX_FAILED = 20  # of a recording, different ones
 _MAX_EXCEPTIONS = 50  # of one chain
 _lock = threading.RLock()
 _wanted = False
-_replaced: list[tuple[type, str, Any]] = []
-_detached: tuple[Any, Any] | None = None  # the class of errors, while its making is noticed, and our `__init__` of it
+_replacements = Replacements()
 
 
 def handle_error(context: Any) -> None:
@@ -63,33 +63,21 @@ def install() -> None:
 
 
 def install_when_imported() -> None:
-    global _detached
-    if _wanted and not _replaced and hasattr(sys.modules.get("sqlalchemy.orm"), "Session"):
+    if _wanted and not _replacements and imported_session() is not None:
         with _lock:
             expiry.install_when_imported()
-            for owner, name in load_internals.raising_methods() if not _replaced and work() else ():
-                original = vars(owner)[name]
-                setattr(owner, name, _noticed(original))
-                _replaced.append((owner, name, original))
-            if _detached is None and work():
-                error = load_internals.detached_error()
-                _detached = error, _made(error.__init__)
-                error.__init__ = _detached[1]
+            if not _replacements and work():
+                for owner, name in load_internals.raising_methods():
+                    _replacements.replace(owner, name, _noticed)
+                _replacements.replace(load_internals.detached_error(), "__init__", _made)
 
 
 def uninstall() -> None:
-    global _wanted, _detached
+    global _wanted
     with _lock:
         _wanted = False
         expiry.uninstall()
-        if _detached is not None and vars(_detached[0]).get("__init__") is _detached[1]:
-            del _detached[0].__init__  # which it inherits
-        _detached = None
-        while _replaced:
-            owner, name, original = _replaced.pop()
-            # Under somebody else's wrapper ours stays: it passes everything on.
-            if getattr(vars(owner)[name], "__wrapped__", None) is original:
-                setattr(owner, name, original)
+        _replacements.undo()
 
 
 def note_exception(error: BaseException) -> None:

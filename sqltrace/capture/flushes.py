@@ -8,14 +8,12 @@ Both are public events of `Session`, which is not imported for them.
 
 from __future__ import annotations
 
-import sys
 import threading
 from functools import cache
 from typing import Any, Final
 
-from sqlalchemy import event
-
 from sqltrace.capture import orm_internals
+from sqltrace.capture.replacements import Replacements
 from sqltrace.capture.transactions import checkout_of
 from sqltrace.collector import current
 from sqltrace.connection import Checkout
@@ -23,26 +21,22 @@ from sqltrace.faults import logger, report_fault
 
 _ATTRIBUTE: Final = "_sqltrace_flush"
 _lock: Final = threading.RLock()
-_listened: list[Any] = []  # the class, while it is listened to
+_replacements: Final = Replacements()
 
 
 def install_when_imported() -> None:
     """Listen to the sessions of the process, if there can be any. Called again, nothing changes."""
-    session_class = getattr(sys.modules.get("sqlalchemy.orm"), "Session", None)
-    if not _listened and session_class is not None:
+    session_class = orm_internals.imported_session()
+    if not _replacements and session_class is not None:
         with _lock:
-            if not _listened and work():
+            if not _replacements and work():
                 for name, listener in _LISTENERS:
-                    event.listen(session_class, name, listener)
-                _listened.append(session_class)
+                    _replacements.listen(session_class, name, listener)
 
 
 def uninstall() -> None:
     with _lock:
-        while _listened:
-            session_class = _listened.pop()
-            for name, listener in _LISTENERS:
-                event.remove(session_class, name, listener)
+        _replacements.undo()
 
 
 @cache

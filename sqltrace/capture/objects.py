@@ -8,7 +8,6 @@ on. It is replaced while engines are instrumented, and `sqlalchemy.orm` is not i
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -39,8 +38,7 @@ def install() -> None:
 def install_when_imported() -> None:
     """For the first statements of each kind: an ORM query comes here before it makes an object."""
     global _original
-    # The name comes late in the import: the modules that make objects are complete then.
-    if _original is None and _wanted and hasattr(sys.modules.get("sqlalchemy.orm"), "Session"):
+    if _original is None and _wanted and orm_internals.imported_session() is not None:
         with _lock:
             if _original is None and _wanted and work():
                 loading = orm_internals.orm_loading()

@@ -6,6 +6,7 @@ Each reader answers `None` when SQLAlchemy has changed under it, and says so onc
 
 from __future__ import annotations
 
+import sys
 from itertools import chain
 from types import SimpleNamespace
 from typing import Any, cast
@@ -14,6 +15,11 @@ from sqltrace.capture.load_internals import names_in
 from sqltrace.faults import logger
 
 _warned: set[str] = set()
+
+
+def imported_session() -> Any:
+    """The class, once `sqlalchemy.orm` is imported. Its name comes late there, when what makes objects is complete."""
+    return getattr(sys.modules.get("sqlalchemy.orm"), "Session", None)
 
 
 def is_prebuffered(context: Any) -> bool:

@@ -1,0 +1,44 @@
+"""What is replaced in SQLAlchemy, or listened to, while engines are instrumented, and how it is put back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from sqlalchemy import event
+
+_INHERITED: Final = object()
+
+
+class Replacements:
+    """True while there are any. Not thread-safe: its owner holds a lock around each use."""
+
+    def __init__(self) -> None:
+        self._replaced: list[tuple[Any, str, Any, Any]] = []
+        self._heard: list[tuple[Any, str, Callable[..., object]]] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._replaced or self._heard)
+
+    def replace(self, owner: type, name: str, wrapper: Callable[[Any], Any]) -> None:
+        """Put what `wrapper` makes of a method in its place."""
+        ours = wrapper(getattr(owner, name))
+        self._replaced.append((owner, name, vars(owner).get(name, _INHERITED), ours))
+        setattr(owner, name, ours)
+
+    def listen(self, target: type, name: str, listener: Callable[..., object]) -> None:
+        event.listen(target, name, listener)
+        self._heard.append((target, name, listener))
+
+    def undo(self) -> None:
+        """Under somebody else's wrapper ours stays: it passes everything on."""
+        while self._heard:
+            event.remove(*self._heard.pop())
+        while self._replaced:
+            owner, name, original, ours = self._replaced.pop()
+            if vars(owner).get(name) is not ours:
+                continue
+            if original is _INHERITED:
+                delattr(owner, name)
+            else:
+                setattr(owner, name, original)
