@@ -81,8 +81,14 @@ def distinct_roots(context: Any, rows: list[Any]) -> int | None:
         return None
     if rows and type(rows[0]) is tuple:
         place = next((place for place, entity in enumerate(entities) if _is_object(entity)), 0)
-        return len({id(row[place]) for row in rows})
-    return len(set(map(id, rows)))
+        rows = [row[place] for row in rows]
+    identities: set[int] = set()
+    last: Any = identities  # no row
+    for row in rows:
+        if row is not last:  # they come one after the other
+            last = row
+            identities.add(id(row))
+    return len(identities)
 
 
 def _is_object(entity: Any) -> bool:

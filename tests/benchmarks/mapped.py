@@ -1,9 +1,9 @@
 """
 What sqltrace adds to requests that make ORM objects or read many rows: CPU time.
 
-    python tests/benchmarks/mapped.py [--turns N]
+    python tests/benchmarks/mapped.py [--turns N] [--instructions]
 
-As `overhead.py`. The ORM is imported with the first of these requests, so that the others are without it.
+As `overhead.py`, or with ``--instructions`` as `instructions.py`. The ORM is imported with the first of these requests, so that the others are without it.
 
 The requests of an `AsyncSession` ask PostgreSQL through asyncpg, at SQLTRACE_TEST_POSTGRES if that is set.
 """
@@ -22,6 +22,8 @@ from sqlalchemy import Column, Engine, ForeignKey, Integer, String, insert, sele
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+
+Samples = dict[tuple[Any, str], list[float]]  # of one request, by workload and contender
 
 OBJECTS, EACH = 100, 50
 POSTGRESQL = os.environ.get("SQLTRACE_TEST_POSTGRES", "postgresql://postgres@127.0.0.1:5432/test")
@@ -131,38 +133,70 @@ def routes(engine: Engine) -> list[Route]:
 
 
 def main() -> None:
-    from contenders import Workload, layout, prepare
-    from overhead import contender, microseconds, spread
+    import instructions
+    from contenders import CONTENDERS, Workload, bare, recording
 
     parser = argparse.ArgumentParser(description="Measure what sqltrace adds to ORM objects and rows.")
     parser.add_argument("--turns", type=int, default=40, help="of each contender (default: %(default)s)")
-    turns = parser.parse_args().turns
-    sessions = Workload(1, "session"), Workload(10, "session"), Workload(64, "session")
+    parser.add_argument("--instructions", action="store_true", help="count instructions under valgrind instead")
+    parser.add_argument("--run-contenders", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
     many = [Workload(5_000, variant) for variant in ("rows", "joined", "product")]
     few = {workload.variant: Workload(EACH, workload.variant) for workload in many}  # what does not depend on rows
-    workloads = Workload(64, "orm"), *many, *sessions
+    sessions = [Workload(count, "session") for count in (1, 10, 64)]
+    workloads = [Workload(64, "orm"), *many, *sessions]
+    CONTENDERS.clear()
+    CONTENDERS.update({"bare": bare, "recording": recording})
+    instructions.REQUESTS.clear()
+    instructions.REQUESTS.update(dict.fromkeys([*few.values(), *workloads], 3))
+    if arguments.run_contenders:
+        instructions.run_contenders()
+        return
+    unit = "instructions" if arguments.instructions else "microseconds"
+    samples = _counted() if arguments.instructions else _timed([*few.values(), *workloads], arguments.turns)
+    each = f"{'instructions' if arguments.instructions else 'nanoseconds'} a row"
+    _print_table(samples, workloads, few, [f"bare: {unit}", "recording: added", "in percent", each])
+
+
+def _counted() -> Samples:
+    import instructions
+
+    counts = instructions.count_instructions(__file__)
+    return {(workload, name): [count] for (name, workload), count in counts.items()}
+
+
+def _timed(workloads: list[Any], turns: int) -> Samples:
+    from contenders import prepare
+    from overhead import contender, microseconds
+
     prepare()
-    samples: dict[tuple[Workload, str], list[float]] = defaultdict(list)
+    samples: Samples = defaultdict(list)
     with ExitStack() as stack:
         orders = {name: stack.enter_context(contender(name)) for name in ("bare", "recording")}
         for turn in range(turns):
-            for workload in (*few.values(), *workloads):
+            for workload in workloads:
                 for name in orders if turn % 2 else reversed(orders):
                     samples[workload, name].append(microseconds(orders[name], workload))
+    return samples
 
-    def added(workload: Workload) -> list[float]:
+
+def _print_table(samples: Samples, workloads: list[Any], few: dict[str, Any], head: list[str]) -> None:
+    from contenders import layout
+    from overhead import spread
+
+    def added(workload: Any) -> list[float]:
         return [own - bare for own, bare in zip(samples[workload, "recording"], samples[workload, "bare"], strict=True)]
 
-    head = ["a request", "bare: microseconds", "recording: added", "in percent", "nanoseconds a row"]
-    table = [head]
+    thousands = 1_000 if "nanoseconds" in head[-1] else 1
+    table = [["a request", *head]]
     for workload in workloads:
         bare, extra = samples[workload, "bare"], added(workload)
         percent = [100 * more / whole for more, whole in zip(extra, bare, strict=True)]
         cells = [spread(bare, 0), spread(extra), spread(percent)]
         if workload.variant in few:
             more = workload.statements - EACH
-            each = [1000 * (many - once) / more for many, once in zip(extra, added(few[workload.variant]), strict=True)]
-            cells.append(spread(each))
+            pairs = zip(extra, added(few[workload.variant]), strict=True)
+            cells.append(spread([thousands * (many - once) / more for many, once in pairs]))
         table.append([str(workload), *cells, *[""] * (4 - len(cells))])
     print(layout(table))
 
