@@ -194,6 +194,21 @@ def test_transaction_that_ends_late_has_waited_for_the_loop(run, driver):
 
     assert inner.time_account.loop_wait > 0.08
     assert inner.time_account.database < 0.08
+    assert inner.connections.rollback < 0.08
+
+
+@pytest.mark.parametrize("driver", OVER_TCP)
+@thrice
+def test_commit_that_waits_for_the_loop_is_no_slow_one(run, driver):
+    async def work(connection):
+        await connection.execute(text("SELECT 1"))
+        asyncio.get_running_loop().call_soon(block, 0.6)
+        await connection.commit()
+
+    inner, _, _ = measure(run, driver, work, prepare=text("SELECT 1"), blocked=0)
+
+    assert inner.connections.commit < 0.3 < inner.time_account.loop_wait
+    assert not [finding for finding in sqltrace.diagnose(inner) if finding.kind == "slow_statement"]
 
 
 @pytest.mark.parametrize("driver", OVER_TCP)

@@ -171,12 +171,13 @@ def _note(
 ) -> None:
     try:
         ended = collector.clock()
-        if checkout is not None:
-            setattr(checkout, kind, getattr(checkout, kind) + ended - started)
-        if ended - started > NEGLIGIBLE:
+        spent = ended - started
+        if spent > NEGLIGIBLE:
             mark(collector, dialect, "database", started, ended)
-            if dialect.is_async and ended - started >= replies.SLOW:
-                replies.loop_wait(collector, connection, dialect, started, ended, 0)
+            if dialect.is_async and spent >= replies.SLOW:
+                spent -= replies.loop_wait(collector, connection, dialect, started, ended, 0) or 0
+        if checkout is not None:
+            setattr(checkout, kind, getattr(checkout, kind) + spent)
     except Exception as fault:
         report_fault("measuring a transaction", fault)
 

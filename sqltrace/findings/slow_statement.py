@@ -42,8 +42,7 @@ def slow_statement(recording: Recording, *, slow: float = 0.5) -> Iterator[Findi
 
 def _slow_commit(recording: Recording, slow: float) -> Iterator[Finding]:
     """It is in the time of no statement."""
-    estimated = recording.time_account.loop_wait or 0.0 if recording.loop_wait_estimated else 0.0
-    commit = (recording.connections.commit or 0.0) - estimated
+    commit = recording.connections.commit or 0.0
     if commit >= slow:
         yield Finding(
             "slow_statement",
