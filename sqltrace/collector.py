@@ -73,13 +73,14 @@ class Execution:
         reading: Whether all rows are being fetched at this moment.
         more: Whether there is more to count than time and rows.
         span: What `Collector.probe` has said; not set where there is none.
+        streamed: Whether its rows stay with the server until they are read.
     """
 
     # Slots, all set: reading a default of the class takes ten times as long, and setting another name later longer.
     __slots__ = (
         "batch_size", "call_site", "collector", "dialect", "digest", "ended", "entities", "executemany", "failure",
         "fetch", "folded", "key", "loop_wait", "mark_at", "marked", "more", "objects", "on_loop", "open", "origin",
-        "parameters", "parents", "reading", "roots", "rows", "span", "sql", "started", "tail", "widening",
+        "parameters", "parents", "reading", "roots", "rows", "span", "sql", "started", "streamed", "tail", "widening",
     )  # fmt: skip
 
     def __init__(self, collector: Collector, started: int, ended: int, sql: str, key: str, dialect: Any) -> None:
@@ -90,7 +91,7 @@ class Execution:
         self.key = key
         self.dialect = dialect
         self.origin = QUERY
-        self.executemany = self.folded = self.more = self.on_loop = self.open = self.reading = False
+        self.executemany = self.folded = self.more = self.on_loop = self.open = self.reading = self.streamed = False
         self.fetch = self.marked = self.objects = self.tail = 0
         self.mark_at = LEAST_MARK
         self.batch_size: int | None = None

@@ -31,12 +31,14 @@ from sqltrace.child_tasks import POLL, polls, waits_for_own
 from sqltrace.collector import Collector, current, mark_estimate
 from sqltrace.connection import Label
 from sqltrace.faults import report_fault
+from sqltrace.intervals import Coverage
 from sqltrace.loop_log import HOLD, UNKNOWN, LoopLog, log_of
 
 _SECOND: Final = 1_000_000_000
 _NAMED: Final = 5
 _MAX_WAITED_FOR: Final = 64
 _MAX_SUSPENSIONS: Final = 64
+_MAX_BLAMED: Final = 64
 _TICK: Final = 5_000_000  # nanoseconds by which the kernel may think that data came later than they did
 
 
@@ -63,7 +65,7 @@ class LoopShare:
     """
 
     __slots__ = (
-        "_estimates", "_waited_for", "began", "collector", "held", "label", "late", "left", "log", "longest",
+        "_blamed", "_estimates", "_waited_for", "began", "collector", "held", "label", "late", "left", "log", "longest",
         "name_route", "observed", "responded", "suspended", "suspensions", "thread",
     )  # fmt: skip
 
@@ -78,6 +80,7 @@ class LoopShare:
         self.suspended: Any = None
         self.suspensions: deque[tuple[int, int]] = deque(maxlen=_MAX_SUSPENSIONS)
         self._waited_for: dict[Label, int] = {}
+        self._blamed = Coverage()
         self._estimates: deque[tuple[int, int]] = deque(maxlen=8)
 
     # What it tells
@@ -189,18 +192,22 @@ class LoopShare:
 
     def blame(self, since: int, until: int, *, unknown: bool = True) -> int:
         """
-        Remember who held the loop in a stretch that was waited, unless an estimate has told it before.
+        Remember who held the loop in a stretch that was waited: of several waits at once, only once.
 
         Returns how much of it other requests held.
         """
-        told = self.responded or self.estimated_within(since, until) > 0
         known = 0
         if self.log is not None:
             for label, held in self.log.holders(since, until):
+                known += held if label is not self.label and label is not UNKNOWN else 0
+            pieces = [] if self.responded else self._blamed.gaps(since, until)
+            for label, held in (holder for piece in pieces for holder in self.log.holders(*piece)):
                 if label is not self.label and (unknown or label is not UNKNOWN):
-                    known += held if label is not UNKNOWN else 0
-                    if not told:
-                        self._waited_for[label] = self._waited_for.get(label, 0) + held
+                    self._waited_for[label] = self._waited_for.get(label, 0) + held
+            for piece in pieces:
+                self._blamed.add(*piece)
+            if len(self._blamed) > _MAX_BLAMED:
+                self._blamed.forget(self._blamed.middle())
         if len(self._waited_for) > _MAX_WAITED_FOR:  # of a herd, or a request that lasts, as websockets do
             self._waited_for = dict(_worst_by_name(self._waited_for)[: _MAX_WAITED_FOR // 2])
         return known

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from sqltrace.callsite import CallSite
@@ -20,12 +20,19 @@ class IdleStretch:
         start, end: Readings of the clock, in nanoseconds.
         call_site: Of the latest statement before it that has one.
         is_async: Whether the connection is one of an asynchronous driver.
+        loop_held: Nanoseconds of it in which other requests held the event loop that its own ran on.
+        reading: Whether rows were read from the server meanwhile, piece by piece.
     """
 
     start: int
     end: int
     call_site: CallSite | None = None
     is_async: bool = False
+    loop_held: int = 0
+    reading: bool = False
+
+
+Held = Callable[[int, int], int]
 
 
 class TimedExecution(Protocol):
@@ -35,7 +42,7 @@ class TimedExecution(Protocol):
     ended: int
     fetch: int
     loop_wait: int | None
-    open: bool
+    streamed: bool
     call_site: CallSite | None
 
 
@@ -67,12 +74,21 @@ class Transactions:
         busy = self._busy + _elapsed(self._executions.copy())
         return self._idle + max(0, now - first - busy)
 
-    def idle_stretches(self, now: int) -> list[IdleStretch]:
-        """The long ones; of a transaction of many statements only those between its latest."""
+    def idle_stretches(self, now: int, held: Held | None = None) -> list[IdleStretch]:
+        """
+        The long ones; of a transaction of many statements only those between its latest.
+
+        Args:
+            held: Says how long others held the event loop between two readings of the clock.
+        """
         found = self._stretches or []
         if self._first is not None:
+            latest = _find_stretches(self._executions.copy(), self._flushes or [], now)
             is_async = self.connection is not None
-            found = found + _find_stretches(self._executions.copy(), self._flushes or [], now, is_async=is_async)
+            found = found + [
+                replace(one, is_async=is_async, loop_held=held(one.start, one.end) if held is not None else 0)
+                for one in latest
+            ]
         return found
 
     def progress(self) -> tuple[int, int]:
@@ -107,18 +123,19 @@ class Transactions:
             self._busy += _elapsed(executions[:_MAX_EXECUTIONS])
             del executions[:_MAX_EXECUTIONS]
 
-    def end_transaction(self, now: int) -> None:
+    def end_transaction(self, now: int, held: Held | None = None) -> None:
+        """`held` is as for `idle_stretches`."""
         self.transaction = False
         if self._first is not None:
             idle = self.idle(now)
             if idle - self._idle >= LEAST:
-                self._stretches = self.idle_stretches(now)[-_MAX_STRETCHES:]
+                self._stretches = self.idle_stretches(now, held)[-_MAX_STRETCHES:]
             self._idle, self._first, self._busy, self._flushes = idle, None, 0, None
             self._executions = []
 
 
 def _find_stretches(
-    executions: Sequence[TimedExecution], flushes: Sequence[tuple[int, int]], end: int, *, is_async: bool
+    executions: Sequence[TimedExecution], flushes: Sequence[tuple[int, int]], end: int
 ) -> list[IdleStretch]:
     """
     The long ones of a transaction, between statements and after the last.
@@ -140,7 +157,7 @@ def _find_stretches(
             else:
                 until = min(until, flush_started)
         if until - since >= LEAST:
-            found.append(IdleStretch(since, until, call_site, is_async))
+            found.append(IdleStretch(since, until, call_site, reading=execution.streamed))
     return found
 
 

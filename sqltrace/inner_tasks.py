@@ -1,12 +1,15 @@
 """
-Applications that run in a task of their own, inside of Starlette's `BaseHTTPMiddleware` (``@app.middleware("http")``).
+What Starlette runs in a task of its own within a request.
 
-There the request's own task only waits: who holds the event loop, and waits
-for it, is the task inside. Its steps count as the request's.
+Applications inside of `BaseHTTPMiddleware` (``@app.middleware("http")``), and the body of a `StreamingResponse`
+under servers that speak ASGI before 2.4, as uvicorn does. There the request's own task only waits: who holds the
+event loop, and waits for it, is the task inside. Its steps count as the request's.
 """
 
 from __future__ import annotations
 
+import sys
+from functools import wraps
 from typing import Any
 
 from sqltrace.collector import current
@@ -14,6 +17,7 @@ from sqltrace.event_loop import LoopShare, stepped
 from sqltrace.faults import report_fault
 
 _MAX_DEPTH = 100
+_MARKER = "_sqltrace_observed"
 
 
 def observe_inner_tasks(app: Any) -> bool:
@@ -22,6 +26,7 @@ def observe_inner_tasks(app: Any) -> bool:
 
     `False` where that is not known yet: Starlette builds its stack of middleware when it is first called.
     """
+    _observe_streaming()
     for _ in range(_MAX_DEPTH):
         if hasattr(app, "middleware_stack"):
             inner = app.middleware_stack
@@ -42,6 +47,23 @@ def _starts_a_task(app: Any) -> bool:
         (cls.__module__, cls.__name__) == ("starlette.middleware.base", "BaseHTTPMiddleware")
         for cls in type(app).__mro__
     )
+
+
+def _observe_streaming() -> None:
+    """For the whole process, if Starlette is there: responses are made by the endpoints."""
+    response: Any = getattr(sys.modules.get("starlette.responses"), "StreamingResponse", None)
+    original = vars(response).get("stream_response") if response is not None else None
+    if original is None or hasattr(original, _MARKER):
+        return
+
+    @wraps(original)
+    async def stream_response(self: Any, send: Any) -> None:
+        share = _share_of_request()
+        streaming = original(self, send)
+        await (streaming if share is None else stepped(streaming, share, within=True))
+
+    setattr(stream_response, _MARKER, True)
+    response.stream_response = stream_response
 
 
 class _Observed:

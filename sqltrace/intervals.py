@@ -59,6 +59,18 @@ class Coverage:
         """End of the older half of the stretches."""
         return self._ends[len(self._ends) // 2 - 1]
 
+    def total(self) -> int:
+        return sum(self._ends) - sum(self._starts)
+
+    def gaps(self, start: int, end: int) -> list[tuple[int, int]]:
+        """The pieces of a stretch that no interval covers, in their order."""
+        pieces: list[tuple[int, int]] = []
+        for place in range(bisect_left(self._ends, start), bisect_left(self._starts, end)):
+            if self._starts[place] > start:
+                pieces.append((start, self._starts[place]))
+            start = max(start, self._ends[place])
+        return [*pieces, (start, end)] if start < end else pieces
+
     def until(self, end: int) -> int:
         """Time before `end` that some interval covers."""
         begun = bisect_left(self._starts, end)

@@ -27,6 +27,7 @@ from typing import Any
 from sqltrace.collector import Clock, Collector, Execution, Part, current, unmeasurable
 from sqltrace.connection import ConnectionUse, Label
 from sqltrace.event_loop import LoopShare
+from sqltrace.intervals import Coverage
 from sqltrace.statement import Group, Statement
 from sqltrace.tally import Counts, Tally
 from sqltrace.time_account import MEASURED, TimeAccount
@@ -187,12 +188,12 @@ class Recording:
             measured -= {"loop_wait"}
         return self._tally.spent.account(end, end - self.started, measured)
 
-    def spent_in_all(self, *parts: Part) -> float:
-        """Seconds of parts of the time account, with those after the response."""
+    def stretches(self, *parts: Part) -> Coverage:
+        """When the time of parts of the account went by, also after the response. Readings of the clock."""
         self._collector.settle()
         with self._lock:
             self.fold()
-            return self._tally.spent.of(parts, self._clock() if self._ended is None else self._ended)
+            return self._tally.spent.stretches(parts)
 
     def _answer(self, name: str, make: Callable[[], Any]) -> Any:
         """What `make` answers; at one moment, or once the recording has ended, the same for every rule and sink."""

@@ -87,10 +87,13 @@ class Spent:
             before = total
         return spent
 
-    def of(self, parts: Iterable[Part], end: int) -> float:
-        """Seconds of some parts before the reading `end`."""
-        spent = self._spent_until(end)
-        return sum(spent[part] + self._settled.get(part, 0) for part in parts) / _SECOND
+    def stretches(self, parts: Iterable[Part]) -> Coverage:
+        """Those of some parts together that are not settled."""
+        union = Coverage()
+        for part in parts:
+            if part in self._covered:
+                union.merge(self._covered[part])
+        return union
 
     def account(self, end: int, duration: int, measured: frozenset[Part]) -> TimeAccount:
         """

@@ -98,8 +98,9 @@ def observed(app):
     return ObservedMiddleware(app, sinks=[records]), records
 
 
-async def get(app, path):
-    asked = []
+async def get(app, path, **more):
+    """What the application sent. The client stays connected."""
+    asked, sent = [], []
 
     async def receive():
         if asked:
@@ -108,10 +109,12 @@ async def get(app, path):
         return {"type": "http.request", "body": b"", "more_body": False}
 
     async def send(message):
-        pass
+        sent.append(message)
 
     scope = {"type": "http", "method": "GET", "path": path, "query_string": b"", "headers": [], "root_path": ""}
-    await app(scope | {"scheme": "http", "http_version": "1.1", "client": None, "server": None}, receive, send)
+    scope |= {"scheme": "http", "http_version": "1.1", "client": None, "server": None}
+    await app(scope | more, receive, send)
+    return sent
 
 
 async def respond(send):

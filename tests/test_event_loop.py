@@ -672,6 +672,17 @@ class TestLoopWait:
 
         assert [name for name, _ in recording.waited_for] == [f"GET /{number}" for number in range(199, 194, -1)]
 
+    def test_waits_at_once_are_told_once(self):
+        log, ms = LoopLog(lambda: 0), 1_000_000
+        waiting = share()
+        waiting.log = log
+        log.add(0, 500 * ms, Label("GET /guilty"))
+
+        for since, until in ((20, 500), (0, 480), (10, 300)):
+            assert waiting.blame(since * ms, until * ms) == (until - since) * ms
+
+        assert waiting.waited_for() == [("GET /guilty", 0.5)]
+
     @thrice
     def test_what_comes_after_the_response_names_nobody(self, run):
         async def late(scope, receive, send):

@@ -13,11 +13,15 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from sqlalchemy.pool import QueuePool, StaticPool
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
 
 import sqltrace
 from sqltrace.capture import flushes
 from sqltrace.findings import idle_in_transaction, pool_wait, slow_statement
 from tests.asgi import Clock, recorded
+from tests.loops import block, get, observed, run_by_clock, thrice
 
 pytestmark = pytest.mark.usefixtures("no_faults")
 
@@ -103,6 +107,83 @@ def test_time_of_the_statements_of_a_long_flush_counts_once(clock, engine):
 
     assert recording.statement_count == 101
     assert recording.connections.idle_in_transaction == pytest.approx(0.62, abs=0.03)
+
+
+@pytest.mark.parametrize("close", ["itself", "in a child task"])
+def test_transactions_that_stay_open_as_another_request_holds_the_loop_are_not_idle(tmp_path, close):
+    engine = create_engine(f"sqlite:///{tmp_path}/app.db")
+
+    async def victim(request):
+        connections = [engine.connect() for _ in range(4)]
+        for connection in connections:
+            connection.execute(text("SELECT 1"))
+
+        async def give_back():
+            for connection in connections:
+                connection.close()
+
+        if close == "itself":
+            await asyncio.sleep(0.01)
+            await give_back()
+        else:
+            await asyncio.shield(asyncio.create_task(give_back()))
+        return PlainTextResponse("ok")
+
+    async def guilty(request):
+        block(0.6)
+        return PlainTextResponse("ok")
+
+    app, records = observed(Starlette(routes=[Route("/victim", victim), Route("/guilty", guilty)]))
+
+    async def main():
+        await asyncio.gather(get(app, "/victim"), get(app, "/guilty"))
+
+    run_by_clock(main())
+    engine.dispose()
+
+    assert records["/victim"].connections.idle_in_transaction == pytest.approx(4 * 0.6)
+    assert sqltrace.diagnose(records["/victim"], [idle_in_transaction]) == []
+
+
+def test_transaction_of_rows_that_are_read_from_the_server_piece_by_piece_is_not_idle(clock, engine):
+    with Session(engine) as session:
+        session.add_all([Job() for _ in range(3)])
+        session.commit()
+    with recorded(clock) as recording, engine.connect().execution_options(stream_results=True) as connection:
+        for _ in connection.execute(select(Job.id)):
+            clock.advance(0.3)  # of a slow client
+
+    assert recording.connections.idle_in_transaction > 0.6
+    assert sqltrace.diagnose(recording, [idle_in_transaction]) == []
+
+
+@pytest.mark.postgresql
+@thrice
+def test_wait_for_a_pool_while_another_request_holds_the_loop_is_not_the_pools(postgres_url):
+    async def main():
+        engine = create_async_engine(postgres_url.set(drivername="postgresql+asyncpg"), pool_size=1, max_overflow=0)
+
+        async def holder(request):
+            async with engine.connect():
+                await asyncio.sleep(0.05)
+                block(0.5)
+            return PlainTextResponse("ok")
+
+        async def victim(request):
+            async with engine.connect():
+                return PlainTextResponse("ok")
+
+        app, records = observed(Starlette(routes=[Route("/holder", holder), Route("/victim", victim)]))
+        async with engine.connect():
+            pass
+        await asyncio.gather(get(app, "/holder"), get(app, "/victim"))
+        await engine.dispose()
+        return records["/victim"]
+
+    victim = asyncio.run(main())
+
+    assert victim.connections.wait > 0.4
+    assert sqltrace.diagnose(victim, [pool_wait]) == []
 
 
 def test_flush_without_a_transaction_is_never_idle(clock, engine):

@@ -8,7 +8,7 @@ import pytest
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
-from starlette.responses import PlainTextResponse
+from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Route, WebSocketRoute
 from starlette.testclient import TestClient
 
@@ -64,6 +64,53 @@ def test_who_held_the_loop_and_who_waited_for_it_are_told(run):
     assert records["/guilty"].longest_hold == pytest.approx(held[0], rel=0.2)
     assert records["/innocent"].time_account.loop_wait == pytest.approx(held[0], rel=0.3)
     assert records["/innocent"].waited_for[0][0] == "GET /guilty"
+
+
+@pytest.mark.parametrize("run", CLOCKED)
+@thrice
+def test_body_that_is_streamed_in_a_task_of_its_own_holds_the_loop_as_the_request(run):
+    held = []
+
+    async def chunks():
+        yield "first"
+        held.append(block(0.3))
+        yield "last"
+
+    async def guilty(request):
+        return StreamingResponse(chunks())
+
+    async def innocent(request):
+        for _ in range(5):
+            await asyncio.sleep(0.03)
+        return PlainTextResponse("ok")
+
+    async def main():
+        app, records = observed(Starlette(routes=[Route("/guilty", guilty), Route("/innocent", innocent)]))
+        waiting = asyncio.create_task(get(app, "/innocent"))
+        await asyncio.sleep(0.05)
+        await get(app, "/guilty")
+        await waiting
+        return records
+
+    records = run(main())
+
+    assert records["/guilty"].longest_hold == pytest.approx(held[0], rel=0.2)
+    assert records["/guilty"].time_account.loop_wait < 0.1
+    assert records["/innocent"].waited_for[0][0] == "GET /guilty"
+
+
+@pytest.mark.parametrize("spec_version", ["2.3", "2.4"])
+def test_streamed_body_counts_once_and_arrives_whole(spec_version):
+    async def chunks():
+        for chunk in ("one ", "two"):
+            block(0.1)
+            yield chunk
+
+    app, records = observed(StreamingResponse(chunks()))
+    sent = run_by_clock(get(app, "/", asgi={"version": "3.0", "spec_version": spec_version}))
+
+    assert b"".join(message.get("body", b"") for message in sent) == b"one two"
+    assert records["/"].held_loop == pytest.approx(0.2)
 
 
 @pytest.mark.parametrize("count", [1, 3])

@@ -129,6 +129,14 @@ def note_hold(collector: Collector, start: int, end: int) -> None:
         share.note_hold(start, end)
 
 
+def held_by_others(collector: Collector, start: int, end: int) -> int:
+    """How long other requests are known to have held the event loop that the caller runs on, in a stretch."""
+    share = _share(collector)
+    if share is None or not share.on_its_loop():
+        return 0
+    return sum(until - since for since, until in share.held_by_others(start, end))
+
+
 def value_count(context: Any) -> int:
     """About how many values the reply to a statement has."""
     rows: int = context.cursor.rowcount

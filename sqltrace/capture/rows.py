@@ -51,7 +51,7 @@ def follow(execution: Execution, context: Any) -> None:
                 _follow_batch(execution, context)
         elif _is_ours_to_choose(context) and internals.is_streamed(context):
             context.cursor_fetch_strategy = CountedStream(execution, context.cursor, context.execution_options)
-            execution.open = True
+            execution.open = execution.streamed = True
     except Exception as fault:
         report_fault("counting rows", fault)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from contextvars import ContextVar
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, Final
 from weakref import WeakSet
 
@@ -144,7 +144,7 @@ def _measure_end(dialect: Dialect, end: Callable[..., None], kind: str) -> Calla
                 return
             checkout.calling = True
             if checkout.transaction:
-                checkout.end_transaction(started)
+                checkout.end_transaction(started, partial(replies.held_by_others, collector))
                 checkout.rolled_back = kind == "rollback"
         try:
             end(connection, *arguments, **options)

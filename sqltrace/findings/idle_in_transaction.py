@@ -11,6 +11,11 @@ from sqltrace.intervals import Coverage
 from sqltrace.recording import Recording
 
 _SECOND = 1_000_000_000
+_FIX = "session.commit() before the slow work, or session.close() for reads: it begins anew when needed"
+_ASYNC_FIX = (
+    "await session.commit() before the slow work, of a session with expire_on_commit=False,"
+    " or await session.close() for reads: it begins anew when needed"
+)
 
 
 def idle_in_transaction(recording: Recording, *, idle: float = 0.5, pause: float = 0.01) -> Iterator[Finding]:
@@ -26,41 +31,53 @@ def idle_in_transaction(recording: Recording, *, idle: float = 0.5, pause: float
     total = connections.idle_in_transaction
     if total is None or total < idle:
         return
-    elsewhere = _told_elsewhere(recording, idle)
-    own = total - recording.spent_in_all("objects", "loop_wait")
-    own -= sum(_within(elsewhere, stretch) for stretch in connections.idle_stretches) / _SECOND
+    stretches = connections.idle_stretches
+    busy = recording.stretches("objects", "loop_wait")
+    pauses = total - _pauses_told(recording, stretches, busy) / _SECOND
+    _add_what_others_tell(busy, recording, idle)
+    own = max(0.0, pauses) + sum(_own(stretch, busy) for stretch in stretches) / _SECOND
     if own >= idle and own >= pause * (recording.statement_count + 1):
-        worst = max(
-            connections.idle_stretches,
-            key=lambda stretch: stretch.end - stretch.start - _within(elsewhere, stretch),
-            default=None,
-        )
+        worst = max(stretches, key=lambda stretch: _own(stretch, busy), default=None)
         is_async = worst.is_async if worst is not None else all(group.is_async for group in recording.groups)
-        commit = "await session.commit()" if is_async else "session.commit()"
         yield Finding(
             "idle_in_transaction",
             f"a transaction was open for {time(own)} in which no statement of it ran, and kept its connection"
             f" ({time(connections.held or 0.0)} in all) and its locks.",
             own,
             line(worst.call_site) if worst is not None else None,
-            fix=f"{commit} before the slow work, or session.close() for reads: it begins anew when needed",
+            fix=_ASYNC_FIX if is_async else _FIX,
         )
 
 
-def _told_elsewhere(recording: Recording, idle: float) -> Coverage:
+def _own(stretch: IdleStretch, busy: Coverage) -> int:
+    """What the request has to answer for. The transaction of a server-side cursor is open as long as it is read."""
+    if stretch.reading:
+        return 0
+    length = stretch.end - stretch.start
+    return length - max(stretch.loop_held, busy.until(stretch.end) - busy.until(stretch.start))
+
+
+def _pauses_told(recording: Recording, stretches: Sequence[IdleStretch], busy: Coverage) -> int:
+    """What is no short pause: the stretches, waits for the loop in statements, and objects made between these."""
+    long = Coverage()
+    for stretch in stretches:
+        long.add(stretch.start, stretch.end)
+    both = long.total() + busy.total()
+    long.merge(busy)
+    within = both - long.total()
+    waits = sum(group.loop_wait for group in recording.groups)
+    lengths = sum(stretch.end - stretch.start for stretch in stretches)
+    return lengths + busy.total() - within + round(waits * _SECOND)
+
+
+def _add_what_others_tell(busy: Coverage, recording: Recording, idle: float) -> None:
     """When the recording waited for a pool, or for a statement that took as long by itself."""
-    covered = Coverage()
     for wait in recording.connections.waits:
-        covered.add(wait.ended - round(wait.waited * _SECOND), wait.ended)
+        busy.add(wait.ended - round(wait.waited * _SECOND), wait.ended)
     for _, executions in recording.executions():
         for execution in executions:
             if execution.elapsed >= idle * _SECOND:
-                covered.add(execution.started, execution.ended + execution.fetch)
-    return covered
-
-
-def _within(covered: Coverage, stretch: IdleStretch) -> int:
-    return covered.until(stretch.end) - covered.until(stretch.start)
+                busy.add(execution.started, execution.ended + execution.fetch)
 
 
 def is_idle_of_hold(finding: Finding, others: Sequence[Finding], recording: Recording) -> bool:

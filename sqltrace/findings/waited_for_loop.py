@@ -6,7 +6,13 @@ from collections.abc import Iterator
 
 from sqltrace.finding import Finding
 from sqltrace.findings.wording import listed, time
+from sqltrace.loop_log import UNKNOWN
 from sqltrace.recording import Recording
+
+_UNKNOWN_FIX = (
+    "nothing here: a background task, a task that a request started, or a thread; asyncio's debug mode logs"
+    " what held the loop longer than its slow_callback_duration"
+)
 
 
 def waited_for_loop(recording: Recording, *, wait: float = 0.25, share: float = 0.2) -> Iterator[Finding]:
@@ -29,5 +35,5 @@ def waited_for_loop(recording: Recording, *, wait: float = 0.25, share: float = 
         "waited_for_loop",
         f"{about}{time(waited)} of {time(recording.duration)} went by waiting for the event loop, held by {named}.",
         waited,
-        fix=f"nothing here: see the findings of {worst}",
+        fix=_UNKNOWN_FIX if worst == UNKNOWN.name else f"nothing here: see the findings of {worst}",
     )
