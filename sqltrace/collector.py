@@ -233,6 +233,14 @@ class Collector:
             self.probe = outer.probe
             self.comment = outer.comment
 
+    def forget_ended(self) -> None:
+        """Those around it that were left in another context stay in this one: they would pile up."""
+        collector: Collector | None = self
+        while collector is not None:
+            while collector.parent is not None and collector.parent.pending is None:
+                collector.parent = collector.parent.parent
+            collector = collector.parent
+
     def note_spans(self, probe: Callable[[Any], Any]) -> bool:
         """
         Keep with each statement from now on what `probe` says of its `ExecutionContext`, and with each checkout

@@ -235,14 +235,15 @@ class Checkout(Transactions):
         repeated: The same connection was handed out once more, and is counted already.
         proxy: Identity of the proxy that SQLAlchemy handed out.
         calling: Whether a begin, commit or rollback is running.
+        opening: The dialect, until the pool has answered.
         rolled_back: Whether the latest was rolled back, and nothing has come since.
         rollbacks: Of transactions, by the application and not by closing.
     """
 
     __slots__ = (
         "asked", "begin", "calling", "clock", "commit", "connect", "ended", "labels", "neighbours",
-        "ping", "pool_wait", "proxy", "repeated", "rollback", "rollbacks", "rolled_back", "span", "taken", "wait",
-        "wait_ended", "wait_started",
+        "opening", "ping", "pool_wait", "proxy", "repeated", "rollback", "rollbacks", "rolled_back", "span", "taken",
+        "wait", "wait_ended", "wait_started",
     )  # fmt: skip
 
     def __init__(self, clock: Callable[[], int], labels: tuple[Label, ...], neighbours: Occupants) -> None:
@@ -259,6 +260,7 @@ class Checkout(Transactions):
         self.wait_ended: int | None = None
         self.pool_wait: PoolWait | None = None
         self.span: Any = None
+        self.opening: Any = None
         self.asked = clock()
 
     def held(self, now: int) -> int:

@@ -97,6 +97,7 @@ class Recording:
         """
         outer = current.get()
         self._collector.nest_in(outer)
+        self._collector.forget_ended()
         current.set(self._collector)
         return outer
 

@@ -7,6 +7,7 @@ Not thread-safe by itself: its recording holds a lock around each use.
 from __future__ import annotations
 
 from collections import defaultdict
+from copy import copy
 from operator import add, attrgetter, sub
 from typing import Any, NamedTuple
 
@@ -23,7 +24,7 @@ from sqltrace.time_account import Spent
 _MAX_KNOWN = 2_048
 _STARTED, _ENDED, _FETCH, _MARKED, _FOLDED = map(attrgetter, ("started", "ended", "fetch", "marked", "folded"))
 _IS_READ = attrgetter("is_read")
-_MAX_UNSETTLED = 256  # results that may be read on after they were counted
+_MAX_UNSETTLED = 2_048  # results that may be read on after they were counted
 _SECOND = 1_000_000_000
 OTHER_STATEMENTS = "(other statements)"
 
@@ -71,8 +72,10 @@ class Tally:
         self._unsettled: list[Unsettled] = []
 
     def close(self) -> None:
-        """Nothing more comes."""
-        self._unsettled = []
+        """Nothing more comes, also of what rows are still read of."""
+        if self._unsettled:
+            self.kept = [copy(execution) if execution.open else execution for execution in self.kept]
+            self._unsettled = []
         for known in self._known.values():
             if len(known) > self._max_statements:
                 known.clear()  # texts of statements that were not kept

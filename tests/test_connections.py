@@ -1,4 +1,5 @@
 import asyncio
+import contextvars
 import gc
 import json
 import threading
@@ -14,7 +15,7 @@ import pytest
 from sqlalchemy import create_engine, event, pool, text
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.engine.default import DefaultExecutionContext
-from sqlalchemy.exc import OperationalError, ProgrammingError
+from sqlalchemy.exc import OperationalError, PendingRollbackError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Session
@@ -508,6 +509,78 @@ def test_connection_that_cannot_be_opened_fails_as_before(tmp_path):
     use = recording.connections
     assert (use.checkouts, use.failed, use.waits) == (0, 1, [])
     assert use.connect > 0 == use.held
+
+
+@pytest.mark.parametrize("moment", ["do_connect", "connect", "first_connect", "checkout"])
+def test_sql_on_another_engine_while_a_connection_is_opened_counts(tmp_path, moment):
+    engine = create_engine(f"sqlite:///{tmp_path}/one.db")
+    secrets = create_engine(f"sqlite:///{tmp_path}/two.db")
+    event.listen(engine, moment, lambda *_: sql(secrets))
+
+    with sqltrace.record() as recording:
+        sql(engine)
+
+    assert (recording.statement_count, recording.connections.checkouts) == (2, 2)
+    engine.dispose()
+    secrets.dispose()
+
+
+def test_task_that_is_started_while_a_connection_is_opened_is_recorded(sqlite, tmp_path):
+    engine = sqlite.engine()
+    secrets = create_engine(f"sqlite:///{tmp_path}/two.db", poolclass=pool.QueuePool)
+    contexts = []
+    event.listen(engine, "connect", lambda *_: contexts.append(contextvars.copy_context()))
+    with sqltrace.record():
+        sql(engine)
+
+    def work():
+        with sqltrace.record() as recording:
+            sql(engine)
+            sql(secrets)
+        return recording
+
+    recording = contexts[0].run(work)
+    secrets.dispose()
+
+    assert (recording.statement_count, recording.connections.checkouts) == (2, 2)
+
+
+def test_finalizer_that_uses_a_new_engine_as_another_is_prepared_does_not_wait_for_itself():
+    class Audit:
+        """In a cycle, so that the garbage collector finds it."""
+
+        def __init__(self):
+            self.me = self
+
+        def __del__(self):
+            sql(create_engine("sqlite://"))
+
+    with sqltrace.record() as recording:
+        for threshold in range(1, 200):  # have the collector come at another allocation each time
+            engine = create_engine("sqlite://")
+            gc.set_threshold(0)
+            gc.collect(0)
+            Audit()
+            gc.set_threshold(threshold, 1_000, 1_000)
+            sql(engine)
+            gc.set_threshold(700, 10, 10)
+
+    assert recording.statement_count > 300
+
+
+def test_two_phase_transaction_on_an_invalidated_connection_fails_as_before(tmp_path, caplog):
+    work = make_work("pymysql", tmp_path)
+
+    with sqltrace.record(), work.engine().connect() as one:
+        transaction = one.begin_twophase()
+        one.execute(text("SELECT 1"))
+        one.invalidate()
+        with pytest.raises(PendingRollbackError):
+            transaction.prepare()
+        transaction.rollback()
+
+    assert [record for record in caplog.records if record.name == "sqltrace"] == []
+    work.close()
 
 
 # Holding

@@ -1,5 +1,7 @@
 import asyncio
 import contextvars
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -7,6 +9,7 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.pool import StaticPool
 
 import sqltrace
+import sqltrace.collector
 
 
 @pytest.fixture
@@ -165,3 +168,57 @@ def test_bare_thread_is_counted_as_unattributed_and_copy_context_is_the_remedy(e
 
     assert recording.statement_count == 1
     assert sqltrace.missed_statements().unattributed == before + 1
+
+
+def test_recordings_that_are_left_in_another_context_do_not_pile_up(engine):
+    async def rows():
+        with sqltrace.record():
+            run(engine)
+            yield 1
+            yield 2
+
+    async def work():
+        for _ in range(50):
+            async for _ in rows():
+                break  # asyncio closes the generator in a task of its own
+            await asyncio.sleep(0)
+        around, depth = sqltrace.collector.current.get(), 0
+        while around is not None:
+            around, depth = around.parent, depth + 1
+        return depth
+
+    assert asyncio.run(work()) < 5
+
+
+def test_recording_stays_as_it_ended_while_its_results_are_read_on(engine):
+    with engine.connect() as connection:
+        with sqltrace.record() as recording:
+            result = connection.execute(text("SELECT 1 UNION SELECT 2 UNION SELECT 3"))
+            result.fetchone()
+        rows = recording.row_count
+        result.all()
+
+    assert rows < 3
+    assert recording.statements[0].rows == recording.groups[0].rows == recording.row_count == rows
+
+
+def test_rows_of_many_results_that_are_open_at_once_are_all_counted(engine):
+    with sqltrace.record() as recording, engine.connect() as connection:
+        results = [connection.execute(text("SELECT 1 UNION SELECT 2")) for _ in range(1_200)]
+        for result in results:
+            result.all()
+
+    assert recording.row_count == recording.groups[0].rows == 2_400
+
+
+def test_bytes_are_compared_with_no_number():
+    code = """
+import sqltrace, sqlalchemy
+engine = sqlalchemy.create_engine("sqlite://")
+with sqltrace.record() as recording, engine.connect() as connection:
+    connection.execute(sqlalchemy.text("SELECT :value"), {"value": b"abc"}).all()
+print(recording.statement_count)
+"""
+    finished = subprocess.run([sys.executable, "-b", "-c", code], capture_output=True, text=True)
+
+    assert (finished.stdout, finished.stderr) == ("1\n", "")

@@ -36,7 +36,7 @@ KEY: Final = transactions.KEY
 
 _collector: Final = current.get
 _asking: Final = transactions.asking
-_lock: Final = threading.Lock()
+_lock: Final = threading.RLock()  # a finalizer run by the garbage collector may come back in
 _held: dict[int, tuple[ref[Pool], Occupants]] = {}
 _replacements: Final = Replacements()
 _is_wanted: Callable[[Dialect], bool] = lambda _: False  # noqa: E731 - until it is installed
@@ -113,6 +113,7 @@ def _measure_checkout(original: Wrapper) -> Wrapper:
         if checkout is None:
             return original(engine)  # type: ignore[no-any-return]  # likewise
         outer = _asking.get()
+        checkout.opening = engine.dialect
         _asking.set(checkout)
         connection = None
         try:
@@ -184,6 +185,7 @@ def _neighbours(engine: Engine) -> Occupants | None:
 def _take(collector: Collector, checkout: Checkout, dialect: Dialect, connection: Any) -> None:
     """The pool has answered: with a connection, or with `None` for an exception."""
     try:
+        checkout.opening = None
         now = checkout.clock()
         if now - checkout.asked > NEGLIGIBLE:
             mark(collector, dialect, "connection", checkout.asked, now)
@@ -211,7 +213,7 @@ def _take(collector: Collector, checkout: Checkout, dialect: Dialect, connection
 def _measure_connect(original: Wrapper) -> Wrapper:
     @wraps(original)
     def connect(entry: ConnectionPoolEntry) -> None:
-        checkout = _asking.get()
+        checkout = transactions.opening()
         if checkout is None:
             original(entry)
             return

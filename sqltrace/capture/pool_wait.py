@@ -11,7 +11,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry, QueuePool
 
 from sqltrace.callsite import find_call_site
-from sqltrace.capture.transactions import asking
+from sqltrace.capture.transactions import opening
 from sqltrace.connection import Checkout, Holder, Label, PoolWait
 from sqltrace.faults import report_fault
 
@@ -27,7 +27,7 @@ _HELD: Final = itemgetter(1)
 def measure_wait(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
     @wraps(original)
     def _do_get(pool: QueuePool) -> ConnectionPoolEntry:
-        checkout = asking.get()
+        checkout = opening()
         if checkout is None or checkout.wait_started is not None:  # it calls itself when another was faster
             return original(pool)  # type: ignore[no-any-return]  # what SQLAlchemy itself returns
         # Who holds connections now: those who free the pool are gone when the wait is over. One C call: threads.

@@ -25,6 +25,7 @@ from sqltrace.statement import Failure
 
 SLOW_STATEMENT: Final = 100_000_000  # nanoseconds; from there on the call site is always taken
 
+_asked: Final = transactions.asking.get
 _EXECUTE: Final = ExecuteStyle.EXECUTE
 _EXECUTEMANY: Final = ExecuteStyle.EXECUTEMANY
 _NOT_SENT: Final = "sqlalchemy.exc.MissingGreenlet"
@@ -61,7 +62,8 @@ def note(
         many: Whether it may be anything else than one execution by the driver's ``execute()``.
     """
     try:
-        if transactions.asking.get() is not None:
+        checkout = _asked()
+        if checkout is not None and checkout.opening is context.dialect:
             return  # SQLAlchemy gets to know the database: that is part of connecting
         if failure is not None and failure.type == _NOT_SENT:
             return  # of most drivers SQLAlchemy does not get as far as here
@@ -127,11 +129,11 @@ def note(
         checkouts = collector.checkouts
         if (
             checkouts
-            and (checkout := checkouts[-1]).proxy == id(internals.pooled_connection(context))
-            and checkout.ended is None
+            and (latest := checkouts[-1]).proxy == id(internals.pooled_connection(context))
+            and latest.ended is None
         ):
-            if checkout.transaction:
-                checkout.note(execution)
+            if latest.transaction:
+                latest.note(execution)
         else:
             transactions.attach(context, execution)
     except Exception as fault:
@@ -227,6 +229,8 @@ def _digest(statement: str, parameters: Any) -> int | None:
             return None
         if type(parameters) is not tuple:
             parameters = tuple(parameters.values() if isinstance(parameters, dict) else parameters)
-        return hash((statement, parameters, -1 in parameters))  # hash(-1) is hash(-2)
+        # The hash of -1 is that of -2. Bytes are not to be compared with a number: Python can be told to warn.
+        minus = any(value == -1 for value in parameters if not isinstance(value, bytes | bytearray))
+        return hash((statement, parameters, minus))
     except Exception:  # a value that has no hash: a list for an array
         return None

@@ -38,8 +38,18 @@ _END: Final = {
 _METHODS: Final = (*_BEGIN, *_END, "do_ping")
 _MARKER: Final = "_sqltrace_replaces"
 _collector: Final = current.get
-_lock: Final = threading.Lock()
+_lock: Final = threading.RLock()  # a finalizer run by the garbage collector may come back in
 _watched: WeakSet[Dialect] = WeakSet()
+
+
+def opening() -> Checkout | None:
+    """
+    That for which the pool is asked by the caller.
+
+    `None` also in a context that was copied meanwhile, as that of a task that listens on the new connection.
+    """
+    checkout = asking.get()
+    return checkout if checkout is not None and checkout.opening is not None else None
 
 
 def watch(dialect: Dialect) -> None:
@@ -49,12 +59,12 @@ def watch(dialect: Dialect) -> None:
     with _lock:
         if dialect in _watched:
             return
+        _watched.add(dialect)
         for name in _BEGIN:
             _replace(dialect, name, _measure_begin(dialect, getattr(dialect, name)))
         for name, kind in _END.items():
             _replace(dialect, name, _measure_end(dialect, getattr(dialect, name), kind))
         _replace(dialect, "do_ping", _measure_ping(dialect.do_ping))
-        _watched.add(dialect)
 
 
 def release(dialect: Dialect) -> None:
@@ -94,7 +104,7 @@ def _replace(dialect: Dialect, name: str, ours: Callable[..., Any]) -> None:
 def _measure_ping(do_ping: Callable[[Any], bool]) -> Callable[[Any], bool]:
     @wraps(do_ping)
     def measured(connection: Any) -> bool:
-        checkout = asking.get()
+        checkout = opening()
         if checkout is None:
             return do_ping(connection)
         started = checkout.clock()
@@ -159,7 +169,11 @@ def _measure_end(dialect: Dialect, end: Callable[..., None], kind: str) -> Calla
 def checkout_of(connection: Any) -> Checkout | None:
     """That of a `Connection`, as two-phase methods take it, or of the pool's proxy of one. Never raises."""
     try:
-        info = (connection.connection if isinstance(connection, Connection) else connection).record_info
+        if isinstance(connection, Connection):
+            if connection.closed or connection.invalidated:
+                return None
+            connection = connection.connection
+        info = connection.record_info
         return info.get(KEY) if info else None
     except Exception as fault:
         report_fault("measuring a transaction", fault)
