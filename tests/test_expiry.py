@@ -6,9 +6,9 @@ import subprocess
 import sys
 
 import pytest
-from sqlalchemy import event, select
+from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, SessionTransaction
 
 import sqltrace
 from sqltrace.capture import expiry
@@ -168,16 +168,52 @@ def test_reasons_are_groups_of_their_own():
 
 
 def test_session_is_given_back_as_it_was():
-    before = Session.expire, Session.expire_all
+    def methods():
+        return [
+            Session.expire,
+            Session.expire_all,
+            Session.flush,
+            SessionTransaction.commit,
+            SessionTransaction.rollback,
+        ]
+
+    before = methods()
 
     sqltrace.instrument()
     sqltrace.instrument()
-    during = Session.expire, Session.expire_all
+    during = methods()
     sqltrace.uninstrument()
 
-    assert [ours.__wrapped__ for ours in during] == list(before)
-    assert (Session.expire, Session.expire_all) == before
-    assert not event.contains(Session, "after_commit", expiry.after_commit)
+    assert [ours.__wrapped__ for ours in during] == before
+    assert methods() == before
+
+
+@pytest.mark.parametrize("moment", ["after_commit", "after_rollback", "before_flush", "after_flush_postexec"])
+def test_first_recording_of_the_process_within_an_event_of_a_session_changes_nothing(moment):
+    code = f"""
+import sqltrace
+from sqlalchemy import create_engine, event, text
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+class Base(DeclarativeBase): pass
+class Thing(Base):
+    __tablename__ = "things"
+    id: Mapped[int] = mapped_column(primary_key=True)
+engine, other = create_engine("sqlite://"), create_engine("sqlite://")
+Base.metadata.create_all(engine)
+@event.listens_for(Session, "{moment}")
+def audit(*_):
+    with sqltrace.record() as recording, other.connect() as connection:
+        connection.execute(text("SELECT 1"))
+    print(recording.statement_count)
+with Session(engine) as session:
+    session.add(Thing(id=1))
+    session.flush()
+    session.{"rollback" if moment == "after_rollback" else "commit"}()
+    session.get(Thing, 1)
+"""
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+    assert (finished.stdout, finished.stderr) == ("1\n", "")
 
 
 def test_wrapper_of_somebody_else_stays(monkeypatch):
@@ -201,7 +237,7 @@ import sys, sqltrace
 sqltrace.instrument()
 assert "sqlalchemy.orm" not in sys.modules
 from tests.library import mapping, open_library
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, SessionTransaction
 library = mapping()
 engine = open_library(library)
 with sqltrace.record() as recording, Session(engine) as session:

@@ -283,15 +283,6 @@ def test_flush_of_an_async_session_is_not_idle(clock):
     assert recording.connections.idle_in_transaction == 0
 
 
-def test_sessions_are_listened_to_once_and_left_alone_afterwards():
-    heard = []
-    for work in (sqltrace.uninstrument, sqltrace.instrument, sqltrace.instrument, sqltrace.uninstrument):
-        work()
-        heard.append(event.contains(Session, "before_flush", flushes.before_flush))
-
-    assert heard == [False, True, True, False]
-
-
 def test_sessions_that_are_not_known_are_left_alone(monkeypatch, clock, engine):
     monkeypatch.setattr(flushes, "work", lambda: False)
     with (

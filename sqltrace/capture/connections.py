@@ -24,7 +24,7 @@ from sqlalchemy.engine import Dialect, Engine
 from sqlalchemy.pool import ConnectionPoolEntry, Pool, PoolProxiedConnection
 
 from sqltrace import connection as measures
-from sqltrace.capture import flushes, internals, pool_wait, transactions
+from sqltrace.capture import internals, pool_wait, sessions, transactions
 from sqltrace.capture.replacements import Replacements
 from sqltrace.collector import FOLD_AT, Collector, current, mark, unmeasurable
 from sqltrace.connection import NEGLIGIBLE, Checkout, Occupants
@@ -48,7 +48,7 @@ def install(is_wanted: Callable[[Dialect], bool]) -> None:
     if _replacements or not works()["raw_connection"]:
         return
     _is_wanted = is_wanted
-    flushes.install_when_imported()
+    sessions.install_when_imported()
     _replacements.replace(Engine, "raw_connection", _measure_checkout)
     for place, wrapper in ((internals.waiting(), pool_wait.measure_wait), (internals.connecting(), _measure_connect)):
         if place is not None:
@@ -60,7 +60,7 @@ def install(is_wanted: Callable[[Dialect], bool]) -> None:
 def uninstall() -> None:
     """Put everything back."""
     _replacements.undo()
-    flushes.uninstall()
+    sessions.uninstall()
     transactions.release_all()
     with _lock:
         tables = [table for _, table in list(_held.values())]
@@ -170,7 +170,7 @@ def _neighbours(engine: Engine) -> Occupants | None:
     """Of a pool that comes up for the first time."""
     if not _is_wanted(engine.dialect):
         return None
-    flushes.install_when_imported()  # whoever uses it by now
+    sessions.install_when_imported()  # whoever uses it by now
     transactions.watch(engine.dialect)
     internals.make_room(engine.dialect)
     pool = engine.pool

@@ -7,51 +7,30 @@ and of the recordings in which it happened.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
-from sqltrace.capture.orm_internals import imported_session
-from sqltrace.capture.replacements import Replacements
 from sqltrace.collector import Collector, current
 from sqltrace.faults import report_fault
 from sqltrace.origin import ExpiredBy
 
 _NOTED, _SOME = "_sqltrace_expired_by", "_sqltrace_expired_some"  # on the session, and live as long
-_lock = threading.RLock()
-_replacements = Replacements()
 
 
-def install_when_imported() -> None:
-    """Notice what expires objects, if the application has imported `sqlalchemy.orm`."""
-    session = imported_session()
-    with _lock:
-        if not _replacements and session is not None:
-            for name, listener in _LISTENERS.items():
-                _replacements.listen(session, name, listener)
-            for name, noticed in _METHODS.items():
-                _replacements.replace(session, name, noticed)
-
-
-def uninstall() -> None:
-    with _lock:
-        _replacements.undo()
-
-
-def after_commit(session: Any) -> None:
-    """Listener of SQLAlchemy's event. Never raises."""
+def committed(session: Any) -> None:
+    """Never raises."""
     try:
-        if session.expire_on_commit and not session.in_nested_transaction():
+        if session.expire_on_commit:
             _note(session, "commit", all_objects=True)
     except Exception as fault:
         report_fault("noting what expired objects", fault)
 
 
-def after_rollback(session: Any) -> None:
-    """Listener of SQLAlchemy's event. To a savepoint, only what was changed since then expires. Never raises."""
+def rolled_back(session: Any, *, to_savepoint: bool) -> None:
+    """To a savepoint, only what was changed since then expires. Never raises."""
     try:
-        _note(session, "rollback", all_objects=not session.in_nested_transaction())
+        _note(session, "rollback", all_objects=not to_savepoint)
     except Exception as fault:
         report_fault("noting what expired objects", fault)
 
@@ -82,7 +61,9 @@ def _note(session: Any, by: ExpiredBy, *, all_objects: bool) -> None:
         collector = collector.parent
 
 
-def _noticed_all(original: Callable[..., None]) -> Callable[..., None]:
+def noticed_all(original: Callable[..., None]) -> Callable[..., None]:
+    """In the place of `Session.expire_all`."""
+
     @wraps(original)
     def expire_all(self: Any) -> None:
         original(self)
@@ -94,7 +75,9 @@ def _noticed_all(original: Callable[..., None]) -> Callable[..., None]:
     return expire_all
 
 
-def _noticed(original: Callable[..., None]) -> Callable[..., None]:
+def noticed(original: Callable[..., None]) -> Callable[..., None]:
+    """In the place of `Session.expire`."""
+
     @wraps(original)
     def expire(self: Any, instance: Any, attribute_names: Any = None) -> None:
         original(self, instance, attribute_names)
@@ -107,7 +90,3 @@ def _noticed(original: Callable[..., None]) -> Callable[..., None]:
             report_fault("noting what expired objects", fault)
 
     return expire
-
-
-_LISTENERS = {"after_commit": after_commit, "after_rollback": after_rollback}
-_METHODS = {"expire_all": _noticed_all, "expire": _noticed}

@@ -17,7 +17,7 @@ from typing import Any
 from sqlalchemy.exc import InvalidRequestError, MissingGreenlet
 
 from sqltrace.callsite import CallSite, call_site_in, find_call_site
-from sqltrace.capture import expiry, load_internals
+from sqltrace.capture import expiry, load_internals, sessions
 from sqltrace.capture.joins import link_of
 from sqltrace.capture.origin import (
     base_of_relationship,
@@ -65,7 +65,7 @@ def install() -> None:
 def install_when_imported() -> None:
     if _wanted and not _replacements and imported_session() is not None:
         with _lock:
-            expiry.install_when_imported()
+            sessions.install_when_imported()
             if not _replacements and work():
                 for owner, name in load_internals.raising_methods():
                     _replacements.replace(owner, name, _noticed)
@@ -76,7 +76,6 @@ def uninstall() -> None:
     global _wanted
     with _lock:
         _wanted = False
-        expiry.uninstall()
         _replacements.undo()
 
 

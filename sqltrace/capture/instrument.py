@@ -36,7 +36,8 @@ def instrument(*engines: Any) -> None:
     Engines made before and after count, `~sqlalchemy.engine.Engine` and
     `~sqlalchemy.ext.asyncio.AsyncEngine`. Called twice nothing changes, and a
     statement is recorded once, however many ways lead to its engine.
-    Safe from any thread. Engines are not kept alive.
+    Safe from any thread. Engines are not kept alive. Call it at start-up if the application
+    listens to ``do_execute`` itself: SQLAlchemy takes no listener while others are being called.
 
     Raises:
         TypeError: for anything that is not an engine.

@@ -15,10 +15,10 @@ class Replacements:
 
     def __init__(self) -> None:
         self._replaced: list[tuple[Any, str, Any, Any]] = []
-        self._heard: list[tuple[Any, str, Callable[..., object]]] = []
+        self._listening = False
 
     def __bool__(self) -> bool:
-        return bool(self._replaced or self._heard)
+        return bool(self._replaced or self._listening)
 
     def replace(self, owner: type, name: str, wrapper: Callable[[Any], Any]) -> None:
         """Put what `wrapper` makes of a method in its place."""
@@ -27,13 +27,17 @@ class Replacements:
         setattr(owner, name, ours)
 
     def listen(self, target: type, name: str, listener: Callable[..., object]) -> None:
-        event.listen(target, name, listener)
-        self._heard.append((target, name, listener))
+        """
+        To a class. The listener stays, and must do nothing afterwards: to remove it while another thread is within
+        the event would make that raise.
+        """
+        if not event.contains(target, name, listener):
+            event.listen(target, name, listener)
+        self._listening = True
 
     def undo(self) -> None:
         """Under somebody else's wrapper ours stays: it passes everything on."""
-        while self._heard:
-            event.remove(*self._heard.pop())
+        self._listening = False
         while self._replaced:
             owner, name, original, ours = self._replaced.pop()
             if vars(owner).get(name) is not ours:

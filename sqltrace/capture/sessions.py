@@ -1,0 +1,76 @@
+"""
+When sessions flush, commit, roll back and expire their objects.
+
+Their methods are replaced, and no event of theirs is listened to: a listener that is added while
+another thread is within the same event, or the application's own listener is, makes that raise.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, Final
+
+from sqltrace.capture import expiry, flushes, orm_internals
+from sqltrace.capture.replacements import Replacements
+
+_lock: Final = threading.RLock()
+_replacements: Final = Replacements()
+
+
+def install_when_imported() -> None:
+    """Of the sessions of the process, if there can be any. Called again, nothing changes."""
+    session = orm_internals.imported_session()
+    if not _replacements and session is not None:
+        with _lock:
+            if not _replacements:
+                transaction = orm_internals.session_transaction()
+                _replacements.replace(session, "flush", _flush)
+                _replacements.replace(session, "expire", expiry.noticed)
+                _replacements.replace(session, "expire_all", expiry.noticed_all)
+                _replacements.replace(transaction, "commit", _commit)
+                _replacements.replace(transaction, "rollback", _rollback)
+
+
+def uninstall() -> None:
+    with _lock:
+        _replacements.undo()
+
+
+def _flush(original: Callable[..., None]) -> Callable[..., None]:
+    @wraps(original)
+    def flush(self: Any, *arguments: Any, **options: Any) -> None:
+        begun = flushes.begin(self)
+        original(self, *arguments, **options)
+        if begun is not None:
+            flushes.end(self, begun)
+
+    return flush
+
+
+def _commit(original: Callable[..., None]) -> Callable[..., None]:
+    """Of a transaction, a savepoint, or a part of one, as each flush is."""
+
+    @wraps(original)
+    def commit(self: Any, *arguments: Any, **options: Any) -> None:
+        session = self.session if self.parent is None else None
+        original(self, *arguments, **options)
+        if session is not None:
+            expiry.committed(session)
+
+    return commit
+
+
+def _rollback(original: Callable[..., None]) -> Callable[..., None]:
+    @wraps(original)
+    def rollback(self: Any, *arguments: Any, **options: Any) -> None:
+        session = self.session if self.is_active else None
+        checkouts = flushes.checkouts_of(session) if session is not None else []
+        to_savepoint = session is not None and session.in_nested_transaction()
+        original(self, *arguments, **options)
+        flushes.count_rollback(checkouts)
+        if session is not None:
+            expiry.rolled_back(session, to_savepoint=to_savepoint)
+
+    return rollback
