@@ -1,19 +1,30 @@
 """What metrics say: all statements, the time account of each route, and what nobody else has measured."""
 
+import asyncio
+import gc
+import sys
+from contextlib import suppress
+
 import pytest
 from fastapi import FastAPI
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import create_async_engine
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
+import sqltrace
 from sqltrace import SQLTraceMiddleware
-from sqltrace.collector import unmeasurable
+from sqltrace.collector import FOLD_AT, Execution, unmeasurable
 from sqltrace.finding import Finding
 from sqltrace.sinks import OpenTelemetrySink
 from sqltrace.sinks.opentelemetry import metrics as ours
-from tests.telemetry import STACKS, Routes, metric_names, native
+from tests.asgi import BODY, START, Clock, http_scope, run, timed
+from tests.drivers import MARKS, url_of
+from tests.loops import block, get, thrice
+from tests.telemetry import STACKS, Meters, Routes, metric_names, native
 
 pytestmark = pytest.mark.usefixtures("no_faults")
 
@@ -149,13 +160,42 @@ def test_duration_of_requests_is_measured_where_nobody_else_does(memory_engine, 
     assert found == {("/sync/{item}", "GET", 200), (None, "GET", 404), ("/sync/{item}", "_OTHER", 405)}
 
 
+def test_duration_of_a_request_is_in_seconds_and_says_how_it_came(meters):
+    clock = Clock()
+
+    async def app(scope, receive, send):
+        clock.advance(2)
+        await send(START)
+        await send(BODY)
+
+    sink = OpenTelemetrySink(meter_provider=meters.provider)
+    run(timed(app, sink, clock), http_scope(scheme="https", http_version="2"))
+
+    [point] = meters.points("http.server.request.duration")
+    assert (point.count, point.sum) == (1, 2.0)
+    assert dict(point.attributes) == {
+        "http.request.method": "GET",
+        "http.response.status_code": 200,
+        "url.scheme": "https",
+        "network.protocol.version": "2",
+    }
+
+
+def test_statements_after_the_response_are_none_of_the_request(memory_engine, meters):
+    client_of(memory_engine, meters).get("/background")
+
+    assert [point.sum for point in meters.points("sqltrace.request.statements")] == [1]
+    assert [point.count for point in meters.points("db.client.operation.duration")] == [2]
+
+
 def test_websocket_is_no_http_request(memory_engine, meters):
     with client_of(memory_engine, meters).websocket_connect("/socket") as websocket:
         websocket.send_text("hello")
         websocket.receive_text()
 
     assert meters.points("http.server.request.duration") == []
-    assert [point.sum for point in meters.points("sqltrace.request.statements")] == [2]
+    [point] = meters.points("sqltrace.request.statements")
+    assert (point.sum, dict(point.attributes)) == (2, {"http.route": "/socket"})
 
 
 @native
@@ -208,6 +248,23 @@ def test_exemplars_lead_to_the_trace(memory_engine, meters, tracing):
     for name in ("sqltrace.request.statements", "db.client.operation.duration", "http.server.request.duration"):
         [point] = metrics[name].data.data_points
         assert {exemplar.trace_id for exemplar in point.exemplars} == trace_ids
+
+
+def test_exemplars_of_statements_beyond_those_that_are_kept_lead_to_the_trace(memory_engine, meters, tracing):
+    def work(request):
+        with memory_engine.connect() as connection:
+            for query in ("SELECT 1", "SELECT * FROM sqlite_master"):
+                connection.execute(text(query)).all()
+        return PlainTextResponse("fine")
+
+    sink = OpenTelemetrySink(meter_provider=meters.provider, tracer_provider=tracing.provider)
+    app = Starlette(routes=[Route("/", work)])
+    app.add_middleware(SQLTraceMiddleware, sinks=[sink], max_statements=1)
+    TestClient(app).get("/")
+
+    trace_ids = {span.context.trace_id for span in tracing.spans()}
+    points = meters.points("db.client.operation.duration")
+    assert [{exemplar.trace_id for exemplar in point.exemplars} for point in points] == [trace_ids] * 2
 
 
 def test_names_units_and_buckets_are_those_of_the_conventions(memory_engine, meters):
@@ -282,3 +339,142 @@ def test_result_that_is_never_read_to_its_end_is_measured_once(memory_engine, me
 
     [point] = meters.points("db.client.operation.duration")
     assert point.count == 1500
+
+
+def test_what_is_beyond_those_that_are_told_apart_is_one_whether_it_failed_or_not(memory_engine, meters):
+    def different(request):
+        with memory_engine.connect() as connection:
+            for number in range(220):
+                connection.execute(text(f"CREATE TEMP TABLE t{number} (x INTEGER)"))
+                with pytest.raises(DBAPIError):
+                    connection.execute(text(f"DROP TABLE nowhere{number}"))
+        return PlainTextResponse("fine")
+
+    app = Starlette(routes=[Route("/", different)])
+    app.add_middleware(SQLTraceMiddleware, sinks=[OpenTelemetrySink(meter_provider=meters.provider)], max_statements=1)
+    TestClient(app).get("/")
+
+    points = meters.points("db.client.operation.duration")
+    [others] = [point for point in points if point.attributes["db.query.summary"] == "(other statements)"]
+    assert (others.count, others.attributes.get("error.type")) == (440 - 1 - 200, None)
+
+
+def test_results_left_open_do_not_fill_the_memory_of_metrics(memory_engine, meters):
+    alive = []
+
+    def abandon(request):
+        recording = sqltrace.current_recording()
+        with memory_engine.connect() as connection:
+            left_open = [connection.execute(text("SELECT 1 UNION SELECT 2")) for _ in range(3 * FOLD_AT)]
+            recording.fold()
+            del left_open
+            gc.collect()
+        alive.extend(one.collector is recording.collector for one in gc.get_objects() if isinstance(one, Execution))
+        return PlainTextResponse("fine")
+
+    app = Starlette(routes=[Route("/", abandon)])
+    app.add_middleware(SQLTraceMiddleware, sinks=[OpenTelemetrySink(meter_provider=meters.provider)], max_statements=1)
+    TestClient(app).get("/")
+
+    assert sum(alive) < FOLD_AT
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells when a reply came in")
+@pytest.mark.parametrize("max_statements", [500, 1])
+@pytest.mark.parametrize("driver", [pytest.param("asyncpg", marks=MARKS["postgresql"])])
+@thrice
+def test_wait_for_the_event_loop_is_not_the_duration_of_a_statement(driver, max_statements):
+    meters, kept, begun = Meters(), Kept(), asyncio.Event()
+
+    async def victim(request):
+        engine = create_async_engine(url_of(driver))
+        async with engine.connect() as connection:
+            await connection.execute(text("SELECT 1"))
+            begun.set()
+            await connection.execute(text("SELECT pg_sleep(0.02)"))
+        await engine.dispose()
+        return PlainTextResponse("fine")
+
+    async def guilty(request):
+        await begun.wait()
+        await asyncio.sleep(0.01)
+        block(0.2)
+        return PlainTextResponse("fine")
+
+    app = Starlette(routes=[Route("/victim", victim), Route("/guilty", guilty)])
+    sinks = [OpenTelemetrySink(meter_provider=meters.provider), kept]
+    app.add_middleware(SQLTraceMiddleware, sinks=sinks, max_statements=max_statements)
+
+    async def main():
+        await asyncio.gather(get(app, "/victim"), get(app, "/guilty"))
+
+    asyncio.run(main())
+
+    groups = [group for record in kept.records for group in record.recording.groups]
+    assert sum(group.loop_wait for group in groups) > 0.1
+    measured = sum(point.sum for point in meters.points("db.client.operation.duration"))
+    meters.provider.shutdown()
+    assert measured == pytest.approx(sum(group.total for group in groups))
+
+
+@pytest.mark.parametrize("max_statements", [500, 1])
+def test_batch_is_measured_apart_from_single_statements(memory_engine, meters, max_statements):
+    insert = text("INSERT INTO numbers VALUES (:number)")
+
+    def fill(request):
+        with memory_engine.connect() as connection:
+            connection.execute(text("CREATE TEMP TABLE numbers (number INTEGER)"))
+            connection.execute(insert, {"number": 1})
+            connection.execute(insert, [{"number": 2}])
+            connection.execute(insert, [{"number": 3}, {"number": 4}])
+        return PlainTextResponse("fine")
+
+    app = Starlette(routes=[Route("/", fill)])
+    sink = OpenTelemetrySink(meter_provider=meters.provider)
+    app.add_middleware(SQLTraceMiddleware, sinks=[sink], max_statements=max_statements)
+    TestClient(app).get("/")
+
+    points = {point.attributes["db.query.summary"]: point for point in meters.points("db.client.operation.duration")}
+    assert {summary: point.count for summary, point in points.items() if "INSERT" in summary} == {
+        "INSERT numbers": 2,
+        "BATCH INSERT numbers": 1,
+    }
+
+
+@pytest.mark.parametrize("max_statements", [500, 1])
+def test_statements_that_failed_are_measured_apart_from_equal_ones_that_did_not(memory_engine, meters, max_statements):
+    def fail(request):
+        with memory_engine.connect() as connection:
+            for number in (1, -(2**63), 2):
+                with suppress(DBAPIError):
+                    connection.execute(text("SELECT abs(:number)"), {"number": number}).all()
+        return PlainTextResponse("fine")
+
+    app = Starlette(routes=[Route("/", fail)])
+    sink = OpenTelemetrySink(meter_provider=meters.provider)
+    app.add_middleware(SQLTraceMiddleware, sinks=[sink], max_statements=max_statements)
+    TestClient(app).get("/")
+
+    points = meters.points("db.client.operation.duration")
+    assert {point.attributes.get("error.type"): point.count for point in points} == {
+        None: 2,
+        "sqlite3.OperationalError": 1,
+    }
+
+
+def test_at_most_a_thousand_summaries_are_told_apart(memory_engine, meters):
+    def different(request):
+        with memory_engine.connect() as connection:
+            for number in range(1_010):
+                connection.execute(text(f"DROP TABLE IF EXISTS t{number}"))
+        return PlainTextResponse("fine")
+
+    app = Starlette(routes=[Route("/", different)])
+    sink = OpenTelemetrySink(meter_provider=meters.provider)
+    app.add_middleware(SQLTraceMiddleware, sinks=[sink], max_statements=2_000)
+    TestClient(app).get("/")
+
+    points = {
+        point.attributes.get("db.query.summary"): point for point in meters.points("db.client.operation.duration")
+    }
+    assert (len(points), points[None].count) == (1_001, 10)
