@@ -1,5 +1,6 @@
 """What metrics say of connection pools."""
 
+import gc
 import threading
 import time
 from collections import deque
@@ -15,7 +16,7 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 import sqltrace
-from sqltrace import SQLTraceMiddleware
+from sqltrace import SQLTraceMiddleware, connection
 from sqltrace.database import Database
 from sqltrace.sinks import OpenTelemetrySink
 from sqltrace.sinks.opentelemetry import pool_metrics
@@ -40,7 +41,7 @@ def engines(tmp_path):
         yield make
 
 
-def client_of(engine, meters, meanwhile=lambda: None):
+def client_of(engine, meters, meanwhile=lambda: None, *, sinks=()):
     def use(request):
         with engine.connect() as connection:
             connection.execute(text("SELECT 1")).all()
@@ -48,7 +49,7 @@ def client_of(engine, meters, meanwhile=lambda: None):
         return PlainTextResponse("fine")
 
     app = Starlette(routes=[Route("/", use)])
-    app.add_middleware(SQLTraceMiddleware, sinks=[OpenTelemetrySink(meter_provider=meters.provider)])
+    app.add_middleware(SQLTraceMiddleware, sinks=[OpenTelemetrySink(meter_provider=meters.provider), *sinks])
     return TestClient(app, raise_server_exceptions=False)
 
 
@@ -151,6 +152,17 @@ def test_times_of_uses_are_measured(engines, meters):
     assert all(point.sum > 0 for found in points.values() for point in found)
 
 
+def test_times_of_uses_are_those_of_the_recording(engines, meters, sink):
+    client_of(engines(), meters, sinks=[sink]).get("/")
+
+    [record] = sink.take(1)
+    use = record.recording.connections
+    names = ("create_time", "wait_time", "use_time")
+    created, waited, used = [meters.points(f"db.client.connection.{name}")[0].sum for name in names]
+    assert (created, used) == (pytest.approx(use.connect), pytest.approx(use.held))
+    assert use.wait + use.connect <= waited < record.recording.duration
+
+
 def test_checkout_of_a_job_is_measured_with_the_next_request(engines, meters):
     engine = engines(pool_size=1, max_overflow=0, pool_timeout=0.01, pool_logging_name="shop")
     client = client_of(engine, meters)
@@ -162,6 +174,30 @@ def test_checkout_of_a_job_is_measured_with_the_next_request(engines, meters):
     assert values(meters, "timeouts") == {("shop", None): 1}
     [point] = meters.points("db.client.connection.use_time")
     assert point.count == 3
+
+
+def test_checkouts_without_a_request_do_not_fill_the_memory(engines, meters, monkeypatch):
+    monkeypatch.setattr(pool_metrics, "_MAX_ENDED", 5)
+    engine = engines(pool_logging_name="shop")
+    client = client_of(engine, meters)
+    client.get("/")
+    for _ in range(20):
+        with sqltrace.record("job"), engine.connect():
+            pass
+    client.get("/")
+
+    [point] = meters.points("db.client.connection.use_time")
+    assert point.count == 1 + 5
+
+
+def test_metrics_that_are_gone_are_told_of_no_checkout(engines, meters):
+    gc.collect()
+    before = list(connection.watchers)
+
+    client_of(engines(), meters).get("/")
+    gc.collect()
+
+    assert connection.watchers == before
 
 
 def test_checkout_that_another_thread_has_just_measured_is_passed_over(engines, meters, monkeypatch):
