@@ -152,12 +152,37 @@ def test_host_that_is_none_is_left_out(tracing):
     assert "server.address" not in span.attributes
 
 
+@pytest.mark.parametrize(
+    ("scope", "scheme", "port"),
+    [
+        (http_scope(scheme="http"), "http", 80),
+        (http_scope(scheme="https"), "https", 443),
+        (http_scope(), "http", 80),
+        (websocket_scope(scheme="ws"), "ws", 80),
+        (websocket_scope(scheme="wss"), "wss", 443),
+        (websocket_scope(), "ws", 80),
+    ],
+)
+def test_port_that_the_host_does_not_say_is_that_of_the_scheme(tracing, scope, scheme, port):
+    messages = (START, BODY) if scope["type"] == "http" else ({"type": "websocket.accept"}, {"type": "websocket.close"})
+    span = answer(tracing, sends(*messages), {**scope, "headers": [(b"host", b"shop.test")]})
+
+    told = [span.attributes[name] for name in ("url.scheme", "server.address", "server.port")]
+    assert told == [scheme, "shop.test", port]
+
+
+def test_request_without_a_host_tells_where_the_server_listens(tracing):
+    span = answer(tracing, sends(START, BODY), http_scope(server=("10.0.0.1", 8000)))
+
+    assert (span.attributes["server.address"], span.attributes["server.port"]) == ("10.0.0.1", 8000)
+
+
 def test_websocket_is_a_server_span(tracing):
     span = answer(tracing, sends({"type": "websocket.accept"}, {"type": "websocket.close"}), websocket_scope("/chat"))
 
     assert span.name == "WS"
     assert span.kind is SpanKind.SERVER
-    assert "http.request.method" not in span.attributes
+    assert [name for name in span.attributes if name.startswith("http.request.")] == []
 
 
 @pytest.mark.parametrize(("status", "expected"), [(404, StatusCode.UNSET), (503, StatusCode.ERROR)])
