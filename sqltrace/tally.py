@@ -185,7 +185,7 @@ class Tally:
         for known in self._known.values():
             group = known.get((execution.key, execution.dialect, execution.origin))
             if group is not None:
-                group.ended = max(group.ended or 0, execution.ended)
+                group.ended = max(group.ended or 0, execution.ended + execution.fetch)
 
     def _fold_checkouts(self, checkouts: list[Checkout], ended: int | None) -> None:
         count = len(checkouts)

@@ -22,7 +22,7 @@ from sqltrace import SQLTraceMiddleware
 from sqltrace.database import Database
 from sqltrace.sinks import OpenTelemetrySink
 from sqltrace.sinks.opentelemetry.attributes import of_operation
-from tests.asgi import BODY, START, http_scope, run, select
+from tests.asgi import BODY, START, Clock, http_scope, run, select
 from tests.databases import books
 from tests.telemetry import (
     UNSAMPLED,
@@ -80,6 +80,90 @@ def test_least_and_most_of_the_compressed_are_told(memory_engine, tracing):
 
     mean = attributes["sqltrace.compressed.sum"] / 17
     assert attributes["sqltrace.compressed.min"] <= mean <= attributes["sqltrace.compressed.max"]
+
+
+def ask_by_clock(tracing, engine, *seconds, first=(), pause=0, max_statements=500, **options):
+    """The server span, and those of statements of two rows, each of which takes so many seconds."""
+    clock = Clock()
+
+    async def app(scope, receive, send):
+        with engine.connect() as connection:
+            connection.connection.create_function("wait", 1, clock.advance)
+            for query in first:
+                with suppress(DBAPIError):
+                    connection.execute(text(query)).all()
+            for each in seconds:
+                connection.execute(text("SELECT wait(:each) FROM (VALUES (1), (2))"), {"each": each}).all()
+                clock.advance(pause)
+        await send(START)
+        await send(BODY)
+
+    class Timed(SQLTraceMiddleware):
+        _clock = clock
+
+    sink = OpenTelemetrySink(tracer_provider=tracing.provider, **options)
+    run(Timed(app, sinks=[sink], max_statements=max_statements), http_scope())
+    spans = tracing.spans()
+    return server_span(spans), statement_spans(spans)
+
+
+def placed(span, server):
+    """Seconds from the start of the request."""
+    return [(time - server.start_time) / 1_000_000_000 for time in (span.start_time, span.end_time)]
+
+
+def compressed(span):
+    start = "sqltrace.compressed."
+    return {name.removeprefix(start): value for name, value in span.attributes.items() if name.startswith(start)}
+
+
+def test_rest_of_a_group_says_what_it_took_and_when(memory_engine, tracing):
+    server, statements = ask_by_clock(tracing, memory_engine, 1, 2, 3, 4, 5, 6)
+
+    assert [placed(span, server) for span in statements] == [[0, 2], [2, 6], [6, 12], [12, 42]]
+    assert compressed(statements[-1]) == {"count": 3, "sum": 30.0, "min": 8.0, "max": 12.0, "rows": 6}
+
+
+def test_least_of_a_group_of_which_not_all_were_kept_is_not_known(memory_engine, tracing):
+    server, statements = ask_by_clock(tracing, memory_engine, 4, 1, 2, 3, 5, 6, pause=1, max_statements=4)
+
+    assert placed(statements[-1], server) == [17, 47]
+    assert compressed(statements[-1]) == {"count": 3, "sum": 28.0, "max": 12.0, "rows": 6}
+
+
+def test_rest_of_which_none_was_kept_begins_after_the_last_that_was(memory_engine, tracing):
+    server, statements = ask_by_clock(tracing, memory_engine, 4, 1, 2, 3, 5, pause=1, max_statements=3)
+
+    assert placed(statements[-1], server) == [16, 34]
+    assert compressed(statements[-1]) == {"count": 2, "sum": 16.0, "max": 10.0, "rows": 4}
+
+
+def test_group_of_which_none_was_kept_ends_with_its_last_statement(memory_engine, tracing):
+    first = ["SELECT wait(1)", "SELECT wait(1)"]
+    server, statements = ask_by_clock(tracing, memory_engine, 1, 2, first=first, pause=5, max_statements=2)
+
+    rest = statements[-1]
+    assert placed(rest, server) == [7, 13]
+    assert compressed(rest) == {"count": 2, "sum": 6.0, "max": 4.0, "rows": 4}
+
+
+def test_failed_statement_is_told_itself_before_costlier_ones(memory_engine, tracing):
+    _, statements = ask_by_clock(tracing, memory_engine, 1, 2, first=["SELECT * FROM nowhere"], max_spans=2)
+
+    assert names(statements) == ["SELECT nowhere", "(other statements) ×2"]
+
+
+def test_rest_of_many_groups_lasts_from_the_first_to_the_last_of_them(memory_engine, tracing):
+    first = ["SELECT wait(1)", "SELECT wait(9), 1", "SELECT wait(2), 1, 1"]
+    server, statements = ask_by_clock(tracing, memory_engine, first=first, max_spans=2)
+
+    [rest] = [span for span in statements if compressed(span)]
+    assert placed(rest, server) == [0, 12]
+    assert compressed(rest) == {"count": 2, "sum": 3.0}
+
+
+def test_as_many_as_the_cap_are_told_one_by_one(memory_engine, tracing):
+    assert names(statement_spans(ask(tracing, lambda: different(memory_engine, 5), max_spans=5))) == ["SELECT"] * 5
 
 
 def test_one_more_than_the_repeats_is_told_itself(memory_engine, tracing):
