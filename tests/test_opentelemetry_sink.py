@@ -12,6 +12,7 @@ from opentelemetry import context as otel_context
 from opentelemetry import propagate, trace
 from opentelemetry.propagate import inject
 from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.sampling import TraceIdRatioBased
 from opentelemetry.trace import SpanKind, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from sqlalchemy import text
@@ -22,7 +23,7 @@ from sqltrace import SQLTraceMiddleware
 from sqltrace.sinks import OpenTelemetrySink, Sink, StartingSink
 from sqltrace.sinks.opentelemetry.server_span import redact_query
 from tests.asgi import BODY, START, Clock, http_scope, run, select, sends, websocket_scope
-from tests.telemetry import INCOMING, TRACE_ID, native, plain, server_span, statement_spans, traced
+from tests.telemetry import INCOMING, PARENT_ID, TRACE_ID, native, plain, server_span, statement_spans, traced
 
 pytestmark = pytest.mark.usefixtures("no_faults")
 
@@ -337,6 +338,20 @@ def test_statements_of_ordinary_requests_are_kept_by_ratio(memory_engine, tracin
     assert Case(tracing, memory_engine, keep=0.0).statements(20) == 0
     assert 0 < Case(tracing, memory_engine, keep=0.5).statements(100) < 100
     assert Case(tracing, memory_engine).statements(20) == 20
+
+
+@pytest.mark.parametrize(
+    ("trace_id", "kept"), [("f" * 16 + "0" * 15 + "1", 1), ("0" * 15 + "1" + "f" * 16, 0)], ids=["kept", "left out"]
+)
+def test_services_that_keep_the_same_share_keep_the_same_requests(memory_engine, tracing, trace_id, kept):
+    async def app(scope, receive, send):
+        select(memory_engine)
+        await sends(START, BODY)(scope, receive, send)
+
+    answer(tracing, app, http_scope(headers=[(b"traceparent", f"00-{trace_id}-{PARENT_ID}-01".encode())]), keep=0.5)
+
+    assert TraceIdRatioBased(0.5).should_sample(None, int(trace_id, 16), "GET").decision.is_sampled() is bool(kept)
+    assert len(statement_spans(tracing.spans())) == kept
 
 
 def test_statements_of_slow_requests_are_kept_always(memory_engine, tracing):
