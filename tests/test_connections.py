@@ -288,6 +288,20 @@ def test_connection_of_a_recording_around_is_ones_own_and_of_a_sibling_is_not(sq
     assert {(holder.name, holder.own) for holder in wait.holders} == {("sibling", False), ("outer", True)}
 
 
+def test_connection_of_a_recording_inside_is_ones_own(sqlite):
+    engine = sqlite.engine(pool_size=1, max_overflow=0, pool_timeout=0.01)
+
+    with sqltrace.record("outer") as outer:
+        with sqltrace.record("inner"):
+            held = engine.connect()
+        with pytest.raises(PoolTimeoutError):
+            engine.connect()
+        held.close()
+
+    (wait,) = outer.connections.waits
+    assert (wait.self_deadlock, names(wait)) == (True, {"inner"})
+
+
 def test_holder_is_called_by_the_name_that_its_recording_got_later(sqlite):
     engine = sqlite.engine(pool_size=1, max_overflow=0, pool_timeout=0.01)
     with sqltrace.record("GET /tags/5") as slow:
