@@ -7,7 +7,9 @@ from contextlib import suppress
 from contextvars import copy_context
 
 import pytest
-from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
+from opentelemetry import context as otel_context
+from opentelemetry.context import Context
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON
 from opentelemetry.trace import StatusCode
 from sqlalchemy import QueuePool, create_engine, text
 from sqlalchemy.exc import DBAPIError
@@ -22,7 +24,7 @@ from sqltrace import SQLTraceMiddleware
 from sqltrace.database import Database
 from sqltrace.sinks import OpenTelemetrySink
 from sqltrace.sinks.opentelemetry.attributes import of_operation
-from tests.asgi import BODY, START, Clock, http_scope, run, select
+from tests.asgi import BODY, START, Clock, http_scope, run, select, timed
 from tests.databases import books
 from tests.telemetry import (
     UNSAMPLED,
@@ -353,6 +355,28 @@ def test_statement_is_below_the_span_that_was_current(memory_engine, tracing):
     assert is_below(statement, server_span(spans), spans)
 
 
+def test_statement_where_no_span_is_current_is_below_that_of_the_server(memory_engine, tracing):
+    def work():
+        otel_context.attach(Context())
+        select(memory_engine)
+
+    spans = ask(tracing, work)
+
+    assert [span.parent.span_id for span in statement_spans(spans)] == [server_span(spans).context.span_id]
+
+
+def test_what_is_within_a_span_that_is_not_sampled_has_none(small_pool):
+    tracing, unsampled = Tracing(sampler=ALWAYS_ON), Tracing(sampler=ALWAYS_OFF)
+
+    def work():
+        tracer = unsampled.provider.get_tracer("application")
+        with tracer.start_as_current_span("loading"), small_pool.connect() as one, pytest.raises(PoolTimeoutError):
+            one.execute(text("SELECT 1"))
+            small_pool.connect()
+
+    assert names(ask(tracing, work)) == ["GET"]
+
+
 def test_work_after_the_response_has_a_span_that_links_to_the_request(memory_engine, tracing):
     TestClient(traced(plain, memory_engine, tracing.provider)).get("/background")
 
@@ -375,6 +399,24 @@ def test_all_work_after_the_response_has_one_span(memory_engine, tracing):
     spans = tracing.spans()
     [after] = [span for span in spans if span.name.endswith("after response")]
     assert {span.parent.span_id for span in statement_spans(spans)} == {after.context.span_id}
+
+
+def test_span_of_work_after_the_response_lasts_as_long_as_that(memory_engine, tracing):
+    clock = Clock()
+
+    async def app(scope, receive, send):
+        clock.advance(2)
+        await send(START)
+        await send(BODY)
+        clock.advance(3)
+        select(memory_engine)
+        clock.advance(5)
+
+    run(timed(app, OpenTelemetrySink(tracer_provider=tracing.provider), clock), http_scope())
+
+    spans = tracing.spans()
+    server, [after] = server_span(spans), [span for span in spans if span.name.endswith("after response")]
+    assert placed(after, server) == [2, 10]
 
 
 def test_request_that_another_instrumentation_leaves_out_has_no_spans(memory_engine, tracing):
