@@ -22,7 +22,8 @@ from starlette.testclient import TestClient
 from sqltrace import SQLTraceMiddleware
 from sqltrace.sinks import OpenTelemetrySink, Sink, StartingSink
 from sqltrace.sinks.opentelemetry.server_span import redact_query
-from tests.asgi import BODY, START, Clock, http_scope, run, select, sends, websocket_scope
+from tests.asgi import BODY, START, Clock, call, http_scope, run, select, sends, timed, websocket_scope
+from tests.loops import block, now, run_by_clock
 from tests.telemetry import INCOMING, PARENT_ID, TRACE_ID, native, plain, server_span, statement_spans, traced
 
 pytestmark = pytest.mark.usefixtures("no_faults")
@@ -101,6 +102,70 @@ def test_parts_of_the_time_account_add_up_to_the_duration_of_the_span(memory_eng
     span = server_span(tracing.spans())
     parts = [value for name, value in span.attributes.items() if name.startswith("sqltrace.time.")]
     assert sum(parts) == pytest.approx((span.end_time - span.start_time) / 1e9, abs=0.01)
+
+
+def test_server_span_says_what_the_request_did(memory_engine, tracing):
+    clock = Clock()
+
+    async def app(scope, receive, send):
+        with memory_engine.connect() as connection:
+            connection.connection.create_function("wait", 1, clock.advance)
+            for _ in range(2):
+                connection.execute(text("SELECT wait(1) FROM (VALUES (1), (2), (3))")).all()
+            clock.advance(0.5)
+            with suppress(DBAPIError):
+                connection.execute(text("SELECT * FROM nowhere"))
+            connection.commit()
+            clock.advance(0.25)
+        await asyncio.sleep(0)
+        clock.advance(0.125)
+        await sends(START, BODY)(scope, receive, send)
+        await asyncio.sleep(0)
+        clock.advance(0.001)
+        select(memory_engine)
+
+    run(timed(app, OpenTelemetrySink(tracer_provider=tracing.provider), clock), http_scope())
+
+    span = server_span(tracing.spans())
+    assert {name: value for name, value in span.attributes.items() if name.startswith("sqltrace.")} == {
+        "sqltrace.time.connection": 0.0,
+        "sqltrace.time.database": 6.0,
+        "sqltrace.time.objects": 0.0,
+        "sqltrace.time.loop_wait": 0.0,
+        "sqltrace.time.python": 0.875,
+        "sqltrace.loop.held": 6.876,
+        "sqltrace.loop.longest_hold": 6.75,
+        "sqltrace.connection.wait": 0.0,
+        "sqltrace.connection.held": 6.75,
+        "sqltrace.connection.idle_in_transaction": 0.5,
+        "sqltrace.statement.count": 3,
+        "sqltrace.statement.distinct": 2,
+        "sqltrace.statement.failed": 1,
+        "sqltrace.statement.on_loop": 3,
+        "sqltrace.rows": 6,
+        "sqltrace.finding.kinds": ("slow_statement", "blocked_loop", "idle_in_transaction"),
+    }
+
+
+def test_server_span_says_who_held_the_loop_that_was_waited_for(tracing):
+    async def app(scope, receive, send):
+        await asyncio.sleep(0.01 if scope["path"] == "/guilty" else 0.02)
+        if scope["path"] == "/guilty":
+            block(0.1)
+        await sends(START, BODY)(scope, receive, send)
+
+    class Observed(SQLTraceMiddleware):
+        _clock = staticmethod(now)
+
+    async def main():
+        await asyncio.gather(*(call(middleware, http_scope(path)) for path in ("/guilty", "/innocent")))
+
+    middleware = Observed(app, sinks=[OpenTelemetrySink(tracer_provider=tracing.provider)])
+    run_by_clock(main())
+
+    told = {span.attributes["url.path"]: span.attributes for span in tracing.spans()}
+    assert told["/innocent"]["sqltrace.loop.waited_for"] == ("GET /guilty",)
+    assert "sqltrace.loop.waited_for" not in told["/guilty"]
 
 
 @pytest.mark.parametrize(
