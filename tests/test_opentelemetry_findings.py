@@ -12,12 +12,13 @@ from tests.telemetry import Routes, native, server_span, statement_spans
 
 pytestmark = pytest.mark.usefixtures("no_faults")
 
-FOUND = Finding("too_much", "It is too much.", 0.25, call_site="app.py:1 in load", relationship="A.b", fix="Do less.")
+FOUND = Finding("too_much", "It is too much.", 0.25, "app.py:1 in load", "A.b", "SELECT a at app.py:2 in f", "Do less.")
 ATTRIBUTES = {
     "sqltrace.finding.kind": "too_much",
     "sqltrace.finding.message": "It is too much.",
     "sqltrace.finding.cost": 0.25,
     "sqltrace.finding.call_site": "app.py:1 in load",
+    "sqltrace.finding.loaded_for": "SELECT a at app.py:2 in f",
     "sqltrace.finding.fix": "Do less.",
     "sqltrace.relationship": "A.b",
 }
@@ -90,3 +91,18 @@ def test_log_line_of_a_request_with_a_finding_is_a_warning(memory_engine, tracin
 
     severities = {data.log_record.event_name: data.log_record.severity_text for data in exporter.get_finished_logs()}
     assert severities == {"sqltrace.finding": "WARN", "sqltrace.request": "WARN"}
+
+
+def test_findings_of_a_request_that_is_not_traced_are_in_its_line_only(memory_engine, logs):
+    provider, exporter = logs
+
+    async def app(scope, receive, send):
+        select(memory_engine)
+        await sends(START, BODY)(scope, receive, send)
+
+    sink = OpenTelemetrySink(logger_provider=provider, log_line=True)
+    run(SQLTraceMiddleware(app, sinks=[sink], rules=[too_much]), http_scope())
+
+    [data] = exporter.get_finished_logs()
+    assert data.log_record.event_name == "sqltrace.request"
+    assert [finding["kind"] for finding in data.log_record.attributes["findings"]] == ["too_much"]

@@ -7,6 +7,7 @@ import weakref
 import pytest
 from opentelemetry import context as otel_context
 from opentelemetry import trace
+from opentelemetry.context import Context
 from opentelemetry.trace import SpanKind
 from sqlalchemy import NullPool, text
 from sqlalchemy.ext.asyncio import create_async_engine
@@ -62,6 +63,21 @@ def test_request_to_itself_is_told_once(memory_engine, tracing, sink):
     assert len(statement_spans(spans)) == 2
     assert server_span(spans).attributes["sqltrace.statement.count"] == 2
     assert [record.path for record in sink.take(2)] == ["/inner", "/outer"]
+
+
+def test_request_within_another_whose_span_is_not_current_has_one_of_its_own(tracing):
+    async def app(scope, receive, send):
+        if scope["path"] == "/outer":
+            token = otel_context.attach(Context())
+            await call(wrapped, http_scope("/inner"))
+            otel_context.detach(token)
+        await call(sends(START, BODY), scope, send=send)
+
+    wrapped = traced_app(app, tracing)
+    run(wrapped, http_scope("/outer"))
+
+    assert [span.attributes["url.path"] for span in tracing.spans()] == ["/inner", "/outer"]
+    assert tracing.unfinished == 0
 
 
 def test_statements_in_a_recording_of_the_application_are_told(memory_engine, tracing):
