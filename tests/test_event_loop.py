@@ -25,6 +25,7 @@ from sqltrace.event_loop import stepped
 from sqltrace.loop_log import UNKNOWN, LoopLog
 from sqltrace.recording import Recording
 from sqltrace.sinks.log_line import log_line
+from tests.asgi import Clock
 from tests.loops import CLOCKED, RUNNERS, block, get, observed, respond, run_by_clock, thrice
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -433,6 +434,40 @@ class TestLoopWait:
         assert "held by GET /guilty/{number} (" in printed
         assert " ms loop wait + " in printed
         assert "loop.waited_for" not in log_line(records.by_path["/guilty/1"])
+
+    @pytest.mark.parametrize(("waited", "told"), [(900_000, False), (1_000_000, True)])
+    def test_line_names_who_was_waited_for_from_a_millisecond_on(self, waited, told):
+        clock = Clock()
+        recording, log, now = Recording(clock=clock), LoopLog(clock), clock.now
+        share = recording.observe_loop()
+        share.observed, share.log = True, log
+        log.add(now, now + waited, Label("GET /other"))
+        share.estimate(now, now + waited)
+        clock.advance(1)
+        recording.end()
+
+        line = log_line(sqltrace.RequestRecord(recording, "http", "/"))
+
+        assert (line["time.loop_wait_ms"], "loop.waited_for" in line) == (waited / 1_000_000, told)
+
+    def test_line_does_not_call_a_wait_an_estimate_that_came_after_the_response(self):
+        async def app(scope, receive, send):
+            await respond(send)
+            await asyncio.sleep(0.02)
+
+        async def other():
+            await asyncio.sleep(0.01)
+            block(0.1)
+
+        app, records = observed(app)
+
+        async def main():
+            await asyncio.gather(get(app, "/"), other())
+
+        run_by_clock(main())
+        line = log_line(records.by_path["/"])
+        assert records["/"].loop_wait_estimated
+        assert (line["time.loop_wait_ms"], "time.loop_wait_estimated" in line) == (0.0, False)
 
     @thrice
     def test_background_task_is_told_as_such(self, run):

@@ -1,3 +1,4 @@
+import asyncio
 import json
 import logging
 import re
@@ -8,6 +9,8 @@ import pytest
 import structlog
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.pool import QueuePool
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
 from starlette.responses import JSONResponse, StreamingResponse
@@ -15,6 +18,7 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 import sqltrace
+from sqltrace import connection
 from sqltrace.finding import Finding
 from sqltrace.recording import Recording
 from sqltrace.request import RequestRecord
@@ -134,6 +138,14 @@ def test_line_with_findings_is_valid(app):
         },
         {"kind": "mine", "message": "Bare.", "cost_ms": 100.0},
     ]
+
+
+def test_line_tells_the_first_ten_findings(app):
+    findings = [Finding(f"kind_{number}", "Bare.", 0.1) for number in range(12)]
+    with structlog.testing.capture_logs() as lines:
+        get(app, rules=[lambda recording: findings])
+
+    assert [finding["kind"] for finding in lines[0]["findings"]] == [f"kind_{number}" for number in range(10)]
 
 
 def test_most_expensive_groups_come_first_and_only_as_many_as_asked_for(app):
@@ -427,3 +439,56 @@ def test_line_tells_connections_and_groups_as_the_recording_does(engine):
     assert told["total_ms"] == pytest.approx(group.total * 1_000, abs=0.001)
     assert told["max_ms"] == pytest.approx(group.max * 1_000, abs=0.001)
     assert group.max < group.total
+
+
+def test_line_tells_what_a_group_has_measured(engine):
+    async def work():
+        with engine.connect() as connection:
+            connection.execute(text("SELECT 1 UNION SELECT 2")).all()
+
+    with sqltrace.record() as recording:
+        asyncio.run(work())
+    [group] = recording.groups
+    group.objects, group.loop_wait = 0.5, 0.25
+
+    line = log_line(RequestRecord(recording, "http", "/"))
+
+    assert (line["sql.rows"], line["sql.on_loop"]) == (2, 1)
+    told = {key: line["sql.statements"][0].get(key) for key in ("rows", "on_loop", "objects_ms", "loop_wait_ms")}
+    assert told == {"rows": 2, "on_loop": 1, "objects_ms": 500.0, "loop_wait_ms": 250.0}
+
+
+def test_line_has_no_checkouts_where_connections_cannot_be_measured(monkeypatch):
+    monkeypatch.setattr(connection, "unmeasurable", {*connection.TIMES})
+    with sqltrace.record() as recording:
+        pass
+
+    line = log_line(RequestRecord(recording, "http", "/"))
+
+    assert [key for key in line if key.startswith("connection.")] == []
+
+
+@pytest.mark.parametrize(("seconds", "told"), [(0.2500004, 250.0), (0.2500006, 250.001), (0.0000005, 0.001)])
+def test_milliseconds_are_rounded_to_microseconds(seconds, told):
+    clock = Clock()
+    recording = Recording(clock=clock)
+    clock.advance(seconds)
+    recording.end()
+
+    assert log_line(RequestRecord(recording, "http", "/"))["duration_ms"] == told
+
+
+@pytest.mark.parametrize("overflow", [0, 1])
+def test_line_tells_the_overflow_of_a_pool_that_has_one(tmp_path, overflow):
+    options = {"poolclass": QueuePool, "pool_size": 1, "max_overflow": overflow, "pool_timeout": 0.01}
+    engine = create_engine(f"sqlite:///{tmp_path}/app.db", **options)
+    held = [engine.connect() for _ in range(1 + overflow)]
+    with sqltrace.record() as recording, pytest.raises(PoolTimeoutError):
+        engine.connect()
+    for one in held:
+        one.close()
+    engine.dispose()
+
+    [wait] = log_line(RequestRecord(recording, "http", "/"))["connection.waits"]
+
+    assert (wait["in_use"], wait.get("overflow")) == (1 + overflow, overflow or None)
