@@ -23,7 +23,7 @@ import sqltrace
 from sqltrace import SQLTraceMiddleware
 from sqltrace.database import Database
 from sqltrace.sinks import OpenTelemetrySink
-from sqltrace.sinks.opentelemetry.attributes import of_operation
+from sqltrace.sinks.opentelemetry.attributes import of_operation, of_statement
 from tests.asgi import BODY, START, Clock, http_scope, run, select, timed
 from tests.databases import books
 from tests.telemetry import (
@@ -341,6 +341,19 @@ def test_batch_is_told_as_one(database, tracing):
 )
 def test_port_is_told_where_it_is_not_the_usual_one(database, told):
     assert of_operation("postgresql", None, database) == {"db.system.name": "postgresql"} | told
+
+
+def test_times_of_a_statement_are_told_in_seconds(memory_engine):
+    sqltrace.instrument()
+    with sqltrace.record() as recording:
+        select(memory_engine)
+    [(group, [execution])] = recording.executions()
+    execution.fetch, execution.objects, execution.loop_wait = 500_000_000, 250_000_000, 125_000_000
+
+    told = of_statement(group, execution, None, literals=False)
+
+    times = ("fetch", "objects", "loop_wait")
+    assert {name: told[f"sqltrace.{name}"] for name in times} == {"fetch": 0.5, "objects": 0.25, "loop_wait": 0.125}
 
 
 def test_statement_is_below_the_span_that_was_current(memory_engine, tracing):
