@@ -99,6 +99,16 @@ def test_no_line_of_a_statement_is_longer_than_the_width():
     assert printed.count("…") == 2
 
 
+def test_line_of_a_narrow_terminal_has_20_characters_all_the_same():
+    assert "SELECT [4 columns] …" in [line.strip() for line in render(width=1).splitlines()]
+
+
+def test_few_columns_are_not_elided():
+    sql = "SELECT tags.id, tags.name FROM tags"
+
+    assert sql in render(**{"sql.statements": [REQUEST["sql.statements"][0] | {"sql": sql}]})
+
+
 def test_columns_with_calls_are_not_elided():
     sql = "SELECT coalesce(contents.title, contents.url, contents.id) FROM contents"
 
@@ -235,6 +245,14 @@ def test_wrapped_lines_hang():
     ]
 
 
+def test_word_that_fits_ends_its_line():
+    line = "         ! mine  1.0 ms  one two"
+
+    printed = render(width=len(line), findings=[{"kind": "mine", "message": "one two three", "cost_ms": 1.0}])
+
+    assert f"\n{line}\n           three\n" in printed
+
+
 def test_path_that_is_longer_than_the_line_stays_whole():
     path = "application/" * 10 + "queries.py:46"
     statement = REQUEST["sql.statements"][0] | {"call_site": path}
@@ -282,6 +300,44 @@ def test_long_request_says_where_its_time_went_though_it_is_one_part():
     assert "702.8 ms = 702.8 ms python" in printed
 
 
+@pytest.mark.parametrize(
+    ("parts", "told"),
+    [
+        ({"objects": 960.0, "python": 9_000.0, "database": 40.0}, "10.00 s = 960.0 ms objects + 9.00 s python"),
+        (
+            {"objects": 950.0, "python": 9_000.0, "database": 50.0},
+            "= 50.0 ms database + 950.0 ms objects + 9.00 s python",
+        ),
+        ({"database": 9_000.0}, None),
+        ({"database": 9_100.0}, "10.00 s = 9.10 s database"),
+    ],
+)
+def test_part_that_is_too_small_to_be_seen_is_left_out(parts, told):
+    parts = {f"time.{part}_ms": time for part, time in ({"database": 0.0} | parts).items()}
+
+    lines = [line.strip() for line in render(duration_ms=10_000.0, **parts).splitlines() if " = " in line]
+
+    assert [line.endswith(told or "") for line in lines] == [True] * (told is not None)
+
+
+def test_short_request_that_is_all_of_one_part_needs_not_say_so():
+    assert " = " not in render(duration_ms=49.9, **{"time.database_ms": 49.9})
+
+
+def test_objects_that_took_no_time_to_speak_of_are_left_out():
+    statements = [REQUEST["sql.statements"][0] | {"rows": 2, "objects_ms": time} for time in (0.05, 0.1)]
+
+    printed = render(**{"sql.statements": statements})
+
+    assert printed.count("2 rows") == 2
+    assert re.findall("objects .*?ms", printed) == ["objects 0.1 ms"]
+
+
+@pytest.mark.parametrize(("milliseconds", "told"), [(999.9, "999.9 ms"), (1_000.0, "1.00 s")])
+def test_times_are_in_seconds_from_one_on(milliseconds, told):
+    assert render(duration_ms=milliseconds).splitlines()[0].endswith(f"200  {told}")
+
+
 def test_request_that_waited_for_another_of_its_route_says_so():
     holders = [{"name": "GET /tags/{tag_id}", "ms": 300.0}, {"name": "GET /tags", "ms": 30.0}]
 
@@ -300,6 +356,11 @@ def test_commit_that_takes_a_good_part_of_the_database_time_is_told():
     printed = ReadableRenderer(colors=False)(None, "info", event)
 
     assert "705.2 ms in the database, 703.6 ms of it committing" in printed
+
+
+@pytest.mark.parametrize(("database", "commit"), [(100.0, 9.9), (1.0, 0.9)])
+def test_commit_that_takes_little_is_not_told(database, commit):
+    assert "committing" not in render(**{"time.database_ms": database, "connection.commit_ms": commit})
 
 
 @pytest.mark.parametrize(
