@@ -7,9 +7,12 @@ from urllib.parse import unquote
 
 import pytest
 from sqlalchemy import event, text
+from sqlalchemy.dialects import mssql, mysql, oracle, postgresql, sqlite
 
-from sqltrace import SQLTraceMiddleware
+from sqltrace import RequestRecord, SQLTraceMiddleware
+from sqltrace.recording import Recording
 from sqltrace.sinks import OpenTelemetrySink
+from sqltrace.sinks.opentelemetry.comments import Commenter
 from tests.asgi import BODY, START, http_scope, run, select
 from tests.databases import books
 from tests.telemetry import server_span
@@ -140,3 +143,25 @@ def test_comment_without_a_span_has_the_route_and_the_line(memory_engine):
     [statement] = [statement for statement in statements if statement.startswith("SELECT")]
     assert "route='" in statement
     assert "traceparent" not in statement
+
+
+@pytest.mark.parametrize(
+    ("dialect", "told"),
+    [
+        (sqlite.dialect, True),
+        (mysql.dialect, True),
+        (postgresql.psycopg.dialect, True),
+        (postgresql.asyncpg.dialect, False),
+        (oracle.dialect, False),
+        (mssql.dialect, False),
+    ],
+    ids=["sqlite", "mysql", "psycopg", "asyncpg", "oracle", "mssql"],
+)
+def test_no_trace_is_told_to_what_caches_each_text(tracing, dialect, told):
+    comment = Commenter(RequestRecord(Recording(), "http", "/"), {})
+
+    with tracing.provider.get_tracer("application").start_as_current_span("GET"):
+        statement = comment("SELECT 1", dialect())
+
+    assert statement.startswith("SELECT 1 /*")
+    assert ("traceparent" in statement) is told
