@@ -64,6 +64,16 @@ def test_every_statement_is_measured(memory_engine, meters):
     assert [(point.count, point.sum) for point in meters.points("db.client.response.returned_rows")] == [(6, 6)]
 
 
+def test_provider_is_asked_for_a_meter_once(memory_engine, meters, monkeypatch):
+    asked, get_meter = [], meters.provider.get_meter
+    monkeypatch.setattr(meters.provider, "get_meter", lambda *args, **kwargs: asked.append(args) or get_meter(*args))
+    client = client_of(memory_engine, meters)
+    for _ in range(3):
+        client.get("/sync/1")
+
+    assert [name for name, *_ in asked] == ["sqltrace"]
+
+
 def test_sum_of_durations_is_that_of_the_recordings(memory_engine, meters):
     kept = Kept()
     client_of(memory_engine, meters, sinks=[kept]).get("/many/30")

@@ -240,6 +240,12 @@ def test_statement_says_where_it_went_and_what_came_back(database, tracing):
     assert span.end_time - span.start_time >= attributes["sqltrace.fetch"] * 1_000_000_000
 
 
+def test_statement_whose_line_was_not_looked_for_has_that_of_its_group(memory_engine, tracing):
+    statements = statement_spans(ask(tracing, lambda: repeat(memory_engine, 30), repeats=30))
+
+    assert [span.attributes["code.function.name"] for span in statements] == ["repeat"] * 30
+
+
 def test_statement_that_no_line_of_the_application_runs_has_none(memory_engine, tracing):
     async def app(scope, receive, send):
         thread = threading.Thread(target=copy_context().run, args=(connection.exec_driver_sql, "SELECT 1"))
