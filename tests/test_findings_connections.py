@@ -19,6 +19,7 @@ from starlette.routing import Route
 
 import sqltrace
 from sqltrace.capture import flushes
+from sqltrace.connection import Checkout, Holder, Label, Occupants, PoolWait
 from sqltrace.findings import idle_in_transaction, pool_wait, slow_statement
 from tests.asgi import Clock, recorded
 from tests.loops import block, get, observed, run_by_clock, thrice
@@ -391,6 +392,61 @@ def test_pool_of_an_async_engine_is_mended_there_also_if_it_gave_no_connection(t
 
     assert finding.fix.startswith("create_async_engine(…, pool_size=6), or ")
     assert finding.call_site.startswith(f"tests/test_findings_connections.py:{line_of('# no connection')} in ")
+
+
+def waited(*waits, after_response=False):
+    """A recording that did nothing but wait for connections, one after the other."""
+    clock = Clock()
+    with recorded(clock) as recording:
+        if after_response:
+            recording.end_response()
+        for wait in waits:
+            checkout = Checkout(clock, (recording.collector.label,), Occupants())
+            clock.advance(wait.waited)
+            checkout.pool_wait = wait
+            checkout.end()
+            recording.collector.checkouts.append(checkout)
+    return recording
+
+
+def wait_of(seconds, *holders, timed_out=False):
+    return PoolWait(seconds, timed_out, pool_size=5, in_use=5, overflow=0, holders=holders)
+
+
+@pytest.mark.parametrize(
+    ("waits", "found"),
+    [
+        ([wait_of(0.1)], 1),
+        ([wait_of(0.099)], 0),
+        ([wait_of(0.06), wait_of(0.06)], 1),
+        ([wait_of(0.001, timed_out=True)], 1),
+    ],
+    ids=["long", "short", "together", "timed out"],
+)
+def test_wait_for_the_pool_is_told_from_a_tenth_of_a_second_on_and_if_it_timed_out(waits, found):
+    assert len(sqltrace.diagnose(waited(*waits), [pool_wait])) == found
+
+
+def test_three_of_those_that_held_the_connections_are_named():
+    holders = [Holder(Label(f"GET /{number}"), 1.0 - number / 10) for number in range(4)]
+
+    [finding] = sqltrace.diagnose(waited(wait_of(0.5, *holders)), [pool_wait])
+
+    assert finding.message.endswith("held by GET /0 (1.00 s), GET /1 (900.0 ms) and GET /2 (800.0 ms).")
+
+
+def test_wait_for_a_connection_that_is_held_by_the_one_that_waits_is_told_before_longer_ones():
+    own = wait_of(0.2, Holder(Label("GET /"), 0.2, own=True), timed_out=True)
+
+    [finding] = sqltrace.diagnose(waited(wait_of(0.5), own), [pool_wait])
+
+    assert finding.fix.startswith("one session for the whole request")
+
+
+def test_waits_one_after_the_other_after_the_response_were_not_at_once():
+    [finding] = sqltrace.diagnose(waited(wait_of(0.5), wait_of(0.2), after_response=True), [pool_wait])
+
+    assert finding.message == "700.0 ms went by waiting for a connection, 5 in use of a pool of 5."
 
 
 def ask(session):

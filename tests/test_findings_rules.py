@@ -21,7 +21,10 @@ from starlette.testclient import TestClient
 
 import sqltrace
 from sqltrace.collector import mark, mark_estimate
-from sqltrace.findings import idle_in_transaction, pool_wait, slow_statement
+from sqltrace.connection import Label
+from sqltrace.findings import idle_in_transaction, pool_wait, slow_statement, waited_for_loop
+from sqltrace.loop_log import LoopLog
+from sqltrace.recording import Recording
 from tests import shelf as shelves
 from tests.asgi import Clock, recorded
 from tests.loops import block, get, observed, respond
@@ -411,6 +414,23 @@ def test_request_that_waited_for_another_of_its_route_is_not_told_to_see_itself(
     assert finding.kind == "waited_for_loop"
     assert "held by another GET /items/{number} (" in finding.message
     assert finding.fix == "nothing here: see the findings of another request of the same route"
+
+
+@pytest.mark.parametrize(
+    ("waited", "duration", "found"),
+    [(0.25, 1.25, ["waited_for_loop"]), (0.249, 1.0, []), (0.25, 1.26, []), (2.0, 5.0, ["waited_for_loop"])],
+)
+def test_wait_for_another_request_is_told_if_it_is_long_and_a_good_part_of_the_duration(clock, waited, duration, found):
+    recording, log, now = Recording(clock=clock), LoopLog(clock), clock.now
+    share = recording.observe_loop()
+    share.observed, share.log = True, log
+    until = now + round(waited * 1_000_000_000)
+    log.add(now, until, Label("GET /other"))
+    share.estimate(now, until)
+    clock.advance(duration)
+    recording.end()
+
+    assert [finding.kind for finding in sqltrace.diagnose(recording, [waited_for_loop])] == found
 
 
 @pytest.mark.parametrize(
