@@ -129,7 +129,8 @@ class Transactions:
         if self._first is not None:
             idle = self.idle(now)
             if idle - self._idle >= LEAST:
-                self._stretches = self.idle_stretches(now, held)[-_MAX_STRETCHES:]
+                longest = sorted(self.idle_stretches(now, held), key=lambda one: one.start - one.end)
+                self._stretches = longest[:_MAX_STRETCHES]
             self._idle, self._first, self._busy, self._flushes = idle, None, 0, None
             self._executions = []
 

@@ -394,6 +394,32 @@ def test_pool_of_an_async_engine_is_mended_there_also_if_it_gave_no_connection(t
     assert finding.call_site.startswith(f"tests/test_findings_connections.py:{line_of('# no connection')} in ")
 
 
+def idle(clock, engine, *transactions):
+    """Seconds of the idle stretches that a recording tells of these pauses in transactions of one connection."""
+    with recorded(clock) as recording, engine.connect() as connection:
+        for pauses in transactions:
+            for seconds in pauses:
+                connection.execute(text("SELECT 1"))
+                clock.advance(seconds)
+            connection.commit()
+    return [(one.end - one.start) / 1_000_000_000 for one in recording.connections.idle_stretches]
+
+
+def test_ten_longest_pauses_of_a_connection_are_told_the_longest_first(clock, engine):
+    assert idle(clock, engine, [5.0], *[[0.1 + number / 100] for number in range(40)]) == pytest.approx(
+        [5.0, *[0.49 - number / 100 for number in range(9)]]
+    )
+
+
+def test_ten_longest_pauses_of_a_transaction_are_told_the_longest_first(clock, engine):
+    assert idle(clock, engine, [5.0, *[0.1] * 40]) == pytest.approx([5.0, *[0.1] * 9])
+
+
+def test_pauses_of_50_ms_are_told(clock, engine):
+    assert idle(clock, engine, [0.05]) == [0.05]
+    assert idle(clock, engine, [0.049] * 100) == []
+
+
 def waited(*waits, after_response=False):
     """A recording that did nothing but wait for connections, one after the other."""
     clock = Clock()
