@@ -2,11 +2,14 @@ import asyncio
 import contextvars
 import gc
 import json
+import sqlite3
 import threading
 import time
 import weakref
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from contextvars import Context
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +23,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Session
 from sqlalchemy.util import await_only, greenlet_spawn
+from sqlalchemy.util.queue import Queue
 
 import sqltrace
 from sqltrace import collector, connection, faults, findings
@@ -27,6 +31,7 @@ from sqltrace.capture import connections, internals, pool_wait, transactions
 from sqltrace.sinks import ReadableRenderer
 from sqltrace.sinks.log_line import log_line
 from tests import drivers
+from tests.asgi import Clock, recorded
 from tests.loops import thrice
 
 DRIVERS = [driver for driver in drivers.DRIVERS if driver.id != "asyncmy"]
@@ -258,6 +263,121 @@ def test_time_lost_to_other_threads_is_no_wait_for_a_pool_that_is_not_full(sqlit
     assert (recording.connections.waits, recording.connections.checkouts) == ([], 1)
 
 
+@pytest.mark.parametrize("options", [{"pool_size": 0}, {"pool_size": 1, "max_overflow": -1}], ids=str)
+def test_pool_without_a_limit_is_never_waited_for(sqlite, monkeypatch, options):
+    monkeypatch.setattr(pool_wait, "_NOTABLE", 0)
+    engine = sqlite.engine(**options)
+
+    with sqltrace.record() as recording, engine.connect(), engine.connect():
+        pass
+
+    assert (recording.connections.waits, recording.connections.checkouts) == ([], 2)
+
+
+def contended(clock, size, *waits):
+    """An engine whose waits for a connection do these things, and then take what has been given back."""
+    meanwhile = iter(waits)
+
+    class Contended(Queue):
+        def get(self, block=True, timeout=None):
+            if block:
+                next(meanwhile, lambda: None)()
+            return super().get(False)
+
+    class Pool(pool.QueuePool):
+        _queue_class = Contended
+
+    return create_engine("sqlite://", poolclass=Pool, pool_size=size, max_overflow=0)
+
+
+@contextmanager
+def by_clock(clock, name):
+    with recorded(clock) as recording:
+        recording.name = name
+        yield
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"),
+    [(0.0009, []), (0.001, [(0.001, False)]), (0.009, [(0.009, False)]), (0.01, [(0.01, True)])],
+)
+def test_wait_is_told_from_a_millisecond_on_and_its_line_from_ten(seconds, told):
+    clock = Clock()
+    engine = contended(clock, 1, lambda: (clock.advance(seconds), held.close()))
+    held = engine.connect()
+
+    with recorded(clock) as recording:
+        engine.connect().close()
+
+    assert [(wait.waited, wait.call_site is not None) for wait in recording.connections.waits] == told
+
+
+def test_those_who_held_a_connection_only_briefly_during_the_wait_are_not_named():
+    clock = Clock()
+
+    def meanwhile():
+        clock.advance(0.04)
+        brief.close()
+        clock.advance(0.02)
+        longer.close()
+        clock.advance(0.94)
+
+    engine = contended(clock, 2, meanwhile)
+    with by_clock(clock, "GET /brief"):
+        brief = engine.connect()
+    with by_clock(clock, "GET /longer"):
+        longer = engine.connect()
+    clock.advance(10)
+    with recorded(clock) as recording:
+        engine.connect().close()
+
+    [wait] = recording.connections.waits
+    assert [(holder.name, holder.held) for holder in wait.holders] == [("GET /longer", 10.06)]
+
+
+def test_those_who_held_a_connection_briefly_are_named_where_nobody_else_did():
+    clock = Clock()
+
+    def meanwhile():
+        clock.advance(0.01)
+        held.close()
+        other = Context().run(engine.connect)
+        clock.advance(0.99)
+        Context().run(other.close)
+
+    engine = contended(clock, 1, meanwhile)
+    with by_clock(clock, "GET /brief"):
+        held = engine.connect()
+    with recorded(clock) as recording:
+        engine.connect().close()
+
+    [wait] = recording.connections.waits
+    assert (wait.waited, names(wait)) == (1.0, {"GET /brief"})
+
+
+def test_holder_that_is_the_waiting_one_itself_is_named_before_those_who_held_longer():
+    clock = Clock()
+    engine = contended(clock, 12, lambda: (clock.advance(1), held[0].close()))
+    held = []
+    for number in range(11):
+        with by_clock(clock, f"GET /{number}"):
+            held.append(engine.connect())
+        clock.advance(1)
+
+    with recorded(clock) as recording:
+        own = engine.connect()
+        engine.connect().close()
+        own.close()
+
+    [wait] = recording.connections.waits
+    assert [(holder.held, holder.own) for holder in wait.holders] == [
+        *[(12.0 - number, False) for number in range(9)],
+        (1.0, True),
+    ]
+    for one in held[1:]:
+        one.close()
+
+
 def test_self_deadlock_is_named(work):
     engine = work.engine(pool_size=1, max_overflow=0, pool_timeout=0.05)
 
@@ -425,8 +545,6 @@ def test_assertion_pool_in_use_fails_as_before(sqlite):
 
 @thrice
 def test_own_creator_is_measured(tmp_path):
-    import sqlite3
-
     def creator():
         time.sleep(0.02)
         return sqlite3.connect(tmp_path / "own.db")
@@ -440,6 +558,44 @@ def test_own_creator_is_measured(tmp_path):
     assert 0.02 <= use.connect < 0.06
     assert use.wait < 0.005
     engine.dispose()
+
+
+def opening(clock, *seconds):
+    """An engine whose connections take so long to open, one after the other; negative where it fails."""
+    times = iter(seconds)
+
+    def creator():
+        taken = next(times)
+        clock.advance(abs(taken))
+        if taken < 0:
+            raise sqlite3.OperationalError("no")
+        return sqlite3.connect(":memory:")
+
+    return create_engine("sqlite://", creator=creator, poolclass=pool.NullPool)
+
+
+def test_acquisitions_from_a_millisecond_on_are_kept_also_if_they_failed():
+    clock = Clock()
+    engine = opening(clock, 0.0, 0.0009, *[0.001 * number for number in (1, -2, *range(3, 13))])
+    with recorded(clock) as recording:
+        for _ in range(14):
+            with suppress(OperationalError), engine.connect():
+                pass
+
+    lengths = [end - start for start, end, _ in recording.acquisitions()]
+    assert lengths == [1_000_000 * number for number in range(12, 0, -1)]
+
+
+def test_twenty_longest_acquisitions_are_kept():
+    clock = Clock()
+    engine = opening(clock, 0.0, *[0.001 * number for number in range(1, 31)])
+    with recorded(clock) as recording:
+        for _ in range(31):
+            with engine.connect():
+                pass
+
+    lengths = [end - start for start, end, _ in recording.acquisitions()]
+    assert lengths == [1_000_000 * number for number in range(30, 10, -1)]
 
 
 def test_only_engines_that_are_wanted_are_measured(sqlite):

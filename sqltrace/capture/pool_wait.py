@@ -11,6 +11,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry, QueuePool
 
 from sqltrace.callsite import find_call_site
+from sqltrace.capture import internals
 from sqltrace.capture.transactions import opening
 from sqltrace.connection import Checkout, Holder, Label, PoolWait
 from sqltrace.faults import report_fault
@@ -61,7 +62,8 @@ def _add_wait(checkout: Checkout, pool: QueuePool, before: set[Checkout] | None,
         holders = checkout.neighbours | (before or set())
         holders.discard(checkout)
         in_use = max(in_use, pool.checkedout())  # at the end others may have given theirs back, too
-        if timed_out or in_use >= pool.size():  # else it lost that time to other threads
+        limited = pool.size() > 0 and internals.max_overflow(pool) != -1
+        if timed_out or (limited and in_use >= pool.size()):  # else it lost that time to other threads
             checkout.pool_wait = _describe(checkout, pool, holders, timed_out, in_use)
     except Exception as fault:
         report_fault("describing the wait for a connection", fault)
