@@ -226,6 +226,14 @@ def test_literals_in_the_text_do_not_fill_the_memory(engine, clock):
     assert len(recording._tally._known["response"]) <= 2_048
 
 
+def test_recording_that_has_ended_holds_no_texts_beyond_its_groups(engine, clock):
+    with Opened(clock, max_statements=20) as recording:
+        for number in range(100):
+            run(engine, 0, sql=f"SELECT spend(:seconds), {number}")
+
+    assert len(recording._tally._known["response"]) <= 20
+
+
 def test_call_sites_are_looked_for_in_few_of_the_texts(engine, clock):
     with Opened(clock, max_statements=20) as recording, engine.connect() as connection:
         for number in range(100):
@@ -398,6 +406,13 @@ def test_group_has_the_call_site_of_the_first_that_has_one(engine, clock):
         connection.execute(text("SELECT spend(1)")).all()
 
     assert recording.groups[0].call_site.line == first
+
+
+def test_slowest_of_equals_is_the_one_whose_line_is_known(engine, clock):
+    with Opened(clock) as recording:
+        run(engine, *[1] * 20)
+
+    assert recording.groups[0].longest_at.function == "run"
 
 
 def test_context_that_runs_on_does_not_keep_the_recording_alive(clock):
