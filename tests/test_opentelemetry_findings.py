@@ -74,6 +74,19 @@ def test_findings_are_told_on_the_span_of_fastapi(memory_engine, tracing, place)
     assert [event.name for event in span.events] == ["sqltrace.finding"]
 
 
+@native
+def test_finding_that_is_logged_after_the_span_of_fastapi_is_in_its_trace(memory_engine, tracing, logs):
+    provider, exporter = logs
+    telemetry = {"tracer_provider": tracing.provider, "metrics": False, "logs": False}
+    app = FastAPI(routes=Routes(memory_engine).list, telemetry=telemetry)
+    sink = OpenTelemetrySink(tracer_provider=tracing.provider, logger_provider=provider)
+    TestClient(SQLTraceMiddleware(app, sinks=[sink], rules=[too_much])).get("/sync/1")
+
+    span, [data] = server_span(tracing.spans()), exporter.get_finished_logs()
+    told = data.log_record.trace_id, data.log_record.span_id
+    assert told == (span.context.trace_id, span.context.span_id)
+
+
 def test_statements_of_requests_with_a_finding_are_kept_always(memory_engine, tracing):
     assert len(statement_spans(ask(memory_engine, tracing, keep=0.0))) == 1
 

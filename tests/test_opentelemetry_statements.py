@@ -374,6 +374,21 @@ def test_statement_is_below_the_span_that_was_current(memory_engine, tracing):
     assert is_below(statement, server_span(spans), spans)
 
 
+def test_each_statement_is_below_the_span_that_was_current_when_it_ran(memory_engine, tracing):
+    def work():
+        tracer = tracing.provider.get_tracer("application")
+        select(memory_engine)
+        for name in ("first", "second"):
+            with tracer.start_as_current_span(name):
+                select(memory_engine)
+        select(memory_engine)
+
+    spans = ask(tracing, work)
+
+    parents = {span.context.span_id: span.name for span in spans}
+    assert [parents[span.parent.span_id] for span in statement_spans(spans)] == ["GET", "first", "second", "GET"]
+
+
 def test_statement_where_no_span_is_current_is_below_that_of_the_server(memory_engine, tracing):
     def work():
         otel_context.attach(Context())
