@@ -187,6 +187,35 @@ def test_wait_for_a_pool_while_another_request_holds_the_loop_is_not_the_pools(p
     assert sqltrace.diagnose(victim, [pool_wait]) == []
 
 
+def test_what_a_flush_does_before_its_transaction_begins_is_not_taken_off_what_is_idle_later(clock, engine):
+    with (
+        listening(Session, "before_flush", lambda *_: clock.advance(1)),
+        recorded(clock) as recording,
+        Session(engine) as session,
+    ):
+        session.add(Job())
+        session.flush()
+        clock.advance(2)
+        session.commit()
+
+    assert recording.connections.idle_in_transaction == 2
+
+
+def test_flushes_of_a_long_transaction_do_not_fill_the_memory(clock, engine):
+    with (
+        listening(Job, "after_insert", lambda *_: clock.advance(0.1)),
+        recorded(clock) as recording,
+        Session(engine) as session,
+    ):
+        for _ in range(50):
+            session.add(Job())
+            session.flush()
+        [checkout] = recording.collector.checkouts
+        assert len(checkout._flushes) <= 20
+
+    assert recording.connections.idle_in_transaction == 0
+
+
 def test_flush_without_a_transaction_is_never_idle(clock, engine):
     with (
         listening(Job, "after_insert", lambda *_: clock.advance(1)),

@@ -408,6 +408,15 @@ def test_group_has_the_call_site_of_the_first_that_has_one(engine, clock):
     assert recording.groups[0].call_site.line == first
 
 
+def test_lists_that_a_recording_answers_are_the_callers_own(engine, clock):
+    with Opened(clock) as recording:
+        run(engine, 1)
+    recording.statements.clear()
+    recording.groups.clear()
+
+    assert (len(recording.statements), len(recording.groups)) == (1, 1)
+
+
 def test_slowest_of_equals_is_the_one_whose_line_is_known(engine, clock):
     with Opened(clock) as recording:
         run(engine, *[1] * 20)
