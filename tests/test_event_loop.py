@@ -435,6 +435,37 @@ class TestLoopWait:
         assert " ms loop wait + " in printed
         assert "loop.waited_for" not in log_line(records.by_path["/guilty/1"])
 
+    @pytest.mark.parametrize(
+        "look",
+        [
+            lambda recording: [name for name, _ in recording.waited_for] == ["GET /guilty/{number}"],
+            lambda recording: recording.loop_wait_estimated,
+            lambda recording: recording.time_account.loop_wait > 0.05,
+            lambda recording: recording.spent_in_all("loop_wait") > 0.05,
+        ],
+        ids=["waited_for", "loop_wait_estimated", "time_account", "spent_in_all"],
+    )
+    def test_request_itself_is_told_of_it_in_the_step_that_began_late(self, look):
+        seen = []
+
+        async def guilty(request):
+            await asyncio.sleep(0.01)
+            block(0.1)
+            return ok()
+
+        async def innocent(request):
+            await asyncio.sleep(0.02)
+            seen.append(look(sqltrace.current_recording()))
+            return ok()
+
+        app, _ = routes(guilty=guilty, innocent=innocent)
+
+        async def main():
+            await asyncio.gather(get(app, "/guilty/1"), get(app, "/innocent/1"))
+
+        run_by_clock(main())
+        assert seen == [True]
+
     @pytest.mark.parametrize(("waited", "told"), [(900_000, False), (1_000_000, True)])
     def test_line_names_who_was_waited_for_from_a_millisecond_on(self, waited, told):
         clock = Clock()
