@@ -47,6 +47,16 @@ def test_time_beyond_the_limit_is_exact_for_parts_that_take_turns():
     assert len(spent._covered["database"]) <= 10
 
 
+def test_memory_for_stretches_is_bounded():
+    spent = Spent()
+
+    for start in range(1, 20_001, 2):
+        spent.add_all("database", [start], [start + 1])
+
+    assert len(spent._covered["database"]) <= 4_096
+    assert account_of(spent, 1_000_000_000).database == 10_000 / 1_000_000_000
+
+
 def test_one_part_beyond_the_limit_takes_nothing_from_another():
     spent, second = Spent(limit=10), 1_000_000_000
 

@@ -260,6 +260,7 @@ def test_exemplars_lead_to_the_trace(memory_engine, meters, tracing):
         assert {exemplar.trace_id for exemplar in point.exemplars} == trace_ids
 
 
+@native
 def test_exemplars_of_statements_beyond_those_that_are_kept_lead_to_the_trace(memory_engine, meters, tracing):
     def work(request):
         with memory_engine.connect() as connection:
@@ -268,9 +269,9 @@ def test_exemplars_of_statements_beyond_those_that_are_kept_lead_to_the_trace(me
         return PlainTextResponse("fine")
 
     sink = OpenTelemetrySink(meter_provider=meters.provider, tracer_provider=tracing.provider)
-    app = Starlette(routes=[Route("/", work)])
-    app.add_middleware(SQLTraceMiddleware, sinks=[sink], max_statements=1)
-    TestClient(app).get("/")
+    telemetry = {"tracer_provider": tracing.provider, "metrics": False, "logs": False}
+    app = FastAPI(routes=[Route("/", work)], telemetry=telemetry)
+    TestClient(SQLTraceMiddleware(app, sinks=[sink], max_statements=1)).get("/")
 
     trace_ids = {span.context.trace_id for span in tracing.spans()}
     points = meters.points("db.client.operation.duration")

@@ -408,6 +408,13 @@ def test_group_has_the_call_site_of_the_first_that_has_one(engine, clock):
     assert recording.groups[0].call_site.line == first
 
 
+def test_five_hundred_statements_are_kept_unless_asked_otherwise(engine, clock):
+    with Opened(clock) as recording:
+        run(engine, *[0] * 510)
+
+    assert (len(recording.statements), recording.statement_count) == (500, 510)
+
+
 def test_lists_that_a_recording_answers_are_the_callers_own(engine, clock):
     with Opened(clock) as recording:
         run(engine, 1)
