@@ -140,6 +140,30 @@ def test_rest_of_which_none_was_kept_begins_after_the_last_that_was(memory_engin
     assert compressed(statements[-1]) == {"count": 2, "sum": 16.0, "max": 10.0, "rows": 4}
 
 
+def test_rest_lasts_until_the_rows_of_each_of_it_had_been_fetched(memory_engine, tracing):
+    clock, query = Clock(), text("SELECT wait(:seconds) FROM (VALUES (1), (2))")
+
+    async def app(scope, receive, send):
+        with memory_engine.connect() as connection:
+            connection.connection.create_function("wait", 1, clock.advance)
+            connection.execute(query, {"seconds": 0}).all()
+            read_late = connection.execute(query, {"seconds": 4})
+            connection.execute(query, {"seconds": 1}).all()
+            read_late.all()
+        await send(START)
+        await send(BODY)
+
+    sink = OpenTelemetrySink(tracer_provider=tracing.provider, repeats=1)
+
+    class Timed(SQLTraceMiddleware):
+        _clock = clock
+
+    run(Timed(app, sinks=[sink], max_statements=2), http_scope())
+
+    server, rest = server_span(tracing.spans()), statement_spans(tracing.spans())[-1]
+    assert (rest.name, placed(rest, server)) == ("SELECT ×2", [0, 8])
+
+
 def test_group_of_which_none_was_kept_ends_with_its_last_statement(memory_engine, tracing):
     first = ["SELECT wait(1)", "SELECT wait(1)"]
     server, statements = ask_by_clock(tracing, memory_engine, 1, 2, first=first, pause=5, max_statements=2)
