@@ -355,6 +355,20 @@ def test_those_who_held_a_connection_briefly_are_named_where_nobody_else_did():
     assert (wait.waited, names(wait)) == (1.0, {"GET /brief"})
 
 
+def test_time_of_opening_a_connection_is_part_of_holding_it():
+    clock = Clock()
+    engine = contended(clock, 1, lambda: (clock.advance(1), held.close()))
+    event.listen(engine, "connect", lambda *_: clock.advance(2))
+    with by_clock(clock, "GET /slow"):
+        held = engine.connect()
+
+    with recorded(clock) as recording:
+        engine.connect().close()
+
+    [wait] = recording.connections.waits
+    assert [(holder.name, holder.held) for holder in wait.holders] == [("GET /slow", 3.0)]
+
+
 def test_holder_that_is_the_waiting_one_itself_is_named_before_those_who_held_longer():
     clock = Clock()
     engine = contended(clock, 12, lambda: (clock.advance(1), held[0].close()))

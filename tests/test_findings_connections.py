@@ -189,8 +189,8 @@ def test_wait_for_a_pool_while_another_request_holds_the_loop_is_not_the_pools(p
 
 def test_what_a_flush_does_before_its_transaction_begins_is_not_taken_off_what_is_idle_later(clock, engine):
     with (
-        listening(Session, "before_flush", lambda *_: clock.advance(1)),
         recorded(clock) as recording,
+        listening(Session, "before_flush", lambda *_: clock.advance(1)),
         Session(engine) as session,
     ):
         session.add(Job())
@@ -447,6 +447,18 @@ def test_ten_longest_pauses_of_a_transaction_are_told_the_longest_first(clock, e
 def test_pauses_of_50_ms_are_told(clock, engine):
     assert idle(clock, engine, [0.05]) == [0.05]
     assert idle(clock, engine, [0.049] * 100) == []
+
+
+def test_pause_begins_when_the_rows_before_it_had_been_fetched(clock, engine):
+    with recorded(clock) as recording, engine.connect() as connection:
+        connection.connection.create_function("wait", 1, clock.advance)
+        connection.execute(text("SELECT wait(1) FROM (VALUES (1), (2))")).all()
+        fetched = clock.now
+        clock.advance(0.5)
+        connection.commit()
+
+    [stretch] = recording.connections.idle_stretches
+    assert (stretch.start, stretch.end) == (fetched, clock.now)
 
 
 def waited(*waits, after_response=False):
