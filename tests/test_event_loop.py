@@ -520,6 +520,50 @@ class TestLoopWait:
         assert name == "(another task or thread)"
         assert 0.16 < waited < 0.24
 
+    def test_hold_soon_after_another_is_seen_from_where_it_began(self):
+        async def victim(request):
+            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.004)
+            return ok()
+
+        async def background():
+            await asyncio.sleep(0.03)
+            block(0.1)
+            await asyncio.sleep(0.001)
+            block(0.1)
+
+        app, records = routes(victim=victim)
+
+        async def main():
+            await asyncio.gather(get(app, "/victim/1"), background())
+
+        run_by_clock(main())
+        assert records["/victim/1"].time_account.loop_wait == pytest.approx(0.19, abs=0.004)
+
+    def test_request_that_waits_often_keeps_few_of_its_waits(self):
+        kept = []
+
+        async def victim(request):
+            for _ in range(100):
+                await asyncio.sleep(0.002)
+            share = sqltrace.current_recording().collector.loop
+            kept.extend((len(share.suspensions), len(share._estimates)))
+            return ok()
+
+        async def background():
+            for _ in range(100):
+                await asyncio.sleep(0.001)
+                block(0.05)
+
+        app, records = routes(victim=victim)
+
+        async def main():
+            await asyncio.gather(get(app, "/victim/1"), background())
+
+        run_by_clock(main())
+        assert kept == [64, 8]
+        assert records["/victim/1"].time_account.loop_wait > 1
+
     @thrice
     def test_request_that_sleeps_has_none(self, run):
         async def sleeper(request):
@@ -994,6 +1038,19 @@ def test_hold_within_another_is_waited_for_once():
     assert log.tail(0, 10 * ms, Label("mine"), lambda: True) == [(2 * ms, 10 * ms)]
 
 
+@pytest.mark.parametrize(
+    ("pause", "waits"),
+    [(1_000_000, [(0, 41_000_000)]), (1_500_000, [(21_500_000, 41_500_000), (0, 20_000_000)])],
+    ids=["of the loop itself", "in which others may have run"],
+)
+def test_pause_between_two_holds_is_waited_for_if_it_is_the_loops_own(pause, waits):
+    log, hold = LoopLog(lambda: 0), 20_000_000
+    log.add(0, hold, Label("first"))
+    log.add(hold + pause, 2 * hold + pause, Label("second"))
+
+    assert log.tail(-1, 2 * hold + pause, Label("mine"), lambda: True) == waits
+
+
 def test_wait_behind_many_is_one_stretch_as_long_as_there_is_no_rest_between_them():
     log, ms = LoopLog(lambda: 0), 1_000_000
     for number in range(4, 100):
@@ -1104,6 +1161,17 @@ class TestWaitBehindHundreds:
         assert len(log._names) <= 256
         assert len(log.sums) <= 64
         assert len(log.holds) <= 512
+
+
+def test_nothing_is_kept_of_requests_when_the_last_has_left():
+    log, loop = LoopLog(lambda: 0), asyncio.new_event_loop()
+    log.enter(loop)
+    for number in range(200):
+        log.add(number, number + 1, Label(f"GET /{number}"))
+    log.leave()
+    loop.close()
+
+    assert (log.loop, len(log.holds), len(log.sums), log._names, log.task_counts) == (None, 0, 0, {}, {})
 
 
 def test_loop_that_nobody_is_on_is_not_watched():

@@ -424,13 +424,6 @@ def test_lists_that_a_recording_answers_are_the_callers_own(engine, clock):
     assert (len(recording.statements), len(recording.groups)) == (1, 1)
 
 
-def test_slowest_of_equals_is_the_one_whose_line_is_known(engine, clock):
-    with Opened(clock) as recording:
-        run(engine, *[1] * 100)
-
-    assert recording.groups[0].longest_at.function == "run"
-
-
 def test_context_that_runs_on_does_not_keep_the_recording_alive(clock):
     recording = Recording(clock=clock)
     outer = recording.open()
