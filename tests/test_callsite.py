@@ -80,6 +80,17 @@ def test_installed_libraries_are_passed_over(tmp_path):
     assert site.file == HERE
 
 
+def test_line_of_the_application_is_found_behind_a_hundred_of_a_library(tmp_path):
+    library = load(
+        tmp_path / "site-packages" / "somelibrary" / "core.py",
+        "def call(function, depth):\n    return call(function, depth - 1) if depth else function()\n",
+    )
+
+    site = library["call"](library["find"], 100)
+
+    assert site.file == HERE
+
+
 def test_installed_application_is_second_best(tmp_path, monkeypatch):
     application = load(tmp_path / "site-packages" / "shop" / "api.py", "def list_items():\n    return find()\n")
     monkeypatch.setitem(callsite._kinds, HERE, callsite._SKIP)

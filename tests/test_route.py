@@ -373,6 +373,20 @@ class Hostile:
     __hash__ = None
 
 
+def test_mount_whose_application_is_wrapped_several_times_is_looked_into():
+    class Wrapper:
+        def __init__(self, app):
+            self.app = app
+
+        async def __call__(self, scope, receive, send):
+            await self.app(scope, receive, send)
+
+    inner = Starlette(routes=[Mount("/of/{user}", Starlette(routes=[Route("/items/{item}", page)]))])
+    app = Starlette(routes=[Mount("/shops/{shop}", Wrapper(Wrapper(Wrapper(inner))))])
+
+    assert get(app, "/shops/1/of/1/items/1") == "/shops/{shop}/of/{user}/items/{item}"
+
+
 def test_application_that_wraps_itself_is_looked_through_once():
     class Legacy:
         def __init__(self):
