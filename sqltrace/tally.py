@@ -22,6 +22,7 @@ from sqltrace.statement import Group, Phase, Statement, system_name
 from sqltrace.time_account import Spent
 
 _MAX_KNOWN = 2_048
+_MAX_ENGINES = 64  # of a group that are told apart
 _STARTED, _ENDED, _FETCH, _MARKED, _FOLDED = map(attrgetter, ("started", "ended", "fetch", "marked", "folded"))
 _IS_READ = attrgetter("is_read")
 _MAX_UNSETTLED = 2_048  # results that may be read on after they were counted
@@ -296,6 +297,8 @@ class Tally:
         elif group is None:
             other = Group(OTHER_STATEMENTS, "", OTHER_STATEMENTS, "other_sql", phase)
             group = self.groups.setdefault(("", "other_sql", phase, ""), other)
+        if len(group.samples.engines) < _MAX_ENGINES:
+            group.samples.engines.add(id(dialect))
         known = self._known[phase]
         if len(known) >= _MAX_KNOWN:
             known.clear()  # only SQL with its values in the text gets here

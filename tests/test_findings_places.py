@@ -58,10 +58,24 @@ def test_line_that_was_not_taken_is_not_guessed(clock, connection):
     with recorded(clock) as recording:
         connection.execute(rows, {"seconds": 0}).all()
         connection.execute(rows, {"seconds": 0}).all()
+        connection.execute(rows, {"seconds": 0}).all()
         connection.execute(rows, {"seconds": 0.7}).all()
 
     [finding] = sqltrace.diagnose(recording)
     assert (finding.kind, finding.call_site) == ("slow_statement", None)
+
+
+@pytest.mark.parametrize("lines", [2, 3])
+def test_lines_that_run_a_statement_in_turn_are_told_apart(connection, lines):
+    with sqltrace.record() as recording:
+        for _ in range(12):
+            connection.execute(WORK, {"seconds": 0}).all()
+            connection.execute(WORK, {"seconds": 0}).all()
+            if lines == 3:
+                connection.execute(WORK, {"seconds": 0}).all()
+
+    _, about = recording.groups[0].samples.busiest(recording.statement_count)
+    assert about <= recording.statement_count * 0.8
 
 
 def test_many_are_told_at_the_line_that_most_of_them_came_from(clock, connection):

@@ -1,8 +1,8 @@
 """Legitimate ways to load, among them those that other tools complain about: nothing is told."""
 
 import pytest
-from sqlalchemy import create_engine, delete, func, insert, select, text, update
-from sqlalchemy.orm import contains_eager, defaultload, joinedload, selectinload, subqueryload, undefer
+from sqlalchemy import Column, MetaData, Table, Text, create_engine, delete, func, insert, select, text, update
+from sqlalchemy.orm import Session, contains_eager, defaultload, joinedload, selectinload, subqueryload, undefer
 
 import sqltrace
 from tests.scenarios import RECORDERS, Scenarios, authors, check
@@ -312,3 +312,43 @@ def test_minus_one_and_minus_two_are_different_parameters(memory_engine):
             connection.execute(text("SELECT parent FROM folders WHERE parent = :number"), {"number": number}).all()
 
     assert sqltrace.diagnose(recording) == []
+
+
+@pytest.mark.parametrize("sql", ["SELECT name FROM settings", "SELECT name FROM settings WHERE key = :key"])
+def test_same_question_to_each_database_of_many_tenants_is_no_repetition(tmp_path, sql):
+    engines = [create_engine(f"sqlite:///{tmp_path}/{number}.db") for number in range(12)]
+    for engine in engines:
+        with engine.begin() as connection:
+            connection.execute(text("CREATE TABLE settings (key INTEGER, name TEXT)"))
+    with sqltrace.record() as recording:
+        for number, engine in enumerate(engines):
+            with engine.connect() as connection:
+                connection.execute(text(sql), {"key": number % 2} if ":key" in sql else {}).all()
+    for engine in engines:
+        engine.dispose()
+
+    assert recording.groups[0].count == 12
+    assert sqltrace.diagnose(recording) == []
+
+
+def test_same_query_in_each_schema_of_many_is_no_repetition(postgres_url):
+    engine = create_engine(postgres_url)
+    settings = Table("settings", MetaData(), Column("name", Text))
+    schemas = [f"tenant_{number}" for number in range(12)]
+    with engine.connect() as connection:
+        for schema in schemas:
+            connection.execute(text(f"CREATE SCHEMA {schema}"))
+            connection.execute(text(f"CREATE TABLE {schema}.settings (name text)"))
+        with sqltrace.record() as by_path:
+            for schema in schemas:
+                connection.execute(text(f"SET LOCAL search_path TO {schema}"))
+                connection.execute(text("SELECT name FROM settings")).all()
+        with sqltrace.record() as by_option:
+            for schema in schemas:
+                with Session(connection.execution_options(schema_translate_map={None: schema})) as session:
+                    session.execute(select(settings.c.name)).all()
+        connection.rollback()
+    engine.dispose()
+
+    assert (by_path.statement_count, by_option.statement_count) == (24, 12)
+    assert sqltrace.diagnose(by_path) == sqltrace.diagnose(by_option) == []

@@ -20,7 +20,7 @@ from sqltrace.collector import FOLD_AT, Collector, Execution
 from sqltrace.database import note_database
 from sqltrace.faults import report_fault
 from sqltrace.loop_log import HOLD
-from sqltrace.samples import DIGESTS
+from sqltrace.samples import DIGESTS, SAMPLED
 from sqltrace.statement import Failure
 
 SLOW_STATEMENT: Final = 100_000_000  # nanoseconds; from there on the call site is always taken
@@ -99,13 +99,13 @@ def note(
 
         key, elapsed = execution.key, ended - started
         taken = collector.sites_taken.get(key, 0)
-        if not (taken + 1) & taken or elapsed > SLOW_STATEMENT or failure is not None:
+        if taken in SAMPLED or elapsed > SLOW_STATEMENT or failure is not None:
             _take_sample(execution, context, taken)
             execution.more = True
         else:
             collector.sites_taken[key] = taken + 1
         if taken < DIGESTS and context.execute_style is _EXECUTE:
-            execution.digest = _digest(statement, parameters)
+            execution.digest = _digest(statement, parameters, context.dialect)
             execution.more = True
         if execution.dialect.is_async if purpose is NOTHING else purpose.is_async:
             if elapsed >= replies.SLOW and failure is None:
@@ -205,7 +205,7 @@ def _key_of(context: Any, statement: str, purpose: Purpose, style: ExecuteStyle)
 
 
 def _take_sample(execution: Execution, context: Any, taken: int) -> None:
-    """What is dear to know: for the 1st, 2nd, 4th, 8th … of a kind, and for slow and failed statements."""
+    """What is dear to know: for some of a kind (`SAMPLED`), and for slow and failed statements."""
     collector = execution.collector
     if not taken and context.compiled is None:
         note_database(execution.dialect, context.engine.url)
@@ -222,8 +222,12 @@ def _awaiting(collector: Collector) -> CallSite | None:
     return site_awaiting(loop.suspended) if loop is not None and not loop.began else None
 
 
-def _digest(statement: str, parameters: Any) -> int | None:
-    """For telling whether parameters repeat themselves, without keeping them. `None` where it would be dear."""
+def _digest(statement: str, parameters: Any, dialect: Any) -> int | None:
+    """
+    For telling whether parameters repeat themselves, without keeping them. `None` where it would be dear.
+
+    On another engine the same statement asks for something else.
+    """
     try:
         if len(parameters) > _MAX_HASHED:
             return None
@@ -231,6 +235,6 @@ def _digest(statement: str, parameters: Any) -> int | None:
             parameters = tuple(parameters.values() if isinstance(parameters, dict) else parameters)
         # The hash of -1 is that of -2. Bytes are not to be compared with a number: Python can be told to warn.
         minus = any(value == -1 for value in parameters if not isinstance(value, bytes | bytearray))
-        return hash((statement, parameters, minus))
+        return hash((statement, parameters, minus, id(dialect)))
     except Exception:  # a value that has no hash: a list for an array
         return None

@@ -62,7 +62,8 @@ def _at_one_place(group: Group) -> int:
 
 
 def _is_loop(group: Group, queries: int) -> bool:
-    return group.origin.kind == "query" and _at_one_place(group) >= queries and _asks_for_one(group)
+    each = _at_one_place(group) / max(1, len(group.samples.engines))  # no query asks several databases
+    return group.origin.kind == "query" and each >= queries and _asks_for_one(group)
 
 
 def _told_elsewhere(group: Group) -> bool:
@@ -78,7 +79,7 @@ def _asks_for_one(group: Group) -> bool:
     operation, _, targets = group.summary.partition(" ")
     if operation.upper() != "SELECT" or not targets or any(name in group.sql for name in _SYSTEM_TABLES):
         return False
-    if _same_each_time(group):
+    if _same_each_time(group) or not _WHERE.search(group.sql):
         return False
     rows = (group.rows or 0) / group.count
     paged = rows >= _BATCH and _LIMIT.search(group.sql) is not None
@@ -149,10 +150,10 @@ def _writes(recording: Recording) -> bool:
 def _of_query(group: Group) -> Finding:
     busiest = group.samples.busiest(group.count)
     line, count = busiest or (None, group.count)
-    times = f"{group.count:,} times" if count == group.count else f"{group.count:,} times, {count:,} of them"
+    where = "at the same line" if count == group.count else "at several lines"  # of most it is not known
     return Finding(
         "n_plus_one",
-        f"{group.summary} ran {times} at the same line with other parameters each time, in {time(cost(group))}.",
+        f"{group.summary} ran {group.count:,} times {where} with other parameters each time, in {time(cost(group))}.",
         cost(group),
         str(line) if line else place(group),
         fix=_one_for_all(group),

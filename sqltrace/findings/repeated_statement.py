@@ -12,6 +12,7 @@ from sqltrace.samples import DIGESTS
 from sqltrace.statement import Group
 
 _WRITES = frozenset({"INSERT", "UPDATE", "DELETE", "MERGE", "REPLACE"})
+_SETTINGS = frozenset({"SET", "RESET", "USE"})
 
 
 def repeated_statement(recording: Recording, *, times: int = 4, pause: float = 0.05) -> Iterator[Finding]:
@@ -23,13 +24,13 @@ def repeated_statement(recording: Recording, *, times: int = 4, pause: float = 0
         pause: Seconds. Those that are further apart, on average, wait for a change.
     """
     loop_wait = recording.time_account.loop_wait or 0.0
-    written = _written_tables(recording)
+    written, changes = _written_tables(recording), _changes(recording)
     for group in recording.groups:
         equal = group.samples.equal
         if equal < times or group.origin.kind != "query" or not _reads_only(group, written):
             continue
-        if equal - recording.connections.rollbacks < times:
-            continue  # what was read before a rollback may hold no longer: to read it again is to try again
+        if equal - changes < times:
+            continue
         if mean_pause(group, loop_wait) >= pause:
             continue
         busiest = group.samples.busiest(group.count)
@@ -44,6 +45,15 @@ def repeated_statement(recording: Recording, *, times: int = 4, pause: float = 0
             place(group),
             fix="keep the first result and pass it on, or keep it on request.state",
         )
+
+
+def _changes(recording: Recording) -> int:
+    """
+    How often the same may have meant something else since: what was read before a rollback may hold no longer, and
+    ``SET search_path`` or ``USE`` leads to other tables.
+    """
+    settings = (group.count for group in recording.groups if group.summary.partition(" ")[0].upper() in _SETTINGS)
+    return recording.connections.rollbacks + sum(settings)
 
 
 def _written_tables(recording: Recording) -> set[str]:
