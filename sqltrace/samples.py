@@ -9,23 +9,16 @@ _MAX_DIGESTS = 64
 DIGESTS = 8  # of a statement in a recording: enough to see that it repeats itself
 
 
-def _fibonacci(below: int) -> frozenset[int]:
-    numbers = [1, 2]
-    while numbers[-1] < below:
-        numbers.append(numbers[-2] + numbers[-1])
-    return frozenset(numbers)
-
-
-# How many of a kind have run before one that is sampled: with it the 1st, 2nd, 3rd, 5th, 8th, 13th … are.
-# Even and odd ones: a loop that runs the same statement at two lines in turn would be seen at one of them only.
-SAMPLED = frozenset(number - 1 for number in _fibonacci(1_000_000_000))
+# How many of a kind have run before one that is sampled: with it the 1st, 2nd, 4th, 9th, 16th, 33rd, 64th … are.
+# Not the powers of two, which are even: of a loop that runs the same statement at two lines in turn they see one only.
+SAMPLED = frozenset(2**power - 1 + (power > 1 and power % 2) for power in range(40))
 
 
 class Samples:
     """
     Call sites and digests of parameters of some executions.
 
-    Call sites are taken of the 1st, 2nd, 3rd, 5th, 8th … execution of a statement
+    Call sites are taken of the 1st, 2nd, 4th, 9th, 16th … execution of a statement
     and of slow ones; each stands for those up to the next. Of parameters
     there is only a hash, of the first eight; it never leaves the process.
 

@@ -97,7 +97,7 @@ class Statement:
 
         call_site:
             The application's line that led here. `None` when not taken: it is taken
-            for the 1st, 2nd, 3rd, 5th, 8th … of its kind and for slow statements.
+            for the 1st, 2nd, 4th, 9th, 16th … of its kind and for slow statements.
 
         parameters: A shortened `repr`, with ``capture_parameters=True`` only.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from asyncio import _get_running_loop  # the public one raises where none runs, at ten times the cost
 from reprlib import Repr
 from threading import get_ident
@@ -30,6 +31,7 @@ _EXECUTE: Final = ExecuteStyle.EXECUTE
 _EXECUTEMANY: Final = ExecuteStyle.EXECUTEMANY
 _NOT_SENT: Final = "sqlalchemy.exc.MissingGreenlet"
 _INSERTMANYVALUES: Final = ExecuteStyle.INSERTMANYVALUES
+_COMPARES_BYTES: Final = not sys.flags.bytes_warning  # with a number: else Python is told to warn of it
 _MAX_HASHED: Final = 8
 _OURS: Final = 2  # frames from `_take_sample` up to the listener
 _repr = Repr()
@@ -233,8 +235,7 @@ def _digest(statement: str, parameters: Any, dialect: Any) -> int | None:
             return None
         if type(parameters) is not tuple:
             parameters = tuple(parameters.values() if isinstance(parameters, dict) else parameters)
-        # The hash of -1 is that of -2. Bytes are not to be compared with a number: Python can be told to warn.
-        minus = any(value == -1 for value in parameters if not isinstance(value, bytes | bytearray))
+        minus = _COMPARES_BYTES and -1 in parameters  # the hash of -1 is that of -2
         return hash((statement, parameters, minus, id(dialect)))
     except Exception:  # a value that has no hash: a list for an array
         return None
