@@ -58,7 +58,6 @@ def test_line_that_was_not_taken_is_not_guessed(clock, connection):
     with recorded(clock) as recording:
         connection.execute(rows, {"seconds": 0}).all()
         connection.execute(rows, {"seconds": 0}).all()
-        connection.execute(rows, {"seconds": 0}).all()
         connection.execute(rows, {"seconds": 0.7}).all()
 
     [finding] = sqltrace.diagnose(recording)
