@@ -12,6 +12,7 @@ from starlette.routing import Route
 
 import sqltrace
 from sqltrace.capture import internals, replies
+from sqltrace.recording import Recording
 from tests.drivers import ASYNC, DIALECTS, MARKS, url_of
 from tests.loops import RUNNERS, block, get, observed, thrice
 
@@ -137,6 +138,17 @@ def test_connection_on_which_nothing_came_in_was_not_the_one_that_was_waited_for
         return wait
 
     assert run(main()) is None
+
+
+@pytest.mark.parametrize(("age", "waited"), [(200, 200), (203, 200), (190, 190), (210, None)])
+def test_reply_may_be_a_tick_of_the_kernel_older_than_the_question(monkeypatch, age, waited):
+    ms, now = 1_000_000, 1_000_000_000
+    monkeypatch.setattr(replies, "_age", lambda _: age * ms)  # as the kernel says, which is not asked
+    collector = Recording(clock=lambda: now).collector
+
+    wait = replies.loop_wait(collector, None, None, now - 200 * ms, now, 0)
+
+    assert wait == (waited and waited * ms)
 
 
 @pytest.mark.parametrize("driver", OVER_TCP)

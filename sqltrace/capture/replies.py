@@ -82,8 +82,9 @@ def loop_wait(collector: Collector, connection: Any, dialect: Any, started: int,
         share.settle()
         return share.estimated_within(started, ended)
     arrived = collector.clock() - ago
-    if arrived < started:
+    if arrived < started - _RESOLUTION:
         return None  # nothing came in since: this is not the connection that was waited for
+    arrived = max(arrived, started)
     large = values > _LARGE
     before = 0
     waits = [(arrived, ended)]
