@@ -16,7 +16,7 @@ from sqltrace.loop_log import LoopLog
 _WAITS_FOR_OWN: Final = frozenset(
     "TaskGroup.__aexit__ BaseHTTPMiddleware.__call__ StreamingResponse.listen_for_disconnect _wait"
     " to_thread run_in_threadpool run_sync AsyncIOBackend.run_sync_in_worker_thread run_sync_in_worker_thread".split()
-    + (["wait_for"] if sys.version_info < (3, 12) else [])
+    + (["wait_for", "_cancel_and_wait"] if sys.version_info < (3, 12) else [])
 )
 _TASKS_TELL_THEIR_CONTEXT: Final = sys.version_info >= (3, 12)
 POLL: Final = 100_000_000  # nanoseconds after which psycopg wakes up to look around, without a reply

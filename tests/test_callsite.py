@@ -274,6 +274,24 @@ def test_session_that_runs_in_a_task_of_its_own_is_told_where_that_is_awaited(wa
     assert (statement.call_site.file, statement.call_site.line) == (HERE, line_of(way))
 
 
+def test_statement_that_takes_too_long_for_wait_for_is_told_where_that_is(postgres_url):
+    async def app(scope, receive, send):
+        engine = create_async_engine(postgres_url.set(drivername="postgresql+asyncpg"))
+        async with AsyncSession(engine) as session:
+            await session.connection()
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(session.execute(text("SELECT pg_sleep(60)")), 0.05)  # too long
+        await engine.dispose()
+        await respond(send)
+
+    observer, records = observed(app)
+    asyncio.run(get(observer, "/"))
+
+    [statement] = records["/"].statements
+    assert statement.failed
+    assert (statement.call_site.file, statement.call_site.line) == (HERE, line_of("too long"))
+
+
 def test_task_that_nobody_awaits_has_no_call_site():
     async def app(scope, receive, send):
         engine = create_async_engine("sqlite+aiosqlite://", poolclass=StaticPool)
