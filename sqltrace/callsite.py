@@ -23,7 +23,7 @@ _INSTALLED = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}"
 _INFRASTRUCTURE = frozenset(
     "sqlalchemy sqlmodel greenlet anyio trio starlette fastapi uvicorn uvloop hypercorn granian"
     " gunicorn asgiref a2wsgi aiosqlite asyncpg psycopg psycopg_pool psycopg2 pymysql aiomysql"
-    " asyncmy MySQLdb click typer pytest _pytest pluggy pytest_asyncio pydantic jinja2 opentelemetry".split()
+    " asyncmy MySQLdb click typer pytest _pytest pluggy pytest_asyncio pydantic jinja2 opentelemetry logfire".split()
 )
 
 # Whoever is above these has called the server, or the event loop, and knows nothing of the statement.
