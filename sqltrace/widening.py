@@ -54,6 +54,7 @@ class Lookup:
         alone: Whether there is no other condition, and no other table.
         is_key: Whether `equal` is the primary key.
         by_get: Whether `Session.get` or `Session.merge` asks.
+        joinable: Whether an eager join could be added: not to `from_statement`, and not under ``FOR UPDATE``.
     """
 
     aliases: tuple[str, ...]
@@ -61,6 +62,7 @@ class Lookup:
     alone: bool = False
     is_key: bool = False
     by_get: bool = False
+    joinable: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -426,8 +426,20 @@ def test_siblings_and_nested_collections(engine):
     assert [join.uselist for join in widening(shelf, select(library.Book)).joins] == [False, True]
 
 
-def test_query_that_is_no_select_of_its_own_has_none(engine):
-    assert widening(engine, select(C).from_statement(select(C.__table__))) is None
+@pytest.mark.parametrize(
+    "own",
+    [text("SELECT * FROM companies"), select(C).where(C.id == 1), union_all(select(C), select(C)), select(C.__table__)],
+    ids=["text", "select", "union", "of a table"],
+)
+def test_statement_of_its_own_takes_no_join(engine, own):
+    told = widening(engine, select(C).from_statement(own))
+
+    assert (told.entities, told.joins) == (("Company",), ())
+    assert told.lookup == Lookup(("",), joinable=False)
+
+
+def test_columns_of_a_statement_of_its_own_tell_nothing(engine):
+    assert widening(engine, select(C.id).from_statement(text("SELECT id FROM companies"))) is None
 
 
 @pytest.mark.parametrize(
@@ -444,8 +456,9 @@ def test_query_that_is_no_select_of_its_own_has_none(engine):
         (select(G).join(G.cars).where(V.id == 1), Lookup(("",), ("Car.id",))),
         (select(G, C).where(G.id == C.id, C.id == 1), Lookup(("", ""), ("Company.id",))),
         (lambda s: s.get(G, 1) and None, Lookup(("",), ("Garage.id",), alone=True, is_key=True, by_get=True)),
+        (select(G).with_for_update(), Lookup(("",), alone=True, joinable=False)),
     ],
-    ids=["key", "swapped, and more", "alias", "with_polymorphic", "inheritance", "join", "two", "get"],
+    ids=["key", "swapped, and more", "alias", "with_polymorphic", "inheritance", "join", "two", "get", "lock"],
 )
 def test_what_a_query_looks_for(engine, query, lookup):
     assert widening(engine, query).lookup == lookup

@@ -17,7 +17,7 @@ from sqltrace.capture.load_internals import compile_state_class, names_in
 
 _STATE = {
     "create_eager_joins", "_entities", "attributes", "from_clauses", "eager_joins", "primary_columns",
-    "secondary_columns", "compound_eager_adapter", "current_path",
+    "secondary_columns", "compound_eager_adapter", "current_path", "_for_update_arg",
 }  # fmt: skip
 _PATH = {"_loader_key", "_wildcard_path_loader_key", "_default_path_loader_key"}
 _SELECT = {"_from_obj", "_raw_columns", "_where_criteria", "_setup_joins"}
@@ -38,6 +38,7 @@ def joins_are_told() -> bool:
             and hasattr(selectable.FromClause, "_from_objects")
             and hasattr(elements.ColumnElement, "_annotations")
             and "entity_zero" in names_in(context._MapperEntity)
+            and "requested_statement" in names_in(_class(context, "ORMFromStatementCompileState"))
         )
     except Exception:
         return False
@@ -76,6 +77,7 @@ class Conditions(NamedTuple):
         others: Whether there are other conditions.
         is_key: Whether `equal` is the primary key.
         by_get: Whether `Session.get` asks.
+        joinable: Whether an eager join could be added.
     """
 
     aliases: tuple[str, ...]
@@ -83,6 +85,7 @@ class Conditions(NamedTuple):
     others: bool
     is_key: bool
     by_get: bool
+    joinable: bool
 
 
 class SelectState(NamedTuple):
@@ -114,6 +117,8 @@ def select_state(compiled: Any) -> SelectState | None:
     eager = getattr(state, "create_eager_joins", None)
     if eager is None:
         return None
+    if hasattr(state, "requested_statement"):
+        return _of_own_statement(state, compiled)
     conditions = None if state.current_path.path else _conditions(state, compiled.binds)
     if not eager and conditions is None:
         return None
@@ -153,6 +158,26 @@ def select_state(compiled: Any) -> SelectState | None:
     )
 
 
+def _of_own_statement(state: Any, compiled: Any) -> SelectState | None:
+    """Of `from_statement`, which may be text: only what its rows become is known."""
+    entities = [(entity.mapper, entity.selectable) for entity in state._entities if hasattr(entity, "selectable")]
+    if not entities:
+        return None
+    aliases = tuple([_alias(entity.entity_zero) for entity in state._entities if hasattr(entity, "selectable")])
+    return SelectState(
+        entities,
+        joins=[],
+        froms=[selectable for _, selectable in entities],
+        primary_columns=[column for _, selectable in entities for column in selectable.c],
+        secondary_columns=[],
+        own_columns=0,
+        sent_columns=len(compiled._result_columns),
+        is_load=False,
+        wrapped=False,
+        conditions=Conditions(aliases, (), others=True, is_key=False, by_get=False, joinable=False),
+    )
+
+
 def _conditions(state: Any, binds: Any) -> Conditions | None:
     """`None` for a SELECT of no class, and where there is nothing to be known."""
     asked = [entity.entity_zero for entity in state._entities if hasattr(entity, "selectable")]
@@ -160,9 +185,10 @@ def _conditions(state: Any, binds: Any) -> Conditions | None:
         return None
     mapper = asked[0].mapper
     key = mapper.primary_key
+    joinable = state._for_update_arg is None  # PostgreSQL locks no outer join
     if "pk_1" in binds:  # by the name of its parameter: nothing else tells
         names = [(mapper.class_, mapper.get_property_by_column(column).key) for column in key]
-        return Conditions(("",), tuple(names), others=False, is_key=True, by_get=True)
+        return Conditions(("",), tuple(names), others=False, is_key=True, by_get=True, joinable=joinable)
     equal: list[tuple[type, str]] = []
     columns = []
     others = False
@@ -179,10 +205,10 @@ def _conditions(state: Any, binds: Any) -> Conditions | None:
         else:
             others = others or not _is_of_inheritance(clause, operator)
     aliases = tuple(map(_alias, asked))
-    if not (equal or any(aliases)):
+    if joinable and not (equal or any(aliases)):
         return None
     is_key = len(asked) == 1 and set(columns) == set(key)
-    return Conditions(aliases, tuple(equal), others, is_key, by_get=False)
+    return Conditions(aliases, tuple(equal), others, is_key, by_get=False, joinable=joinable)
 
 
 def _compared(clause: Any) -> Any:

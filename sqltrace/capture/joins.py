@@ -62,6 +62,7 @@ def _lookup(state: join_internals.SelectState, conditions: join_internals.Condit
         alone=not conditions.others and len(state.entities) == 1 and asked_tables == own,
         is_key=conditions.is_key,
         by_get=conditions.by_get,
+        joinable=conditions.joinable,
     )
 
 

@@ -14,6 +14,7 @@ Path = tuple[str, ...]
 Chosen = tuple[Path, str]
 _MAX_DEPTH = 6
 _ALIAS = re.compile(r"(?P<written>\w+\((?P<entity>\w+)(?:, \[(?P<others>[^]]*)\])?\))")
+_WRITES = frozenset({"INSERT", "UPDATE", "DELETE", "MERGE"})
 _GET, _ONE_OF = "session.get", "one of "
 
 
@@ -45,16 +46,36 @@ def paths_from_query(recording: Recording, group: Group) -> list[Path]:
 
 def names_of_query(recording: Recording, parents: Parents | None) -> Path:
     """How the query that led to some objects calls what it asked for, as the begin of a path; mostly empty."""
+    return _asked(_widening_of(recording, query_above(recording, parents)))
+
+
+def query_above(recording: Recording, parents: Parents | None) -> Parents | None:
+    """The query of the application that led to some objects; `None` where it is not known."""
     for _ in range(_MAX_DEPTH):
         if parents is None or parents.origin.kind == "query":
             break
         load = parents.fingerprint, parents.origin
         above = (one.parents for one in recording.statements if (one.fingerprint, one.origin) == load)
         parents = next(above, None)
-    if parents is None:
-        return ()
-    query = parents.fingerprint, parents.origin
-    return _asked(next((one.widening for one in recording.groups if (one.fingerprint, one.origin) == query), None))
+    return parents
+
+
+def _widening_of(recording: Recording, query: Parents | None) -> Widening | None:
+    if query is None:
+        return None
+    key = query.fingerprint, query.origin
+    return next((one.widening for one in recording.groups if (one.fingerprint, one.origin) == key), None)
+
+
+def takes_joins(recording: Recording, parents: Parents | None) -> bool:
+    """Whether ``joinedload`` does something at the query that led to some objects, and does not make it fail."""
+    query = query_above(recording, parents)
+    if query is None:
+        return True
+    if query.summary.partition(" ")[0].upper() in _WRITES:
+        return False  # RETURNING
+    widening = _widening_of(recording, query)
+    return widening is None or widening.lookup is None or widening.lookup.joinable
 
 
 def options(chosen: Iterable[Chosen]) -> str:
@@ -118,7 +139,8 @@ def loaders_for(recording: Recording, origin: Origin, parents: Parents | None, a
         names = sorted(_missed_subclasses(recording, origin.base) | loaded)
         chosen.append(((*above, origin.base), f"selectin_polymorphic({origin.base}, [{', '.join(names)}])"))
     if origin.relationship is not None:
-        chosen.append(((*above, origin.relationship), loader_for(origin.uselist)))
+        loader = loader_for(origin.uselist, joins=takes_joins(recording, parents))
+        chosen.append(((*above, origin.relationship), loader))
     elif origin.kind != "subclass":
         chosen += [((*above, f"{origin.entity}.{name}"), "undefer({})") for name in origin.attributes]
     return chosen
@@ -152,9 +174,9 @@ def _loaded_subclasses(recording: Recording, parents: Parents | None) -> set[str
     }
 
 
-def loader_for(uselist: bool | None) -> str:
+def loader_for(uselist: bool | None, *, joins: bool = True) -> str:
     """The one that loads all at once, whatever the session: of a collection, and of a single object."""
-    return "selectinload({})" if uselist else "joinedload({})"
+    return "selectinload({})" if uselist or not joins else "joinedload({})"
 
 
 def loader_for_unused(group: Group) -> str:

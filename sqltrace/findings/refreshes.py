@@ -45,9 +45,9 @@ def _all_at_once(group: Group, within: list[Group]) -> str:
     entity, key = group.origin.entity, group.origin.key
     which = "…" if key is None else f"{entity}.{key}.in_({key}s)"
     named = [load.origin for load in within if _key(load) in group.origin.attributes]
-    loaders = [((str(origin.relationship),), loader_for(origin.uselist)) for origin in named]
-    also = options(loaders) if loaders else ""
     lock = ".with_for_update()" if " FOR UPDATE" in group.sql else ""
+    loaders = [((str(origin.relationship),), loader_for(origin.uselist, joins=not lock)) for origin in named]
+    also = options(loaders) if loaders else ""
     return (
         f"select({entity}).where({which}){lock}{also}.execution_options(populate_existing=True)"
         "  # once for all, in place of session.refresh()"
