@@ -106,8 +106,8 @@ class Statement:
         parents: What loaded the objects that it was a load for; `None` for a query, and where it is not known.
 
         widening:
-            What eager joins made of an ORM SELECT, and what it looks for; `None`
-            where they added nothing and it has neither conditions nor aliases.
+            What eager joins made of an ORM SELECT, and what it looks for; `None` where
+            they added nothing, it contains none, and has neither conditions nor aliases.
 
         database: Which one, as far as the engine's URL says. `None` where it was not noted.
 

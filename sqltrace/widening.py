@@ -77,6 +77,7 @@ class Widening:
         joins: The eager joins, in the order of the statement; empty where it was not widened.
         limited: LIMIT was kept right by wrapping the SELECT in a subquery.
         lookup: What a query of the application looks for; `None` for a load, and where nothing is known of that.
+        contained: What a query joins itself and takes along (`contains_eager`): no table or column was added for it.
     """
 
     entities: tuple[str, ...]
@@ -87,6 +88,7 @@ class Widening:
     joins: tuple[EagerJoin, ...]
     limited: bool = False
     lookup: Lookup | None = None
+    contained: tuple[EagerJoin, ...] = ()
 
     @property
     def collections(self) -> tuple[EagerJoin, ...]:

@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 from sqlalchemy import ForeignKey, create_engine, insert, orm, select, text, union_all, update
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, aliased, contains_eager, mapped_column, relationship
 from sqlalchemy.pool import StaticPool
 
 import sqltrace
@@ -116,4 +116,35 @@ def test_statement_that_takes_no_join_gets_none(engine, query):
         after = findings(engine, paste(finding.fix, query), lambda order: order.customer.id)
 
     assert finding.fix == ".options(selectinload(Order.customer))"
+    assert after == []
+
+
+ITEMS = aliased(Item)
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        select(Order).join(Order.items).options(contains_eager(Order.items)),
+        select(Order).join(Order.items.of_type(ITEMS)).options(contains_eager(Order.items.of_type(ITEMS))),
+        select(Order).join(ITEMS, Order.items).options(contains_eager(Order.items, alias=ITEMS)),
+    ],
+    ids=["class", "of an alias", "alias"],
+)
+def test_option_below_what_a_query_contains_names_the_way(engine, query):
+    [finding] = findings(engine, query, lambda order: order.items[0].product.id)
+    after = findings(engine, paste(finding.fix, query), lambda order: order.items[0].product.id)
+
+    assert finding.fix == ".options(defaultload(Order.items).joinedload(Item.product))"
+    assert after == []
+
+
+def test_option_below_what_contains_something_itself_names_the_whole_way(engine):
+    query = select(Customer).join(Customer.orders).join(Order.items)
+    query = query.options(contains_eager(Customer.orders).contains_eager(Order.items))
+
+    [finding] = findings(engine, query, lambda customer: customer.orders[0].items[0].product.id)
+    after = findings(engine, paste(finding.fix, query), lambda customer: customer.orders[0].items[0].product.id)
+
+    assert finding.fix == (".options(defaultload(Customer.orders).defaultload(Order.items).joinedload(Item.product))")
     assert after == []

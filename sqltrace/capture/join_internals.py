@@ -19,6 +19,7 @@ _STATE = {
     "create_eager_joins", "_entities", "attributes", "from_clauses", "eager_joins", "primary_columns",
     "secondary_columns", "compound_eager_adapter", "current_path", "_for_update_arg",
 }  # fmt: skip
+_CONTAINED = "user_defined_eager_row_processor"
 _PATH = {"_loader_key", "_wildcard_path_loader_key", "_default_path_loader_key"}
 _SELECT = {"_from_obj", "_raw_columns", "_where_criteria", "_setup_joins"}
 
@@ -31,7 +32,7 @@ def joins_are_told() -> bool:
         loader = _class(strategies, "JoinedLoader")
         return bool(
             names_in(compile_state_class()) >= _STATE
-            and names_in(loader) >= {"create_eager_joins", "secondary_columns"}
+            and names_in(loader) >= {"create_eager_joins", "secondary_columns", _CONTAINED}
             and names_in(selectable.Select) >= _SELECT
             and _class(path_registry, "PropRegistry").__dict__.keys() >= _PATH
             and "_result_columns" in names_in(compiler.SQLCompiler)
@@ -97,6 +98,7 @@ class SelectState(NamedTuple):
         froms: What the FROM clause was made of, before and after the eager joins; repeats itself.
         own_columns: Columns that a load adds to those of its class, to find the parents; 0 for a query.
         conditions: `None` for a load, and where there are none to be known.
+        contained: Properties on the paths of what a query joins itself and takes along (`contains_eager`).
     """
 
     entities: list[tuple[Any, Any]]
@@ -109,18 +111,21 @@ class SelectState(NamedTuple):
     is_load: bool
     wrapped: bool
     conditions: Conditions | None
+    contained: tuple[tuple[Any, ...], ...] = ()
 
 
 def select_state(compiled: Any) -> SelectState | None:
-    """`None` for a SELECT without eager joins in which there is nothing to be known of what it looks for."""
+    """`None` for a SELECT that takes nothing along, and in which there is nothing to be known of what it looks for."""
     state = compiled.compile_state
     eager = getattr(state, "create_eager_joins", None)
     if eager is None:
         return None
     if hasattr(state, "requested_statement"):
         return _of_own_statement(state, compiled)
-    conditions = None if state.current_path.path else _conditions(state, compiled.binds)
-    if not eager and conditions is None:
+    is_load = bool(state.current_path.path)
+    conditions = None if is_load else _conditions(state, compiled.binds)
+    contained = () if is_load else _contained(state)
+    if not (eager or conditions or contained):
         return None
     entities = []
     own_columns = 0
@@ -129,7 +134,6 @@ def select_state(compiled: Any) -> SelectState | None:
             entities.append((entity.mapper, entity.selectable))
         else:
             own_columns += len(getattr(entity, "_entities", (entity,)))
-    is_load = bool(state.current_path.path)
     attributes = state.attributes
     wrapped = state.compound_eager_adapter is not None
     joins = []
@@ -155,7 +159,12 @@ def select_state(compiled: Any) -> SelectState | None:
         is_load,
         wrapped,
         conditions,
+        contained,
     )
+
+
+def _contained(state: Any) -> tuple[tuple[Any, ...], ...]:
+    return tuple([key[1][1::2] for key in state.attributes if key[0] == _CONTAINED])
 
 
 def _of_own_statement(state: Any, compiled: Any) -> SelectState | None:

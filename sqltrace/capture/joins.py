@@ -51,6 +51,7 @@ def _widening(state: join_internals.SelectState) -> Widening:
         joins=joins,
         limited=state.wrapped,
         lookup=None if state.conditions is None else _lookup(state, state.conditions, asked),
+        contained=tuple(map(_contained, state.contained)),
     )
 
 
@@ -99,6 +100,13 @@ def _eager_join(join: join_internals.EagerTarget, sources: set[Any], columns: in
         join.named,
         written,
     )
+
+
+def _contained(properties: tuple[Any, ...]) -> EagerJoin:
+    links = [link_of(prop) for prop in properties]
+    path = tuple([link.name for link in links])
+    last = links[-1]
+    return EagerJoin(path, last.entity, last.uselist, True, 0, 0, last.declaration, True, path)
 
 
 class Link:

@@ -210,7 +210,8 @@ def _joined_path(widening: Widening | None, entity: str | None) -> Path:
     """To objects that were not asked for, but joined to those that were."""
     if widening is None or entity in widening.entities:
         return ()
-    return min((join.written for join in widening.joins if join.entity == entity), key=len, default=())
+    joins = (*widening.joins, *widening.contained)
+    return min((join.written for join in joins if join.entity == entity), key=len, default=())
 
 
 def _asked(widening: Widening | None) -> Path:
