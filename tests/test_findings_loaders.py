@@ -4,7 +4,18 @@ import warnings
 
 import pytest
 from sqlalchemy import ForeignKey, create_engine, insert, orm, select, text, union_all, update
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, aliased, contains_eager, mapped_column, relationship
+from sqlalchemy.orm import (
+    DeclarativeBase,
+    Mapped,
+    Session,
+    aliased,
+    contains_eager,
+    joinedload,
+    mapped_column,
+    relationship,
+    selectinload,
+)
+from sqlalchemy.orm.exc import DetachedInstanceError
 from sqlalchemy.pool import StaticPool
 
 import sqltrace
@@ -44,11 +55,36 @@ class Product(Base):
     id: Mapped[int] = mapped_column(primary_key=True)
 
 
+class Part(Base):
+    __tablename__ = "loaders_parts"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    whole_id: Mapped[int | None] = mapped_column(ForeignKey("loaders_parts.id"))
+    parts: Mapped[list["Part"]] = relationship(back_populates="whole")
+    whole: Mapped["Part | None"] = relationship(back_populates="parts", remote_side="Part.id")
+    labels: Mapped[list["Label"]] = relationship()
+
+
+class Label(Base):
+    __tablename__ = "loaders_labels"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    part_id: Mapped[int] = mapped_column(ForeignKey(Part.id))
+
+
+class Machine(Base):
+    __tablename__ = "loaders_machines"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    part_id: Mapped[int] = mapped_column(ForeignKey(Part.id))
+    part: Mapped[Part] = relationship()
+
+
 TWELVE = range(1, 13)
 ROWS = {
     Customer: [{"id": n} for n in TWELVE],
     Order: [{"id": n, "customer_id": n} for n in TWELVE],
     Product: [{"id": n} for n in TWELVE],
+    Part: [{"id": n, "whole_id": n // 2 or None} for n in range(1, 256)],  # eight levels
+    Label: [{"part_id": n} for n in range(1, 256)],
+    Machine: [{"part_id": 1}],
     Item: [{"order_id": n, "product_id": n} for n in TWELVE],
 }
 
@@ -76,7 +112,7 @@ def findings(engine, query, touch):
     return sqltrace.diagnose(recording)
 
 
-NAMES = {**vars(orm), **{cls.__name__: cls for cls in (Customer, Order, Item, Product)}}
+NAMES = {**vars(orm), **{cls.__name__: cls for cls in (Customer, Order, Item, Product, Part, Machine)}}
 
 
 def paste(fix, query):
@@ -147,4 +183,84 @@ def test_option_below_what_contains_something_itself_names_the_whole_way(engine)
     after = findings(engine, paste(finding.fix, query), lambda customer: customer.orders[0].items[0].product.id)
 
     assert finding.fix == (".options(defaultload(Customer.orders).defaultload(Order.items).joinedload(Item.product))")
+    assert after == []
+
+
+def down(part):
+    return [down(other) for other in part.parts]
+
+
+def down_to_labels(part):
+    return len(part.labels), [down_to_labels(other) for other in part.parts]
+
+
+def up(part):
+    while part is not None:
+        part = part.whole
+
+
+ROOT, LEAF = select(Part).where(Part.id == 1), select(Part).where(Part.id == 128)
+
+
+@pytest.mark.parametrize(
+    ("query", "touch", "fix"),
+    [
+        (ROOT, down, ".options(selectinload(Part.parts, recursion_depth=-1))"),
+        (LEAF, up, ".options(selectinload(Part.whole, recursion_depth=-1))"),
+        (
+            select(Machine),
+            lambda machine: down(machine.part),
+            ".options(defaultload(Machine.part).selectinload(Part.parts, recursion_depth=-1))",
+        ),
+    ],
+    ids=["down", "up", "below another"],
+)
+def test_levels_of_a_tree_are_loaded_by_one_option(engine, query, touch, fix):
+    [finding] = findings(engine, query, touch)
+    after = findings(engine, paste(finding.fix, query), touch)
+
+    assert finding.fix == fix
+    assert after == []
+
+
+def test_what_belongs_to_the_levels_of_a_tree_is_loaded_with_them(engine):
+    query, rounds = ROOT, 0
+    while told := findings(engine, query, down_to_labels):
+        for finding in told:
+            query = paste(finding.fix, query)
+        rounds += 1
+
+    assert rounds == 1
+
+
+def test_level_that_an_option_loads_is_told_to_be_replaced(engine):
+    [finding] = findings(engine, ROOT.options(selectinload(Part.parts)), down)
+    after = findings(engine, paste(finding.fix, ROOT), down)
+
+    assert finding.fix == (
+        ".options(selectinload(Part.parts, recursion_depth=-1))"
+        "  # in place of selectinload(Part.parts), if the query has that"
+    )
+    assert after == []
+
+
+@pytest.mark.parametrize("loader", [selectinload, joinedload])
+def test_next_level_that_could_not_be_loaded_wants_all_levels(engine, loader):
+    def touch_closed(query):
+        with sqltrace.record() as recording:
+            with Session(engine) as session:
+                part = session.scalars(query).unique().one()
+            try:
+                down(part)
+            except DetachedInstanceError:
+                pass
+        return sqltrace.diagnose(recording)
+
+    [finding] = touch_closed(ROOT.options(loader(Part.parts)))
+    after = touch_closed(paste(finding.fix, ROOT))
+
+    assert finding.fix == (
+        ".options(selectinload(Part.parts, recursion_depth=-1))"
+        f"  # in place of {loader.__name__}(Part.parts), if the query has that"
+    )
     assert after == []

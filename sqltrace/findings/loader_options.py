@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from itertools import groupby
 
 from sqltrace.origin import QUERY, Origin, Parents
 from sqltrace.recording import Recording
@@ -13,6 +14,8 @@ from sqltrace.widening import Widening
 Path = tuple[str, ...]
 Chosen = tuple[Path, str]
 _MAX_DEPTH = 6
+_LEVELS = 3  # as many, and it is a tree; fewer may have been written one by one
+_FOR_ALL_LEVELS = "selectinload({}, recursion_depth=-1)"
 _ALIAS = re.compile(r"(?P<written>\w+\((?P<entity>\w+)(?:, \[(?P<others>[^]]*)\])?\))")
 _WRITES = frozenset({"INSERT", "UPDATE", "DELETE", "MERGE"})
 _GET, _ONE_OF = "session.get", "one of "
@@ -41,7 +44,9 @@ def paths_from_query(recording: Recording, group: Group) -> list[Path]:
         for statement in recording.statements:
             parents.setdefault((statement.fingerprint, statement.origin), {})[statement.parents] = None
     widenings = {(other.fingerprint, other.origin): other.widening for other in recording.groups}
-    return list(dict.fromkeys(_paths(group.fingerprint, group.origin, parents, widenings, _MAX_DEPTH)))
+    found = _paths(group.fingerprint, group.origin, parents, widenings, _MAX_DEPTH)
+    own: Path = () if group.origin.relationship is None else (group.origin.relationship,)
+    return list(dict.fromkeys(found)) or [own]
 
 
 def names_of_query(recording: Recording, parents: Parents | None) -> Path:
@@ -88,12 +93,15 @@ def options(chosen: Iterable[Chosen]) -> str:
     below: dict[Path, list[str]] = {}
     notes: dict[str, None] = {}
     got: set[str] = set()
-    for asked, loader in dict.fromkeys(chosen):
+    loaders: dict[Path, str] = {}
+    for path, loader in chosen:
+        loaders[path] = max(loader, loaders.get(path, ""), key=len)  # of two, the one with a recursion
+    for asked, loader in loaders.items():
         path, note = _as_written(asked)
         below.setdefault(path[:-1], []).append(loader.format(path[-1]))
         notes[note] = None
         got.add(asked[0] if isinstance(asked[0], Asked) and asked[0].startswith(_GET) else "")
-    text = ", ".join(_under(above, loaders) for above, loaders in below.items())
+    text = ", ".join(_under(above, names) for above, names in below.items())
     notes.pop("", None)
     if len(got) == 1 and "" not in got:
         return f"{got.pop()[:-1]}, …, options=[{text}])  # session.merge() takes them, too"
@@ -134,16 +142,42 @@ def loaders_for(recording: Recording, origin: Origin, parents: Parents | None, a
         above: From the query to them.
     """
     chosen: list[Chosen] = []
+    above, again = _without_repeats(above, origin.relationship)
     loaded = _loaded_subclasses(recording, parents)
     if origin.base is not None and origin.entity not in loaded:
         names = sorted(_missed_subclasses(recording, origin.base) | loaded)
         chosen.append(((*above, origin.base), f"selectin_polymorphic({origin.base}, [{', '.join(names)}])"))
     if origin.relationship is not None:
-        loader = loader_for(origin.uselist, joins=takes_joins(recording, parents))
+        loader = loader_for(origin.uselist, joins=takes_joins(recording, parents)) if not again else _FOR_ALL_LEVELS
         chosen.append(((*above, origin.relationship), loader))
     elif origin.kind != "subclass":
         chosen += [((*above, f"{origin.entity}.{name}"), "undefer({})") for name in origin.attributes]
     return chosen
+
+
+def in_place_of_levels(origin: Origin, parents: Parents | None, above: Path = ()) -> str:
+    """For the end of a fix that loads all levels of a tree: SQLAlchemy takes no second option for the same level."""
+    if parents is None or origin.relationship is None or parents.origin.kind == "lazy":
+        return ""
+    if parents.origin.relationship == origin.relationship:
+        option = f"{parents.origin.kind}load"
+    elif above[-1:] == (origin.relationship,):
+        option = "joinedload"
+    else:
+        return ""
+    return f"  # in place of {option}({origin.relationship}), if the query has that"
+
+
+def _without_repeats(above: Path, relationship: str | None) -> tuple[Path, bool]:
+    """A path through a tree with one step for all its levels, and whether what it leads to is the next level."""
+    again = relationship is not None and above[-1:] == (relationship,)
+    while again and above[-1:] == (relationship,):
+        above = above[:-1]
+    steps: list[str] = []
+    for step, run in groupby(above):
+        length = len(list(run))
+        steps += [step] * (length if length < _LEVELS else 1)
+    return tuple(steps), again
 
 
 def in_place_of_subclasses(recording: Recording, origin: Origin, parents: Parents | None) -> str:
@@ -196,8 +230,10 @@ def _paths(
         own = _asked(widenings.get((fingerprint, origin)))
     found = False
     for loaded_by in parents.get((fingerprint, origin), {}):
-        if loaded_by is not None and depth:
+        if loaded_by is not None:
             found = True
+            if not depth:
+                break  # of a tree, whose objects are loaded for each other: shorter ways lead there, too
             widening = widenings.get((loaded_by.fingerprint, loaded_by.origin))
             joined = _joined_path(widening, origin.base or origin.entity)
             for above in _paths(loaded_by.fingerprint, loaded_by.origin, parents, widenings, depth - 1):

@@ -6,7 +6,13 @@ import re
 from collections.abc import Iterator
 
 from sqltrace.finding import Finding
-from sqltrace.findings.loader_options import in_place_of_subclasses, loaders_for, options, paths_from_query
+from sqltrace.findings.loader_options import (
+    in_place_of_levels,
+    in_place_of_subclasses,
+    loaders_for,
+    options,
+    paths_from_query,
+)
 from sqltrace.findings.refreshes import cost_with_loads, is_within, refreshed_one_by_one
 from sqltrace.findings.wording import cost, listed, loaded_by, of_subclass, place, plural, time
 from sqltrace.origin import Origin
@@ -107,7 +113,7 @@ def _of_load(recording: Recording, group: Group) -> Finding:
     if origin.relationship is not None:
         if group.parents is None or group.parents.origin.kind == "refresh":  # they are new, or the session had them
             fix = f"session.scalars(select({origin.entity}).where(…){fix}).all()  # once, before the loop"
-        fix += _in_place(origin)
+        fix += _in_place(origin) or in_place_of_levels(origin, group.parents)
     fix += in_place_of_subclasses(recording, origin, group.parents)
     what = origin.relationship or ", ".join(f"{origin.entity}.{name}" for name in origin.attributes)
     each = "one by one" if origin.uselist is False else f"one for each {origin.entity}"  # parents may share an object

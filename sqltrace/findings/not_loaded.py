@@ -6,7 +6,13 @@ import json
 
 from sqltrace.failed_load import FailedLoad
 from sqltrace.finding import Finding
-from sqltrace.findings.loader_options import in_place_of_subclasses, loaders_for, names_of_query, options
+from sqltrace.findings.loader_options import (
+    in_place_of_levels,
+    in_place_of_subclasses,
+    loaders_for,
+    names_of_query,
+    options,
+)
 from sqltrace.findings.wording import line, loaded_by, of_subclass, session_maker
 from sqltrace.recording import Recording
 
@@ -52,7 +58,8 @@ def load_with_query(recording: Recording, failed: FailedLoad) -> str:
         return _refresh(recording, failed)
     names = names_of_query(recording, failed.parents)
     chosen = loaders_for(recording, failed.origin, failed.parents, (*names, *failed.path))
-    loads = options(chosen) + in_place_of_subclasses(recording, failed.origin, failed.parents)
+    loads = options(chosen) + in_place_of_levels(failed.origin, failed.parents, failed.path)
+    loads += in_place_of_subclasses(recording, failed.origin, failed.parents)
     at_its_line = failed.parents is not None and failed.parents.origin.kind != "lazy"
     return loads + ("" if at_its_line else f"  # of the select({failed.root})")
 
