@@ -359,12 +359,6 @@ def in_a_loop(ask):
 @pytest.mark.parametrize(
     ("ask", "fix", "names"),
     [
-        (lambda s, n: s.get(Author, n), "select(Author).where(Author.id.in_(ids))", {"ids": [1]}),
-        (
-            lambda s, n: s.get(Topic, (n, 0)),
-            "select(Topic).where(tuple_(Topic.book_id, Topic.number).in_(keys))",
-            {"keys": [(1, 0)]},
-        ),
         (
             lambda s, n: s.scalars(select(Author).where(Author.name == f"star {n}")).one(),
             "select(Author).where(Author.name.in_(names))",
@@ -410,7 +404,7 @@ def in_a_loop(ask):
         ),
     ],
     ids=[
-        "column of another name", "composite key", "attribute", "subclass", "alias", "Query", "other table", "which",
+        "attribute", "subclass", "alias", "Query", "other table", "which",
         "and a relationship", "columns", "text",
     ],
 )  # fmt: skip
@@ -422,6 +416,68 @@ def test_loop_is_mended_by_the_attributes_of_its_query(engine, ask, fix, names):
     if names is not None:
         _, found = told(engine, lambda session: session.scalars(paste(told_fix, **names)).unique().all())
         assert len(found) == 1
+
+
+KEPT = "  # once, before the loop, and kept: the session alone keeps no object"
+
+
+@pytest.mark.parametrize(
+    ("get", "names", "fix"),
+    [
+        (
+            lambda s, n: s.get(Author, n),
+            {"ids": STARS},
+            "kept = session.scalars(select(Author).where(Author.id.in_(ids))).all()",
+        ),
+        (
+            lambda s, n: s.get(Star, n),
+            {"ids": STARS},
+            "kept = session.scalars(select(Star).where(Star.id.in_(ids))).unique().all()",
+        ),
+        (
+            lambda s, n: s.get(Topic, (n, 0)),
+            {"keys": [(number, 0) for number in STARS]},
+            "kept = session.scalars(select(Topic).where(tuple_(Topic.book_id, Topic.number).in_(keys))).all()",
+        ),
+    ],
+    ids=["column of another name", "with a join", "composite key"],
+)
+def test_get_in_a_loop_finds_what_was_kept(engine, get, names, fix):
+    def work(fix):
+        def loop(session):
+            scope = {**NAMES, **names, "session": session}
+            exec(fix, scope)
+            for number in STARS:
+                get(session, number)
+
+        return loop
+
+    [finding], _ = told(engine, work(""))
+    after, _ = told(engine, work(finding.fix))
+
+    assert finding.fix == fix + KEPT
+    assert after == []
+
+
+def test_get_in_a_loop_finds_what_was_kept_under_an_async_session():
+    async def read(fix):
+        engine = create_async_engine("sqlite+aiosqlite://", poolclass=StaticPool)
+        async with engine.connect() as connection:
+            await connection.run_sync(fill)
+        scope = {**NAMES, "ids": STARS}
+        exec("async def prepare(session):\n    " + fix + "\n    return kept", scope)
+        async with sqltrace.record() as recording, AsyncSession(engine) as session:
+            kept = await scope["prepare"](session)
+            for number in STARS:
+                await session.get(Book, number)
+        await engine.dispose()
+        return sqltrace.diagnose(recording), kept
+
+    [finding], _ = asyncio.run(read("kept = None"))
+    after, kept = asyncio.run(read(finding.fix))
+
+    assert finding.fix == "kept = (await session.scalars(select(Book).where(Book.id.in_(ids)))).all()" + KEPT
+    assert (after, len(kept)) == ([], len(STARS))
 
 
 @pytest.mark.parametrize(

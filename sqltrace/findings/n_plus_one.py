@@ -171,13 +171,22 @@ def _one_for_all(group: Group) -> str:
     if group.widening is None or lookup is None or not lookup.equal:
         return _one_for_all_by_text(group)
     [entity, *_], equal = group.widening.entities, lookup.equal
-    if lookup.alone and len(equal) == 1:
-        return f"select({entity}).where({_in(equal[0])})  # once, before the loop"
-    if lookup.alone and lookup.is_key:
-        return f"select({entity}).where(tuple_({', '.join(equal)}).in_(keys))  # once, before the loop"
+    if lookup.alone and (len(equal) == 1 or lookup.is_key):
+        which = _in(equal[0]) if len(equal) == 1 else f"tuple_({', '.join(equal)}).in_(keys)"
+        select = f"select({entity}).where({which})"
+        if lookup.by_get:
+            return _kept(select, group.is_async, bool(group.widening.collections))
+        return f"{select}  # once, before the loop"
     if len(equal) == 1:
         return f"the same query once, before the loop, with {_in(equal[0])}, and {equal[0]} asked for, too"
     return f"one query for all, before the loop, with in_() for what differs of {listed(list(equal))}"
+
+
+def _kept(select: str, is_async: bool, collections: bool) -> str:
+    """For `Session.get`, which finds what is there already."""
+    rows = f"(await session.scalars({select}))" if is_async else f"session.scalars({select})"
+    unique = ".unique()" if collections else ""
+    return f"kept = {rows}{unique}.all()  # once, before the loop, and kept: the session alone keeps no object"
 
 
 def _in(attribute: str) -> str:
