@@ -5,7 +5,7 @@ import gc
 
 import pytest
 import sqlalchemy
-from sqlalchemy import ForeignKey, create_engine, insert, orm, select, text
+from sqlalchemy import ForeignKey, create_engine, func, insert, orm, select, text
 from sqlalchemy.exc import MissingGreenlet, StatementError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import (
@@ -396,6 +396,25 @@ def in_a_loop(ask):
             None,
         ),
         (
+            lambda s, n: s.scalar(select(func.count()).select_from(Book).where(Book.author_id == n)),
+            "one statement for all, before the loop:"
+            " SELECT books.author_id, … WHERE books.author_id IN (…) GROUP BY books.author_id",
+            None,
+        ),
+        (
+            lambda s, n: s.execute(text("SELECT max(id) FROM books WHERE author_id = :n"), {"n": n}).all(),
+            "one statement for all, before the loop: WHERE … IN (…) and GROUP BY for what differs",
+            None,
+        ),
+        (
+            lambda s, n: s.execute(
+                select(Book.isbn, func.count()).where(Book.author_id == n).group_by(Book.isbn)
+            ).all(),
+            "one statement for all, before the loop:"
+            " SELECT books.author_id, … WHERE books.author_id IN (…) GROUP BY books.author_id, …",
+            None,
+        ),
+        (
             lambda s, n: s.execute(
                 text("SELECT * FROM books WHERE books.id = :n AND books.author_id = :a"), {"n": n, "a": 1}
             ).all(),
@@ -405,7 +424,7 @@ def in_a_loop(ask):
     ],
     ids=[
         "attribute", "subclass", "alias", "Query", "other table", "which",
-        "and a relationship", "columns", "text",
+        "and a relationship", "columns", "count", "text of an aggregate", "counts", "text",
     ],
 )  # fmt: skip
 def test_loop_is_mended_by_the_attributes_of_its_query(engine, ask, fix, names):

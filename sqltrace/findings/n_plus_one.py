@@ -25,6 +25,7 @@ _WHERE = re.compile(r"\bWHERE\b", re.IGNORECASE)
 _EQUAL = re.compile(r"(?<![<>!:=])=(?![=>])")
 _UNEQUAL = re.compile(r"(?<=\s)[<>]=?(?=\s)|\bBETWEEN\b", re.IGNORECASE)
 _LIMIT = re.compile(r"\sLIMIT\s|\sFETCH\s+(FIRST|NEXT)\s|\bSELECT\s+TOP\b", re.IGNORECASE)
+_AGGREGATE = re.compile(r"\s*SELECT\b(?:(?!\bFROM\b).)*\b(?:COUNT|SUM|AVG|MIN|MAX)\(", re.IGNORECASE | re.DOTALL)
 _IN = re.compile(r"\bIN \((?P<values>[^()]*)\)")
 _SYSTEM_TABLES = ("pg_catalog", "information_schema", "sqlite_master", "PRAGMA")
 _BATCH = 10
@@ -195,7 +196,13 @@ def _in(attribute: str) -> str:
 
 
 def _one_for_all_by_text(group: Group) -> str:
+    grouped = _AGGREGATE.match(group.sql) is not None
     match = _EQUALS.search(group.sql)
     if match is None or len(_EQUAL.findall(group.sql, match.start())) != 1:
-        return "one statement for all, before the loop: WHERE … IN (…) for what differs"
-    return f"one statement for all, before the loop: WHERE {match['table']}.{match['column']} IN (…)"
+        which = "WHERE … IN (…) and GROUP BY" if grouped else "WHERE … IN (…)"
+        return f"one statement for all, before the loop: {which} for what differs"
+    column = f"{match['table']}.{match['column']}"
+    if grouped:
+        groups = f"{column}, …" if "GROUP BY" in group.sql.upper() else column
+        return f"one statement for all, before the loop: SELECT {column}, … WHERE {column} IN (…) GROUP BY {groups}"
+    return f"one statement for all, before the loop: WHERE {column} IN (…)"
