@@ -40,6 +40,7 @@ class Origin:
 
         base: Name of the class that the query had asked for, where that does not have the relationship or attributes.
         key: The attribute that is the primary key, for what was asked for; `None` where it is several.
+        by_options: Of the query, those that leave just this for later: ``("lazyload(Author.books)",)``; no wildcards.
     """
 
     kind: OriginKind
@@ -53,6 +54,7 @@ class Origin:
     expired_by: ExpiredBy | None = None
     base: str | None = None
     key: str | None = None
+    by_options: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """Different for each group: all that tells origins apart."""
@@ -62,6 +64,8 @@ class Origin:
             words += f"({', '.join(self.attributes)})"
         if self.base is not None:
             words += f" of {self.base}"
+        if self.by_options:
+            words += f" by {', '.join(self.by_options)}"
         if self.asked_for:
             return f"{words} by Session.refresh()"
         return words if self.expired_by is None else f"{words} expired by {self.expired_by}"

@@ -136,7 +136,7 @@ MISSING_GREENLET = {
     touch_many_to_one: ("lazy Book.author", "Book", (), "SELECT books"),
     touch_expired: ("refresh Author(books, id, name) expired by commit", "Author", (), "SELECT authors"),
     touch_deferred: ("deferred Author(bio)", "Author", (), "SELECT authors"),
-    touch_deferred_by_option: ("deferred Author(name)", "Author", (), "SELECT authors"),
+    touch_deferred_by_option: ("deferred Author(name) by defer(Author.name)", "Author", (), "SELECT authors"),
     touch_by_overwriting: ("refresh Author(books, id, name) expired by expire", "Author", (), "SELECT authors"),
     touch_below_selectin: ("lazy Book.topics", "Author", ("Author.books",), "SELECT books"),
     touch_below_joined: ("lazy Book.topics", "Author", ("Author.books",), "SELECT SELECT authors books"),
@@ -205,9 +205,9 @@ def raise_of_column(session, library):
 RAISE_LOAD = [
     (raise_in_mapping, "raise", "lazy Author.books", "raise"),
     (raise_in_mapping, "raise_on_sql", "lazy Author.books", "raise_on_sql"),
-    (raise_on_sql_many_to_one, "select", "lazy Book.author", "select"),
+    (raise_on_sql_many_to_one, "select", "lazy Book.author by raiseload(Book.author)", "select"),
     (raise_by_option, "select", "lazy Book.topics", "select"),
-    (raise_of_column, "select", "deferred Author(name)", None),
+    (raise_of_column, "select", "deferred Author(name) by defer(Author.name)", None),
 ]
 
 

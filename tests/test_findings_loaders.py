@@ -4,16 +4,23 @@ import warnings
 
 import pytest
 from sqlalchemy import ForeignKey, create_engine, insert, orm, select, text, union_all, update
+from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.orm import (
     DeclarativeBase,
+    Load,
     Mapped,
     Session,
     aliased,
     contains_eager,
+    defer,
     joinedload,
+    lazyload,
+    load_only,
     mapped_column,
+    raiseload,
     relationship,
     selectinload,
+    with_loader_criteria,
 )
 from sqlalchemy.orm.exc import DetachedInstanceError
 from sqlalchemy.pool import StaticPool
@@ -263,4 +270,66 @@ def test_next_level_that_could_not_be_loaded_wants_all_levels(engine, loader):
         ".options(selectinload(Part.parts, recursion_depth=-1))"
         f"  # in place of {loader.__name__}(Part.parts), if the query has that"
     )
+    assert after == []
+
+
+@pytest.mark.parametrize(
+    ("option", "touch", "loader", "note"),
+    [
+        (
+            lazyload(Order.items),
+            lambda order: len(order.items),
+            "selectinload(Order.items)",
+            "  # in place of lazyload(Order.items)",
+        ),
+        (
+            lazyload(Order.items.and_(Item.id > 0)),
+            lambda order: len(order.items),
+            "selectinload(Order.items)",
+            "  # in place of lazyload(Order.items)",
+        ),
+        (lazyload("*"), lambda order: len(order.items), "selectinload(Order.items)", ""),
+        (selectinload(Order.customer), lambda order: len(order.items), "selectinload(Order.items)", ""),
+        (with_loader_criteria(Item, Item.id > 0), lambda order: len(order.items), "selectinload(Order.items)", ""),
+        (defer(Order.state), lambda order: order.state, "undefer(Order.state)", "  # in place of defer(Order.state)"),
+        (load_only(Order.id), lambda order: order.state, "undefer(Order.state)", ""),
+    ],
+    ids=["lazyload", "criteria", "wildcard", "another", "of the class", "defer", "load_only"],
+)
+def test_option_that_leaves_something_for_later_is_replaced_if_it_names_that(engine, option, touch, loader, note):
+    query = select(Order).options(option)
+
+    [finding] = findings(engine, query, touch)
+    after = findings(engine, paste(finding.fix, select(Order) if note else query), touch)
+
+    assert finding.fix == f".options({loader}){note}"
+    assert after == []
+    if note:
+        with pytest.raises(InvalidRequestError):
+            findings(engine, paste(finding.fix, query), touch)
+
+
+@pytest.mark.parametrize(
+    ("option", "touch", "loader"),
+    [
+        (raiseload("*"), lambda order: order.customer, "joinedload(Order.customer)"),
+        (Load(Order).raiseload("*"), lambda order: order.customer, "joinedload(Order.customer)"),
+        (load_only(Order.id, raiseload=True), lambda order: order.state, "undefer(Order.state)"),
+    ],
+    ids=["wildcard", "of a class", "load_only"],
+)
+def test_option_that_forbids_all_needs_not_be_replaced(engine, option, touch, loader):
+    def told(query):
+        with sqltrace.record() as recording, Session(engine) as session:
+            order = session.scalars(query).unique().first()
+            try:
+                touch(order)
+            except InvalidRequestError:
+                pass
+        return sqltrace.diagnose(recording)
+
+    [finding] = told(select(Order).options(option))
+    after = told(paste(finding.fix, select(Order).options(option)))
+
+    assert finding.fix == f".options({loader})"
     assert after == []

@@ -275,16 +275,14 @@ def test_option_that_loads_one_by_one_is_told_to_be_replaced(engine, option, not
     assert finding.fix.endswith(note)
 
 
-def test_option_that_leaves_a_relationship_for_later_may_have_to_be_replaced(engine):
+def test_option_that_leaves_a_relationship_for_later_is_told_to_be_replaced(engine):
     def work(query):
         return lambda session: [len(star.prizes) for star in session.scalars(query).all()]
 
     [finding], _ = told(engine, work(select(Star).options(lazyload(Star.prizes))))
     after, _ = told(engine, work(paste(finding.fix, query=select(Star))))
 
-    assert finding.fix == (
-        ".options(selectinload(Star.prizes))  # in place of lazyload(Star.prizes), if the query has that"
-    )
+    assert finding.fix == (".options(selectinload(Star.prizes))  # in place of lazyload(Star.prizes)")
     assert after == []
 
 

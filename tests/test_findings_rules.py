@@ -634,7 +634,7 @@ def test_gathered_gets_are_told(tmp_path):
 
     assert finding.kind == "n_plus_one"
     assert finding.call_site.endswith("get")
-    assert finding.fix.startswith("select(Author).where(Author.id.in_(ids))")
+    assert finding.fix.startswith("kept = (await session.scalars(select(Author).where(Author.id.in_(ids)))).all()")
 
 
 def test_objects_that_expired_without_a_commit_are_loaded_by_one_query_instead(engine):

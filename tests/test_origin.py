@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import weakref
+from dataclasses import replace
 from inspect import currentframe
 
 import pytest
@@ -65,7 +66,7 @@ def told(kind, library, work):
 
 def loads(statements):
     return [
-        (str(statement.origin), statement.parents and statement.parents.summary)
+        (str(replace(statement.origin, by_options=())), statement.parents and statement.parents.summary)
         for statement in statements
         if statement.origin is not QUERY
     ]
@@ -109,6 +110,26 @@ def test_loader_of_an_option(run, lazy):
 
     assert loads(statements) == LOADERS[lazy]
     assert {statement.origin.lazy for statement in statements[1:]} <= {"select"}
+
+
+def test_options_that_leave_something_for_later_are_told(run):
+    def work(session, library):
+        author, book = library.Author, library.Book
+        options = [
+            selectinload(author.books).lazyload(book.topics),
+            joinedload(author.books).immediateload(book.author).lazyload(author.books),
+            defer(author.name),
+        ]
+        for option in options:
+            found = session.scalars(select(author).options(option)).unique().first()
+            found.name, found.books[0].author.books, found.books[0].topics
+            session.expunge_all()
+
+    assert {statement.origin.by_options for statement in run(mapping(), work)} == {
+        (),
+        ("lazyload(Book.topics)",),
+        ("defer(Author.name)",),
+    }
 
 
 def test_origin_in_full():

@@ -28,6 +28,7 @@ from sqltrace.capture.origin import (
     parents_of_one,
 )
 from sqltrace.capture.orm_internals import imported_session
+from sqltrace.capture.query_options import options_leaving
 from sqltrace.capture.replacements import Replacements
 from sqltrace.collector import Collector, current
 from sqltrace.failed_load import FailedLoad, LoadError
@@ -166,12 +167,14 @@ def _same(one: FailedLoad, other: FailedLoad) -> bool:
 
 def _origin(collector: Collector | None, prop: Any, state: Any, names: frozenset[str]) -> Origin:
     if hasattr(prop, "uselist"):
-        return of_relationship("lazy", prop, base=base_of_relationship(prop, state))
+        by_options = options_leaving(state, prop.key)
+        return of_relationship("lazy", prop, base=base_of_relationship(prop, state), by_options=by_options)
     attributes = names or frozenset((prop.key,) if prop is not None else ())
     kind = kind_for_one(attributes, state)
     entity, base = owner_of_attributes(kind, attributes, state)
     expired_by = expiry.expired_by(state, collector) if kind == "refresh" else None
-    return of_attributes(kind, entity, attributes, False, expired_by, base, None)
+    by_options = options_leaving(state, *attributes)
+    return of_attributes(kind, entity, attributes, False, expired_by, base, None, by_options)
 
 
 def _error_of(error: BaseException) -> LoadError | None:

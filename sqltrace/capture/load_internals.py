@@ -14,6 +14,14 @@ from typing import Any
 
 from sqlalchemy.sql import compiler
 
+_LEAVING = {
+    ("lazy", "select"): "lazyload",
+    ("lazy", "immediate"): "immediateload",
+    ("lazy", "raise"): "raiseload",
+    ("lazy", "raise_on_sql"): "raiseload",
+    ("deferred", True): "defer",
+}
+
 
 def origins_are_told() -> bool:
     """Self-test: whether the names by which statements tell why they run are known. Imports `sqlalchemy.orm`."""
@@ -123,6 +131,33 @@ def queried_entity(state: Any) -> Any:
     """The entity that the query asked for which loaded an object: a mapper, or an alias of one; `None` without one."""
     path = getattr(getattr(state, "load_path", None), "path", None)
     return path[-1] if path else None
+
+
+def options_are_told() -> bool:
+    """Self-test: whether an object tells the options of the query that found it. Imports `sqlalchemy.orm`."""
+    try:
+        from sqlalchemy.orm import state, strategy_options
+
+        return (
+            {"load_options", "load_path"} <= names_in(state.InstanceState)
+            and "context" in names_in(strategy_options.Load)
+            and {"path", "strategy"} <= names_in(strategy_options._LoadElement)
+        )
+    except Exception:
+        return False
+
+
+def options_leaving(state: Any, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Options of the query that found an object which name these attributes of it, and leave them for later."""
+    above = state.load_path.path[1::2]
+    found: list[str] = []
+    for option in state.load_options:
+        for element in getattr(option, "context", ()):  # one for criteria has none
+            steps = element.path.path[1::2]
+            if steps and steps[:-1] == above and getattr(steps[-1], "key", None) in names:  # a wildcard has no key
+                name = f"{steps[-1].parent.class_.__name__}.{steps[-1].key}"
+                found += [f"{_LEAVING[how]}({name})" for how in element.strategy or () if how in _LEAVING]
+    return tuple(found)
 
 
 def key_of(state: Any) -> str | None:

@@ -9,6 +9,7 @@ from sqltrace.capture import expiry, load_internals, rows
 from sqltrace.capture.building import building
 from sqltrace.capture.joins import find_widening, link_of
 from sqltrace.capture.orm_internals import load_number
+from sqltrace.capture.query_options import options_leaving
 from sqltrace.collector import Collector, Execution, ParentKey
 from sqltrace.declaration import Declaration
 from sqltrace.faults import logger, report_fault
@@ -150,7 +151,9 @@ def _explain_load(execution: Execution, purpose: Purpose, load: tuple[Any, bool,
             asked_for, expired_by = around.asked_for, around.expired_by
         if purpose.inherits and state is not None:
             base = base_of_relationship(purpose.relationship, state)
-    key = kind, asked_for, expired_by, entity, base
+    # What a statement has of the query's options is a part of it, but for that of a deferred column.
+    by_options = options_leaving(state, *purpose.attributes) if kind == "deferred" else ()
+    key = kind, asked_for, expired_by, entity, base, by_options
     origin = purpose.origins.get(key)
     if origin is None:
         origin = purpose.origins[key] = _origin(purpose, state, *key)
@@ -255,21 +258,29 @@ def _origin(
     expired_by: ExpiredBy | None,
     entity: str | None,
     base: str | None,
+    by_options: tuple[str, ...],
 ) -> Origin:
     prop = purpose.relationship
     if kind in _OF_ATTRIBUTES or prop is None:
         key = load_internals.key_of(state) if asked_for and kind == "refresh" else None
         attributes = purpose.attributes if kind in _OF_ATTRIBUTES else frozenset[str]()
-        return of_attributes(kind, entity or purpose.entity, attributes, asked_for, expired_by, base, key)
-    return of_relationship(kind, prop, asked_for, expired_by, base)
+        return of_attributes(kind, entity or purpose.entity, attributes, asked_for, expired_by, base, key, by_options)
+    if state is not None:
+        by_options = options_leaving(state, prop.key)
+    return of_relationship(kind, prop, asked_for, expired_by, base, by_options)
 
 
 def of_relationship(
-    kind: OriginKind, prop: Any, asked_for: bool = False, expired_by: ExpiredBy | None = None, base: str | None = None
+    kind: OriginKind,
+    prop: Any,
+    asked_for: bool = False,
+    expired_by: ExpiredBy | None = None,
+    base: str | None = None,
+    by_options: tuple[str, ...] = (),
 ) -> Origin:
     link = link_of(prop)
-    declared = link.declaration
-    return _of_words(kind, link.name, str(prop.lazy), link.uselist, link.owner, declared, asked_for, expired_by, base)
+    words = kind, link.name, str(prop.lazy), link.uselist, link.owner, link.declaration
+    return _of_words(*words, asked_for, expired_by, base, by_options)
 
 
 # By words, not by SQLAlchemy's objects: classes that an application makes as it runs are not kept alive.
@@ -286,8 +297,9 @@ def _of_words(
     asked_for: bool,
     expired_by: ExpiredBy | None,
     base: str | None,
+    by_options: tuple[str, ...],
 ) -> Origin:
-    return Origin(kind, name, lazy, uselist, owner, (), declared, asked_for, expired_by, base)
+    return Origin(kind, name, lazy, uselist, owner, (), declared, asked_for, expired_by, base, None, by_options)
 
 
 @lru_cache(maxsize=4_096)
@@ -299,6 +311,7 @@ def of_attributes(
     expired_by: ExpiredBy | None,
     base: str | None,
     key: str | None,
+    by_options: tuple[str, ...],
 ) -> Origin:
     names = tuple(sorted(attributes))
-    return Origin(kind, None, None, None, entity, names, None, asked_for, expired_by, base, key)
+    return Origin(kind, None, None, None, entity, names, None, asked_for, expired_by, base, key, by_options)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 
+from sqltrace.findings.wording import listed
 from sqltrace.origin import QUERY, Origin, Parents
 from sqltrace.recording import Recording
 from sqltrace.statement import Group
@@ -153,6 +154,11 @@ def loaders_for(recording: Recording, origin: Origin, parents: Parents | None, a
     elif origin.kind != "subclass":
         chosen += [((*above, f"{origin.entity}.{name}"), "undefer({})") for name in origin.attributes]
     return chosen
+
+
+def in_place_of_options(origin: Origin) -> str:
+    """For the end of a fix: SQLAlchemy takes no second option for the same attribute."""
+    return f"  # in place of {listed(list(origin.by_options))}" if origin.by_options else ""
 
 
 def in_place_of_levels(origin: Origin, parents: Parents | None, above: Path = ()) -> str:

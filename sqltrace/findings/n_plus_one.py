@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from sqltrace.finding import Finding
 from sqltrace.findings.loader_options import (
     in_place_of_levels,
+    in_place_of_options,
     in_place_of_subclasses,
     loaders_for,
     options,
@@ -15,7 +16,6 @@ from sqltrace.findings.loader_options import (
 )
 from sqltrace.findings.refreshes import cost_with_loads, is_within, refreshed_one_by_one
 from sqltrace.findings.wording import cost, listed, loaded_by, of_subclass, place, plural, time
-from sqltrace.origin import Origin
 from sqltrace.recording import Recording
 from sqltrace.statement import Group
 
@@ -114,8 +114,8 @@ def _of_load(recording: Recording, group: Group) -> Finding:
     if origin.relationship is not None:
         if group.parents is None or group.parents.origin.kind == "refresh":  # they are new, or the session had them
             fix = f"session.scalars(select({origin.entity}).where(…){fix}).all()  # once, before the loop"
-        fix += _in_place(origin) or in_place_of_levels(origin, group.parents)
-    fix += in_place_of_subclasses(recording, origin, group.parents)
+        fix += in_place_of_levels(origin, group.parents)
+    fix += in_place_of_options(origin) + in_place_of_subclasses(recording, origin, group.parents)
     what = origin.relationship or ", ".join(f"{origin.entity}.{name}" for name in origin.attributes)
     each = "one by one" if origin.uselist is False else f"one for each {origin.entity}"  # parents may share an object
     why = "as it was touched"
@@ -139,15 +139,6 @@ def _of_load(recording: Recording, group: Group) -> Finding:
         loaded_by(group.parents),
         fix,
     )
-
-
-def _in_place(origin: Origin) -> str:
-    """SQLAlchemy takes no second option for the same relationship."""
-    if origin.kind == "immediate" and origin.lazy != "immediate":
-        return f"  # in place of immediateload({origin.relationship})"
-    if origin.kind == "lazy" and origin.lazy not in ("select", "True"):
-        return f"  # in place of lazyload({origin.relationship}), if the query has that"
-    return ""
 
 
 def _writes(recording: Recording) -> bool:

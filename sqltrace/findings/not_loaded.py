@@ -8,6 +8,7 @@ from sqltrace.failed_load import FailedLoad
 from sqltrace.finding import Finding
 from sqltrace.findings.loader_options import (
     in_place_of_levels,
+    in_place_of_options,
     in_place_of_subclasses,
     loaders_for,
     names_of_query,
@@ -59,7 +60,7 @@ def load_with_query(recording: Recording, failed: FailedLoad) -> str:
     names = names_of_query(recording, failed.parents)
     chosen = loaders_for(recording, failed.origin, failed.parents, (*names, *failed.path))
     loads = options(chosen) + in_place_of_levels(failed.origin, failed.parents, failed.path)
-    loads += in_place_of_subclasses(recording, failed.origin, failed.parents)
+    loads += in_place_of_options(failed.origin) + in_place_of_subclasses(recording, failed.origin, failed.parents)
     at_its_line = failed.parents is not None and failed.parents.origin.kind != "lazy"
     return loads + ("" if at_its_line else f"  # of the select({failed.root})")
 

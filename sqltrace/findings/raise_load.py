@@ -18,7 +18,7 @@ def raise_load(recording: Recording) -> Iterator[Finding]:
                 recording,
                 failed,
                 f"{failed.attribute} {state_of(failed)}, and {_by_whom(failed)} forbids to load it as it is touched.",
-                load_with_query(recording, failed) + _in_place(failed),
+                load_with_query(recording, failed),
             )
 
 
@@ -28,14 +28,6 @@ def _by_whom(failed: FailedLoad) -> str:
         declared = None if origin.declaration is None else origin.declaration.find()
         return f'lazy="{origin.lazy}"' + (f" at {declared}" if declared else "")
     return "an option of the query" if origin.relationship is not None else "raiseload=True"
-
-
-def _in_place(failed: FailedLoad) -> str:
-    """SQLAlchemy takes no second option for the same attribute."""
-    if _by_mapping(failed) or failed.root is None:
-        return ""
-    option = "raiseload" if failed.origin.relationship is not None else "defer"
-    return f"  # in place of {option}({failed.attribute})"
 
 
 def _by_mapping(failed: FailedLoad) -> bool:
