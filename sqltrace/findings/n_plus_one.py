@@ -13,6 +13,7 @@ from sqltrace.findings.loader_options import (
     loaders_for,
     options,
     paths_from_query,
+    query_above,
 )
 from sqltrace.findings.refreshes import cost_with_loads, is_within, refreshed_one_by_one
 from sqltrace.findings.wording import cost, listed, loaded_by, of_subclass, place, plural, time
@@ -116,6 +117,8 @@ def _of_load(recording: Recording, group: Group) -> Finding:
             fix = f"session.scalars(select({origin.entity}).where(…){fix}).all()  # once, before the loop"
         fix += in_place_of_levels(origin, group.parents)
     fix += in_place_of_options(origin) + in_place_of_subclasses(recording, origin, group.parents)
+    if fix.startswith(".options"):
+        fix += _of_query_above(recording, group)
     what = origin.relationship or ", ".join(f"{origin.entity}.{name}" for name in origin.attributes)
     each = "one by one" if origin.uselist is False else f"one for each {origin.entity}"  # parents may share an object
     why = "as it was touched"
@@ -139,6 +142,14 @@ def _of_load(recording: Recording, group: Group) -> Finding:
         loaded_by(group.parents),
         fix,
     )
+
+
+def _of_query_above(recording: Recording, group: Group) -> str:
+    """For the end of a fix: whose options these are, where another line has loaded the parents."""
+    query = query_above(recording, group.parents)
+    if group.parents is None or query is None or query.call_site == group.parents.call_site:
+        return ""
+    return f"  # of the {loaded_by(query)}"
 
 
 def _writes(recording: Recording) -> bool:
