@@ -184,6 +184,39 @@ def test_expired_attribute_wants_another_session_maker():
     assert findings(L, select(L.Author), lambda author: author.name, expire_on_commit=False) == []
 
 
+def test_attributes_that_one_commit_had_expired_are_told_once():
+    def touch(book):
+        for name in ("id", "author_id", "id"):
+            try:
+                getattr(book, name)
+            except ERRORS:
+                pass
+
+    (finding,) = findings(L, select(L.Book), touch, expire_on_commit=True)
+
+    assert finding.message == (
+        "Book.id and Book.author_id had expired with the commit, and AsyncSession cannot load them as they are touched"
+        " (MissingGreenlet)."
+    )
+    assert finding.fix == "async_sessionmaker(engine, expire_on_commit=False)"
+
+
+def test_attributes_that_were_not_loaded_each_want_an_option():
+    def touch(author):
+        for name in ("books", "bio"):
+            try:
+                getattr(author, name)
+            except ERRORS:
+                pass
+
+    told = findings(L, select(L.Author), touch)
+
+    assert {finding.fix for finding in told} == {
+        ".options(selectinload(Author.books))",
+        ".options(undefer(Author.bio))",
+    }
+
+
 CLOSED = "and was touched when the session of its object was closed (DetachedInstanceError)."
 DETACHED = {
     name: (query, touch, f"{told[2].partition(' and ')[0]} {CLOSED}", fix)
@@ -261,6 +294,22 @@ def test_detached_object_that_a_commit_had_expired_wants_another_session_maker(k
     assert finding.message == f"Author.name had expired with the commit, {CLOSED}"
     assert finding.fix == f"{maker}(engine, expire_on_commit=False)"
     assert sqltrace.diagnose(closed(kind, select(L.Author), name_of, commit, expire_on_commit=False)) == []
+
+
+def test_attributes_of_detached_objects_that_commits_had_expired_are_told_once():
+    def touch(author):
+        try:
+            author.id
+        except DetachedInstanceError:
+            pass
+        return author.name
+
+    (finding,) = sqltrace.diagnose(closed("sync", select(L.Author), touch, commit))
+
+    assert finding.message == (
+        "Author.id and Author.name had expired with the commit, and were touched when the session of their object"
+        " was closed (DetachedInstanceError)."
+    )
 
 
 @pytest.mark.parametrize("kind", ["sync", "async"])

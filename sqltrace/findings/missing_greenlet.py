@@ -6,21 +6,22 @@ from collections.abc import Iterator
 
 from sqltrace.failed_load import FailedLoad
 from sqltrace.finding import Finding
-from sqltrace.findings.not_loaded import finding, fix_for, state_of
+from sqltrace.findings.not_loaded import alike, attributes_of, finding, fix_for, state_of
 from sqltrace.recording import Recording
 
 
 def missing_greenlet(recording: Recording) -> Iterator[Finding]:
-    for failed in recording.failed_loads:
-        if failed.error == "missing_greenlet":
-            yield finding(
-                "missing_greenlet",
-                recording,
-                failed,
-                f"{failed.attribute} {state_of(failed)}, and AsyncSession cannot load it as it is touched"
-                " (MissingGreenlet).",
-                _fix(recording, failed),
-            )
+    for loads in alike(recording, "missing_greenlet"):
+        failed = loads[0]
+        attributes = attributes_of(loads)
+        touched = "it as it is" if attributes == failed.attribute else "them as they are"
+        yield finding(
+            "missing_greenlet",
+            recording,
+            failed,
+            f"{attributes} {state_of(failed)}, and AsyncSession cannot load {touched} touched (MissingGreenlet).",
+            _fix(recording, failed),
+        )
 
 
 def _fix(recording: Recording, failed: FailedLoad) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from sqltrace.failed_load import FailedLoad
+from sqltrace.failed_load import FailedLoad, LoadError
 from sqltrace.finding import Finding
 from sqltrace.findings.loader_options import (
     in_place_of_levels,
@@ -14,8 +14,10 @@ from sqltrace.findings.loader_options import (
     names_of_query,
     options,
 )
-from sqltrace.findings.wording import line, loaded_by, of_subclass, session_maker
+from sqltrace.findings.wording import line, listed, loaded_by, of_subclass, session_maker
 from sqltrace.recording import Recording
+
+_COMMIT = -1
 
 
 def finding(kind: str, recording: Recording, failed: FailedLoad, message: str, fix: str) -> Finding:
@@ -29,6 +31,24 @@ def finding(kind: str, recording: Recording, failed: FailedLoad, message: str, f
         loaded_by(failed.parents),
         fix,
     )
+
+
+def alike(recording: Recording, error: LoadError) -> list[list[FailedLoad]]:
+    """The loads that raised an error: those of what commits had expired together, as one option mends them."""
+    found: dict[int, list[FailedLoad]] = {}
+    for number, failed in enumerate(recording.failed_loads):
+        if failed.error == error:
+            found.setdefault(_COMMIT if _is_by_commit(failed) else number, []).append(failed)
+    return list(found.values())
+
+
+def attributes_of(loads: list[FailedLoad]) -> str:
+    """``Order.id and Order.state``."""
+    return listed(list(dict.fromkeys([failed.attribute for failed in loads])))
+
+
+def _is_by_commit(failed: FailedLoad) -> bool:
+    return failed.origin.kind == "refresh" and failed.origin.expired_by == "commit"
 
 
 def state_of(failed: FailedLoad) -> str:
@@ -48,7 +68,7 @@ def fix_for(recording: Recording, failed: FailedLoad, refresh: str) -> str:
     """
     if failed.origin.kind != "refresh":
         return load_with_query(recording, failed)
-    if failed.origin.expired_by == "commit":
+    if _is_by_commit(failed):
         return f"{session_maker(_is_async(recording, failed))}(engine, expire_on_commit=False)"
     return refresh
 
