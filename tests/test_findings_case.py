@@ -83,7 +83,7 @@ def test_guilty_endpoint_is_told_what_its_mapping_did(database, sink, session, n
     assert finding.relationship == "Tag.articles"
     message = finding.message
     assert message.startswith("the selectin load of Tag.articles asked for 1 table")
-    assert "was sent with 9" in message
+    assert "was sent with 9 tables and 33 columns" in message
     place = {name: f"{name} ({line_of(name)})" for name in re.findall(r"\b[A-Z]\w+\.\w+(?= \()", message)}
     assert (
         f"the mapping joins {place['Article.user']} → ({place['User.contents']} → ({place['Content.video_metadata']},"

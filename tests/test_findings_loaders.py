@@ -3,7 +3,7 @@
 import warnings
 
 import pytest
-from sqlalchemy import ForeignKey, create_engine, insert, orm, select, text, union_all, update
+from sqlalchemy import ForeignKey, create_engine, func, insert, orm, select, text, union_all, update
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.orm import (
     DeclarativeBase,
@@ -11,6 +11,7 @@ from sqlalchemy.orm import (
     Mapped,
     Session,
     aliased,
+    column_property,
     contains_eager,
     defer,
     joinedload,
@@ -62,6 +63,13 @@ class Product(Base):
     id: Mapped[int] = mapped_column(primary_key=True)
 
 
+class Page(Base):
+    __tablename__ = "loaders_pages"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    text: Mapped[str] = mapped_column(deferred=True, deferred_group="long")
+    notes: Mapped[str] = mapped_column(deferred=True, deferred_group="long")
+
+
 class Part(Base):
     __tablename__ = "loaders_parts"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -84,6 +92,7 @@ class Machine(Base):
     part: Mapped[Part] = relationship()
 
 
+Machine.labels = column_property(select(func.count(Label.id)).where(Label.part_id == Machine.part_id).scalar_subquery())
 TWELVE = range(1, 13)
 ROWS = {
     Customer: [{"id": n} for n in TWELVE],
@@ -91,6 +100,7 @@ ROWS = {
     Product: [{"id": n} for n in TWELVE],
     Part: [{"id": n, "whole_id": n // 2 or None} for n in range(1, 256)],  # eight levels
     Label: [{"part_id": n} for n in range(1, 256)],
+    Page: [{"text": "", "notes": ""} for _ in TWELVE],
     Machine: [{"part_id": 1}],
     Item: [{"order_id": n, "product_id": n} for n in TWELVE],
 }
@@ -119,7 +129,7 @@ def findings(engine, query, touch):
     return sqltrace.diagnose(recording)
 
 
-NAMES = {**vars(orm), **{cls.__name__: cls for cls in (Customer, Order, Item, Product, Part, Machine)}}
+NAMES = {**vars(orm), **{cls.__name__: cls for cls in (Customer, Order, Item, Product, Page, Part, Machine)}}
 
 
 def paste(fix, query):
@@ -352,3 +362,21 @@ def test_option_of_what_was_loaded_at_another_line_says_of_which_query(engine):
     assert items.parents.endswith("in findings")
     assert products.parents.endswith("touch")
     assert findings(engine, query, touch) == []
+
+
+def test_columns_that_are_loaded_together_are_told_as_several(engine):
+    [finding] = findings(engine, select(Page), lambda page: page.text)
+    after = findings(engine, paste(finding.fix, select(Page)), lambda page: page.text)
+
+    assert finding.message.startswith("Page.notes and Page.text were loaded by 12 statements, one for each Page")
+    assert after == []
+
+
+def test_subqueries_of_a_select_are_not_named_as_statements(engine):
+    with sqltrace.record() as recording, Session(engine) as session:
+        for number in TWELVE:
+            session.get(Machine, number)
+
+    [finding] = sqltrace.diagnose(recording)
+
+    assert finding.message.startswith("SELECT loaders_labels loaders_machines ran 12 times at the same line")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from sqltrace.finding import Finding
-from sqltrace.findings.wording import cost, place, place_of_failed, plural, time
+from sqltrace.findings.wording import cost, name_of, place, place_of_failed, plural, time
 from sqltrace.recording import Recording
 
 
@@ -23,12 +23,14 @@ def after_response_sql(recording: Recording, *, long: float = 1.0) -> Iterator[F
     at = place_of_failed(worst) if worst.failed else place(worst)
     count = plural(sum(group.count for group in groups), "statement")
     if failed:
-        message = f"{failed:,} of {count} after the response failed, in {worst.summary}: the client was told otherwise."
+        message = (
+            f"{failed:,} of {count} after the response failed, in {name_of(worst)}: the client was told otherwise."
+        )
         fix = (
             "commit in the endpoint what the exit of a dependency commits;"
             " a background task has to tell somebody itself that it failed"
         )
     else:
-        message = f"{count} ran for {time(took)} after the response, most of it {worst.summary}."
+        message = f"{count} ran for {time(took)} after the response, most of it {name_of(worst)}."
         fix = "hand it to a job queue, if it need not be done in the web process"
     yield Finding("after_response_sql", message, took, at, worst.origin.relationship, fix=fix)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from sqltrace.finding import Finding
 from sqltrace.findings.widened import multiplied
-from sqltrace.findings.wording import place, plural, time
+from sqltrace.findings.wording import name_of, place, plural, time
 from sqltrace.recording import Recording
 from sqltrace.statement import Group
 
@@ -34,7 +34,7 @@ def _by_sql(groups: list[Group], blocked: float) -> Finding:
     return Finding(
         "blocked_loop",
         f"{plural(count, 'synchronous statement')} held the event loop for {time(blocked)},"
-        f" most of it {worst.summary}.",
+        f" most of it {name_of(worst)}.",
         blocked,
         place(worst),
         fix="await run_in_threadpool(function), or a plain def endpoint, or AsyncSession",
@@ -50,7 +50,7 @@ def _by_python(recording: Recording, held: float) -> Finding:
         return Finding(
             "blocked_loop",
             f"the event loop was held for {time(held)} at a stretch; making objects took {time(objects)},"
-            f" most of it of the {rows} of {worst.summary}.",
+            f" most of it of the {rows} of {name_of(worst)}.",
             held,
             place(worst),
             worst.origin.relationship,

@@ -16,7 +16,8 @@ from sqltrace.findings.loader_options import (
     query_above,
 )
 from sqltrace.findings.refreshes import cost_with_loads, is_within, refreshed_one_by_one
-from sqltrace.findings.wording import cost, listed, loaded_by, of_subclass, place, plural, time
+from sqltrace.findings.wording import cost, listed, loaded_by, name_of, of_subclass, place, plural, time
+from sqltrace.origin import Origin
 from sqltrace.recording import Recording
 from sqltrace.statement import Group
 
@@ -119,7 +120,6 @@ def _of_load(recording: Recording, group: Group) -> Finding:
     fix += in_place_of_options(origin) + in_place_of_subclasses(recording, origin, group.parents)
     if fix.startswith(".options"):
         fix += _of_query_above(recording, group)
-    what = origin.relationship or ", ".join(f"{origin.entity}.{name}" for name in origin.attributes)
     each = "one by one" if origin.uselist is False else f"one for each {origin.entity}"  # parents may share an object
     why = "as it was touched"
     if origin.kind == "immediate":
@@ -128,20 +128,26 @@ def _of_load(recording: Recording, group: Group) -> Finding:
     if origin.kind == "refresh" and origin.expired_by is None and _writes(recording):
         why, fix = "after a flush", '__mapper_args__ = {"eager_defaults": True}'
     elif origin.kind == "refresh":
-        what = what if origin.expired_by is None else str(origin.entity)
         why = _EXPIRED.get(origin.expired_by, "as it had expired")
         fix = f"session.scalars(select({origin.entity}).where(…)).all()  # once, before the loop"
-    if origin.base is not None:
-        what += f", {of_subclass(origin)},"
     return Finding(
         "n_plus_one",
-        f"{what or origin.entity} was loaded by {plural(group.count, 'statement')}, {each} {why}, in {time(took)}.",
+        f"{_what(origin)} loaded by {plural(group.count, 'statement')}, {each} {why}, in {time(took)}.",
         took,
         place(group),
         origin.relationship,
         loaded_by(group.parents),
         fix,
     )
+
+
+def _what(origin: Origin) -> str:
+    """``Author.books was``, ``Star.fame and Star.name, columns of a subclass of Author, were``."""
+    names = [f"{origin.entity}.{name}" for name in origin.attributes if origin.expired_by is None]
+    named = names or [origin.relationship or str(origin.entity)]
+    several = len(named) > 1
+    of_base = f", {of_subclass(origin, several=several)}," if origin.base is not None else ""
+    return f"{listed(named)}{of_base} {'were' if several else 'was'}"
 
 
 def _of_query_above(recording: Recording, group: Group) -> str:
@@ -162,7 +168,7 @@ def _of_query(group: Group) -> Finding:
     where = "at the same line" if count == group.count else "at several lines"  # of most it is not known
     return Finding(
         "n_plus_one",
-        f"{group.summary} ran {group.count:,} times {where} with other parameters each time, in {time(cost(group))}.",
+        f"{name_of(group)} ran {group.count:,} times {where} with other parameters each time, in {time(cost(group))}.",
         cost(group),
         str(line) if line else place(group),
         fix=_one_for_all(group),

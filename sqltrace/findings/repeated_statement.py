@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from sqltrace.finding import Finding
 from sqltrace.findings.n_plus_one import mean_pause
-from sqltrace.findings.wording import cost, place, time
+from sqltrace.findings.wording import cost, name_of, place, time
 from sqltrace.recording import Recording
 from sqltrace.samples import DIGESTS
 from sqltrace.statement import Group
@@ -40,7 +40,7 @@ def repeated_statement(recording: Recording, *, times: int = 4, pause: float = 0
         share = equal / group.samples.compared
         yield Finding(
             "repeated_statement",
-            f"{group.summary} ran {often} with the same parameters{lines}, in {time(cost(group) * share)}.",
+            f"{name_of(group)} ran {often} with the same parameters{lines}, in {time(cost(group) * share)}.",
             cost(group) * share * (equal - 1) / equal,
             place(group),
             fix="keep the first result and pass it on, or keep it on request.state",

@@ -36,11 +36,18 @@ def place_of_failed(group: Group) -> str | None:
     return line(group.failed_at or group.site)
 
 
+def name_of(statement: Group | Parents) -> str:
+    """Its summary, without the subqueries of a SELECT: ``SELECT comments articles``."""
+    operation, *words = statement.summary.split(" ")
+    nested = [word for word in words if operation.upper() != "SELECT" or word.upper() != "SELECT"]
+    return " ".join([operation, *nested])
+
+
 def loaded_by(parents: Parents | None) -> str | None:
     """``SELECT contents at app/api.py:46 in list_contents``."""
     if parents is None:
         return None
-    return f"{parents.summary} at {parents.call_site}" if parents.call_site else parents.summary
+    return f"{name_of(parents)} at {parents.call_site}" if parents.call_site else name_of(parents)
 
 
 def cost(group: Group) -> float:
@@ -48,10 +55,10 @@ def cost(group: Group) -> float:
     return group.total + group.objects
 
 
-def of_subclass(origin: Origin) -> str:
+def of_subclass(origin: Origin, *, several: bool = False) -> str:
     """Of what a query of the base does not load."""
-    what = "column" if origin.relationship is None else "relationship"
-    return f"a {what} of a subclass of {origin.base}"
+    what = "a column" if origin.relationship is None else "a relationship"
+    return f"{'columns' if several else what} of a subclass of {origin.base}"
 
 
 def session_maker(is_async: bool) -> str:
@@ -59,8 +66,8 @@ def session_maker(is_async: bool) -> str:
 
 
 def subject(group: Group) -> str:
-    """``selectin load of Tag.articles``, or the summary of a query."""
+    """``selectin load of Tag.articles``, or the name of a query."""
     origin = group.origin
     if origin.relationship is not None:
         return f"the {origin.kind} load of {origin.relationship}"
-    return group.summary
+    return name_of(group)
