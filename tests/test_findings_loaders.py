@@ -256,6 +256,7 @@ def test_level_that_an_option_loads_is_told_to_be_replaced(engine):
 
     assert finding.fix == (
         ".options(selectinload(Part.parts, recursion_depth=-1))"
+        "  # a statement for each level; a recursive CTE is one for all"
         "  # in place of selectinload(Part.parts), if the query has that"
     )
     assert after == []
@@ -278,6 +279,7 @@ def test_next_level_that_could_not_be_loaded_wants_all_levels(engine, loader):
 
     assert finding.fix == (
         ".options(selectinload(Part.parts, recursion_depth=-1))"
+        "  # a statement for each level; a recursive CTE is one for all"
         f"  # in place of {loader.__name__}(Part.parts), if the query has that"
     )
     assert after == []
@@ -296,7 +298,7 @@ def test_next_level_that_could_not_be_loaded_wants_all_levels(engine, loader):
             lazyload(Order.items.and_(Item.id > 0)),
             lambda order: len(order.items),
             "selectinload(Order.items)",
-            "  # in place of lazyload(Order.items)",
+            "  # in place of lazyload(Order.items.and_(…)), with its and_(…)",
         ),
         (lazyload("*"), lambda order: len(order.items), "selectinload(Order.items)", ""),
         (selectinload(Order.customer), lambda order: len(order.items), "selectinload(Order.items)", ""),

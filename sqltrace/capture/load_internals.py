@@ -141,7 +141,7 @@ def options_are_told() -> bool:
         return (
             {"load_options", "load_path"} <= names_in(state.InstanceState)
             and "context" in names_in(strategy_options.Load)
-            and {"path", "strategy"} <= names_in(strategy_options._LoadElement)
+            and {"path", "strategy", "_extra_criteria"} <= names_in(strategy_options._LoadElement)
         )
     except Exception:
         return False
@@ -155,7 +155,8 @@ def options_leaving(state: Any, names: tuple[str, ...]) -> tuple[str, ...]:
         for element in getattr(option, "context", ()):  # one for criteria has none
             steps = element.path.path[1::2]
             if steps and steps[:-1] == above and getattr(steps[-1], "key", None) in names:  # a wildcard has no key
-                name = f"{steps[-1].parent.class_.__name__}.{steps[-1].key}"
+                criteria = ".and_(…)" if element._extra_criteria else ""
+                name = f"{steps[-1].parent.class_.__name__}.{steps[-1].key}{criteria}"
                 found += [f"{_LEAVING[how]}({name})" for how in element.strategy or () if how in _LEAVING]
     return tuple(found)
 

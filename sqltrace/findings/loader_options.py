@@ -101,6 +101,8 @@ def options(chosen: Iterable[Chosen]) -> str:
         path, note = _as_written(asked)
         below.setdefault(path[:-1], []).append(loader.format(path[-1]))
         notes[note] = None
+        if loader == _FOR_ALL_LEVELS:
+            notes["a statement for each level; a recursive CTE is one for all"] = None
         got.add(asked[0] if isinstance(asked[0], Asked) and asked[0].startswith(_GET) else "")
     text = ", ".join(_under(above, names) for above, names in below.items())
     notes.pop("", None)
@@ -158,7 +160,10 @@ def loaders_for(recording: Recording, origin: Origin, parents: Parents | None, a
 
 def in_place_of_options(origin: Origin) -> str:
     """For the end of a fix: SQLAlchemy takes no second option for the same attribute."""
-    return f"  # in place of {listed(list(origin.by_options))}" if origin.by_options else ""
+    if not origin.by_options:
+        return ""
+    criteria = ", with its and_(…)" if any(".and_(" in option for option in origin.by_options) else ""
+    return f"  # in place of {listed(list(origin.by_options))}{criteria}"
 
 
 def in_place_of_levels(origin: Origin, parents: Parents | None, above: Path = ()) -> str:
