@@ -136,17 +136,22 @@ def paste(fix, query):
     return eval(f"query{fix}", {**NAMES, "query": query})
 
 
-@pytest.mark.postgresql
-@pytest.mark.parametrize("lock", [{}, {"read": True}], ids=["update", "share"])
-def test_query_that_locks_gets_no_join(postgres_url, lock):
+@pytest.fixture
+def locking_engine(postgres_url):
     engine = create_engine(postgres_url.set(drivername="postgresql+psycopg"))
     fill(engine)
-    query = select(Order).with_for_update(**lock)
-
-    [finding] = findings(engine, query, lambda order: order.customer.id)
-    after = findings(engine, paste(finding.fix, query), lambda order: order.customer.id)
+    yield engine
     Base.metadata.drop_all(engine)
     engine.dispose()
+
+
+@pytest.mark.postgresql
+@pytest.mark.parametrize("lock", [{}, {"read": True}], ids=["update", "share"])
+def test_query_that_locks_gets_no_join(locking_engine, lock):
+    query = select(Order).with_for_update(**lock)
+
+    [finding] = findings(locking_engine, query, lambda order: order.customer.id)
+    after = findings(locking_engine, paste(finding.fix, query), lambda order: order.customer.id)
 
     assert finding.fix == ".options(selectinload(Order.customer))"
     assert after == []
