@@ -3,7 +3,7 @@
 import warnings
 
 import pytest
-from sqlalchemy import ForeignKey, create_engine, func, insert, orm, select, text, union_all, update
+from sqlalchemy import ForeignKey, Integer, create_engine, func, insert, orm, select, text, union_all, update
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.orm import (
     DeclarativeBase,
@@ -387,3 +387,33 @@ def test_subqueries_of_a_select_are_not_named_as_statements(engine):
     [finding] = sqltrace.diagnose(recording)
 
     assert finding.message.startswith("SELECT loaders_labels loaders_machines ran 12 times at the same line")
+
+
+def test_query_that_is_too_far_above_is_not_named(engine):
+    class Other(DeclarativeBase):
+        pass
+
+    def level(number):
+        columns = {"id": mapped_column(Integer, primary_key=True)}
+        if number:
+            columns["above_id"] = mapped_column(ForeignKey(f"loaders_level_{number - 1}.id"))
+        names = {"__tablename__": f"loaders_level_{number}", **columns}
+        if number < 8:
+            names["below"] = relationship(f"Level{number + 1}")
+        return type(f"Level{number}", (Other,), names)
+
+    levels = [level(number) for number in range(9)]
+    Other.metadata.create_all(engine)
+    with engine.begin() as connection:
+        for number, cls in enumerate(levels):
+            connection.execute(insert(cls), [{"id": n, **({"above_id": n} if number else {})} for n in range(5)])
+
+    def touch(found):
+        for _ in levels[1:]:
+            [found] = found.below
+
+    told = {finding.relationship: finding.fix for finding in findings(engine, select(levels[0]), touch)}
+
+    assert len(told) == 8
+    assert "  # of the SELECT loaders_level_0 at " in told["Level5.below"]
+    assert "  # of the" not in told["Level7.below"]

@@ -56,14 +56,14 @@ def names_of_query(recording: Recording, parents: Parents | None) -> Path:
 
 
 def query_above(recording: Recording, parents: Parents | None) -> Parents | None:
-    """The query of the application that led to some objects; `None` where it is not known."""
+    """The query of the application that led to some objects; `None` where it is not known, or further above."""
     for _ in range(_MAX_DEPTH):
         if parents is None or parents.origin.kind == "query":
-            break
+            return parents
         load = parents.fingerprint, parents.origin
         above = (one.parents for one in recording.statements if (one.fingerprint, one.origin) == load)
         parents = next(above, None)
-    return parents
+    return None
 
 
 def _widening_of(recording: Recording, query: Parents | None) -> Widening | None:
