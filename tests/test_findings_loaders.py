@@ -133,7 +133,7 @@ NAMES = {**vars(orm), **{cls.__name__: cls for cls in (Customer, Order, Item, Pr
 
 
 def paste(fix, query):
-    return eval(f"query{fix}", {**NAMES, "query": query})
+    return eval(f"query{fix}", {**NAMES, "query": query, "part_alias": part_alias})
 
 
 @pytest.fixture
@@ -221,6 +221,7 @@ def up(part):
         part = part.whole
 
 
+part_alias = aliased(Part)
 ROOT, LEAF = select(Part).where(Part.id == 1), select(Part).where(Part.id == 128)
 
 
@@ -234,8 +235,13 @@ ROOT, LEAF = select(Part).where(Part.id == 1), select(Part).where(Part.id == 128
             lambda machine: down(machine.part),
             ".options(defaultload(Machine.part).selectinload(Part.parts, recursion_depth=-1))",
         ),
+        (
+            select(part_alias).where(part_alias.id == 1),
+            down,
+            ".options(selectinload(part_alias.parts, recursion_depth=-1))",
+        ),
     ],
-    ids=["down", "up", "below another"],
+    ids=["down", "up", "below another", "of an alias"],
 )
 def test_levels_of_a_tree_are_loaded_by_one_option(engine, query, touch, fix):
     [finding] = findings(engine, query, touch)
