@@ -27,7 +27,7 @@ _WHERE = re.compile(r"\bWHERE\b", re.IGNORECASE)
 _EQUAL = re.compile(r"(?<![<>!:=])=(?![=>])")
 _UNEQUAL = re.compile(r"(?<=\s)[<>]=?(?=\s)|\bBETWEEN\b", re.IGNORECASE)
 _LIMIT = re.compile(r"\sLIMIT\s|\sFETCH\s+(FIRST|NEXT)\s|\bSELECT\s+TOP\b", re.IGNORECASE)
-_AGGREGATE = re.compile(r"\s*SELECT\b(?:(?!\bFROM\b).)*\b(?:COUNT|SUM|AVG|MIN|MAX)\(", re.IGNORECASE | re.DOTALL)
+_AGGREGATE = re.compile(r"\b(?:(?:COUNT|SUM|AVG|MIN|MAX)\(|(?P<source>FROM)\b)", re.IGNORECASE)
 _IN = re.compile(r"\bIN \((?P<values>[^()]*)\)")
 _SYSTEM_TABLES = ("pg_catalog", "information_schema", "sqlite_master", "PRAGMA")
 _BATCH = 10
@@ -88,7 +88,7 @@ def _asks_for_one(group: Group) -> bool:
     operation, _, targets = group.summary.partition(" ")
     if operation.upper() != "SELECT" or not targets or any(name in group.sql for name in _SYSTEM_TABLES):
         return False
-    if _same_each_time(group) or not _WHERE.search(group.sql):
+    if _same_each_time(group) or ("WHERE" not in group.sql and not _WHERE.search(group.sql)):
         return False
     rows = (group.rows or 0) / group.count
     paged = rows >= _BATCH and _LIMIT.search(group.sql) is not None
@@ -203,8 +203,14 @@ def _in(attribute: str) -> str:
     return f"{attribute}.in_({attribute.partition('.')[2]}s)"
 
 
+def _is_aggregate(sql: str) -> bool:
+    """Whether what it asks for is counted, added up or the like."""
+    first = _AGGREGATE.search(sql) if "(" in sql else None
+    return first is not None and first["source"] is None
+
+
 def _one_for_all_by_text(group: Group) -> str:
-    grouped = _AGGREGATE.match(group.sql) is not None
+    grouped = _is_aggregate(group.sql)
     match = _EQUALS.search(group.sql)
     if match is None or len(_EQUAL.findall(group.sql, match.start())) != 1:
         which = "WHERE … IN (…) and GROUP BY" if grouped else "WHERE … IN (…)"

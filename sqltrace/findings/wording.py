@@ -38,6 +38,8 @@ def place_of_failed(group: Group) -> str | None:
 
 def name_of(statement: Group | Parents) -> str:
     """Its summary, without the subqueries of a SELECT: ``SELECT comments articles``."""
+    if "SELECT " not in statement.summary[1:].upper():
+        return statement.summary
     operation, *words = statement.summary.split(" ")
     nested = [word for word in words if operation.upper() != "SELECT" or word.upper() != "SELECT"]
     return " ".join([operation, *nested])
