@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session, SessionTransaction
 
@@ -214,6 +214,27 @@ with Session(engine) as session:
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
 
     assert (finished.stdout, finished.stderr) == ("1\n", "")
+
+
+def test_fault_of_ours_changes_no_commit_and_no_rollback(monkeypatch, caplog, memory_engine):
+    def changed(_):
+        raise AttributeError("as in another SQLAlchemy")
+
+    monkeypatch.setattr(SessionTransaction, "parent", property(changed))
+    monkeypatch.setattr(SessionTransaction, "is_active", property(changed))
+    with sqltrace.record() as recording, Session(memory_engine) as session:
+        session.execute(text("CREATE TABLE things (id INTEGER)"))
+        session.commit()
+        session.execute(text("INSERT INTO things VALUES (1)"))
+        session.rollback()
+        left = session.execute(text("SELECT count(*) FROM things")).scalar()
+
+    assert (left, recording.statement_count) == (0, 3)
+    assert {record.getMessage().partition(" failed")[0] for record in caplog.records} >= {
+        "noting a commit",
+        "noting a rollback",
+    }
+    caplog.clear()
 
 
 def test_wrapper_of_somebody_else_stays(monkeypatch):

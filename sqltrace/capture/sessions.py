@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from sqltrace.capture import expiry, flushes, orm_internals
 from sqltrace.capture.replacements import Replacements
+from sqltrace.faults import report_fault
 
 _lock: Final = threading.RLock()
 _replacements: Final = Replacements()
@@ -54,7 +55,7 @@ def _commit(original: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(original)
     def commit(self: Any, *arguments: Any, **options: Any) -> None:
-        session = self.session if self.parent is None else None
+        session = _committing(self)
         original(self, *arguments, **options)
         if session is not None:
             expiry.committed(session)
@@ -65,12 +66,30 @@ def _commit(original: Callable[..., None]) -> Callable[..., None]:
 def _rollback(original: Callable[..., None]) -> Callable[..., None]:
     @wraps(original)
     def rollback(self: Any, *arguments: Any, **options: Any) -> None:
-        session = self.session if self.is_active else None
+        session, to_savepoint = _rolling_back(self)
         checkouts = flushes.checkouts_of(session) if session is not None else []
-        to_savepoint = session is not None and session.in_nested_transaction()
         original(self, *arguments, **options)
         flushes.count_rollback(checkouts)
         if session is not None:
             expiry.rolled_back(session, to_savepoint=to_savepoint)
 
     return rollback
+
+
+def _committing(transaction: Any) -> Any:
+    """The session, of what is no part of another transaction. Never raises."""
+    try:
+        return transaction.session if transaction.parent is None else None
+    except Exception as fault:
+        report_fault("noting a commit", fault)
+        return None
+
+
+def _rolling_back(transaction: Any) -> tuple[Any, bool]:
+    """The session, unless it has rolled back already, and whether that is to a savepoint. Never raises."""
+    try:
+        session = transaction.session if transaction.is_active else None
+        return session, session is not None and session.in_nested_transaction()
+    except Exception as fault:
+        report_fault("noting a rollback", fault)
+        return None, False
