@@ -54,7 +54,7 @@ def _own(stretch: IdleStretch, busy: Coverage) -> int:
     if stretch.reading:
         return 0
     length = stretch.end - stretch.start
-    return length - max(stretch.loop_held, busy.until(stretch.end) - busy.until(stretch.start))
+    return max(0, length - max(stretch.loop_held, busy.until(stretch.end) - busy.until(stretch.start)))
 
 
 def _pauses_told(recording: Recording, stretches: Sequence[IdleStretch], busy: Coverage) -> int:
