@@ -172,7 +172,7 @@ def test_session_is_given_back_as_it_was():
         return [
             Session.expire,
             Session.expire_all,
-            Session.flush,
+            Session._flush,
             SessionTransaction.commit,
             SessionTransaction.rollback,
         ]

@@ -178,6 +178,7 @@ def test_unchanged_sqlalchemy_tells_everything(copy):
         (["entity_zero"], NO_JOINS),
         (["_annotations"], NO_JOINS),
         (["_connections"], {}),
+        (["_flush"], {}),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )

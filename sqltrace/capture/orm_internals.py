@@ -164,13 +164,19 @@ def _warn_once(what: str, error: Exception) -> None:
 
 
 def sessions_are_told() -> bool:
-    """Self-test: whether the connections of a session are known. Imports `sqlalchemy.orm`."""
+    """Self-test: whether the connections and flushes of a session are known. Imports `sqlalchemy.orm`."""
     try:
         from sqlalchemy.orm import SessionTransaction
 
-        return "_connections" in names_in(SessionTransaction)
+        return "_connections" in names_in(SessionTransaction) and flushing() is not None
     except Exception:
         return False
+
+
+def flushing() -> tuple[type, str] | None:
+    """Where a session writes what there is to write, as opposed to `Session.flush`, which each query calls."""
+    session = imported_session()
+    return (session, "_flush") if session is not None and "_flush" in vars(session) else None
 
 
 def connections_of(session: Any) -> list[Any]:

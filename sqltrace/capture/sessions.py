@@ -27,11 +27,13 @@ def install_when_imported() -> None:
         with _lock:
             if not _replacements:
                 transaction = orm_internals.session_transaction()
-                _replacements.replace(session, "flush", _flush)
                 _replacements.replace(session, "expire", expiry.noticed)
                 _replacements.replace(session, "expire_all", expiry.noticed_all)
                 _replacements.replace(transaction, "commit", _commit)
                 _replacements.replace(transaction, "rollback", _rollback)
+                flushing = orm_internals.flushing() if flushes.work() else None
+                if flushing is not None:
+                    _replacements.replace(*flushing, _flush)
 
 
 def uninstall() -> None:
