@@ -85,6 +85,11 @@ class PoolWait:
     ended: int = field(default=0, repr=False, compare=False)
 
     @property
+    def started(self) -> int:
+        """Reading of the clock at the start of the wait, in nanoseconds."""
+        return self.ended - round(self.waited * _SECOND)
+
+    @property
     def self_deadlock(self) -> bool:
         """Whether it timed out while the one that waited held a connection itself."""
         return self.timed_out and any(holder.own for holder in self.holders)

@@ -71,6 +71,10 @@ class Coverage:
             start = max(start, self._ends[place])
         return [*pieces, (start, end)] if start < end else pieces
 
+    def within(self, start: int, end: int) -> int:
+        """Time of a stretch that some interval covers."""
+        return self.until(end) - self.until(start)
+
     def until(self, end: int) -> int:
         """Time before `end` that some interval covers."""
         begun = bisect_left(self._starts, end)

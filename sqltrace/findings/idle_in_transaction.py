@@ -54,7 +54,7 @@ def _own(stretch: IdleStretch, busy: Coverage) -> int:
     if stretch.reading:
         return 0
     length = stretch.end - stretch.start
-    return max(0, length - max(stretch.loop_held, busy.until(stretch.end) - busy.until(stretch.start)))
+    return max(0, length - max(stretch.loop_held, busy.within(stretch.start, stretch.end)))
 
 
 def _pauses_told(recording: Recording, stretches: Sequence[IdleStretch], busy: Coverage) -> int:
@@ -73,7 +73,7 @@ def _pauses_told(recording: Recording, stretches: Sequence[IdleStretch], busy: C
 def _add_what_others_tell(busy: Coverage, recording: Recording, idle: float) -> None:
     """When the recording waited for a pool, or for a statement that took as long by itself."""
     for wait in recording.connections.waits:
-        busy.add(wait.ended - round(wait.waited * _SECOND), wait.ended)
+        busy.add(wait.started, wait.ended)
     for _, executions in recording.executions():
         for execution in executions:
             if execution.elapsed >= idle * _SECOND:

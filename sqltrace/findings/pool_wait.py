@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from sqltrace.connection import PoolWait
 from sqltrace.finding import Finding
 from sqltrace.findings.wording import line, listed, time
-from sqltrace.intervals import Coverage
 from sqltrace.recording import Recording
 
 _NAMED = 3
@@ -20,9 +19,12 @@ def pool_wait(recording: Recording, *, wait: float = 0.1) -> Iterator[Finding]:
         wait: Seconds that the waits of a recording took together; one that timed out is told in any case.
     """
     waits = recording.connections.waits
+    if not waits:
+        return
     for_loop = recording.stretches("loop_wait")
-    waited = sum(one.waited - _within(for_loop, one) for one in waits)
-    if not waits or (waited < wait and not any(one.timed_out for one in waits)):
+    # While the loop was busy, the connection was there, or could have been.
+    waited = sum(one.waited - for_loop.within(one.started, one.ended) / _SECOND for one in waits)
+    if waited < wait and not any(one.timed_out for one in waits):
         return
     worst = next((one for one in waits if one.self_deadlock), waits[0])
     at_once = waited > recording.duration + recording.after_response
@@ -33,12 +35,6 @@ def pool_wait(recording: Recording, *, wait: float = 0.1) -> Iterator[Finding]:
         line(worst.call_site),
         fix=_fix(worst),
     )
-
-
-def _within(for_loop: Coverage, wait: PoolWait) -> float:
-    """Seconds of a wait in which the connection was there, or could have been, and the event loop busy."""
-    started = wait.ended - round(wait.waited * _SECOND)
-    return (for_loop.until(wait.ended) - for_loop.until(started)) / _SECOND
 
 
 def _message(waits: Sequence[PoolWait], worst: PoolWait, waited: float, at_once: bool) -> str:
