@@ -37,6 +37,20 @@ def below(*middleware, **endpoints):
     return Starlette(routes=routes, middleware=[Middleware(ObservedMiddleware, sinks=[records]), *middleware]), records
 
 
+async def innocent(request):
+    for _ in range(5):
+        await asyncio.sleep(0.03)
+    return PlainTextResponse("ok")
+
+
+async def ask_both(app):
+    """First `innocent`, and while it sleeps the guilty one."""
+    waiting = asyncio.create_task(get(app, "/innocent"))
+    await asyncio.sleep(0.05)
+    await get(app, "/guilty")
+    await waiting
+
+
 @pytest.mark.parametrize("run", CLOCKED)
 @thrice
 def test_who_held_the_loop_and_who_waited_for_it_are_told(run):
@@ -46,20 +60,8 @@ def test_who_held_the_loop_and_who_waited_for_it_are_told(run):
         held.append(block(0.3))
         return PlainTextResponse("ok")
 
-    async def innocent(request):
-        for _ in range(5):
-            await asyncio.sleep(0.03)
-        return PlainTextResponse("ok")
-
-    async def main():
-        app, records = below(guilty=guilty, innocent=innocent)
-        waiting = asyncio.create_task(get(app, "/innocent"))
-        await asyncio.sleep(0.05)
-        await get(app, "/guilty")
-        await waiting
-        return records
-
-    records = run(main())
+    app, records = below(guilty=guilty, innocent=innocent)
+    run(ask_both(app))
 
     assert records["/guilty"].longest_hold == pytest.approx(held[0], rel=0.2)
     assert records["/innocent"].time_account.loop_wait == pytest.approx(held[0], rel=0.3)
@@ -79,20 +81,8 @@ def test_body_that_is_streamed_in_a_task_of_its_own_holds_the_loop_as_the_reques
     async def guilty(request):
         return StreamingResponse(chunks())
 
-    async def innocent(request):
-        for _ in range(5):
-            await asyncio.sleep(0.03)
-        return PlainTextResponse("ok")
-
-    async def main():
-        app, records = observed(Starlette(routes=[Route("/guilty", guilty), Route("/innocent", innocent)]))
-        waiting = asyncio.create_task(get(app, "/innocent"))
-        await asyncio.sleep(0.05)
-        await get(app, "/guilty")
-        await waiting
-        return records
-
-    records = run(main())
+    app, records = observed(Starlette(routes=[Route("/guilty", guilty), Route("/innocent", innocent)]))
+    run(ask_both(app))
 
     assert records["/guilty"].longest_hold == pytest.approx(held[0], rel=0.2)
     assert records["/guilty"].time_account.loop_wait < 0.1

@@ -415,15 +415,6 @@ def test_five_hundred_statements_are_kept_unless_asked_otherwise(engine, clock):
     assert (len(recording.statements), recording.statement_count) == (500, 510)
 
 
-def test_lists_that_a_recording_answers_are_the_callers_own(engine, clock):
-    with Opened(clock) as recording:
-        run(engine, 1)
-    recording.statements.clear()
-    recording.groups.clear()
-
-    assert (len(recording.statements), len(recording.groups)) == (1, 1)
-
-
 def test_context_that_runs_on_does_not_keep_the_recording_alive(clock):
     recording = Recording(clock=clock)
     outer = recording.open()

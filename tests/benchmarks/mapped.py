@@ -187,7 +187,7 @@ def _print_table(samples: Samples, workloads: list[Any], few: dict[str, Any], he
     def added(workload: Any) -> list[float]:
         return [own - bare for own, bare in zip(samples[workload, "recording"], samples[workload, "bare"], strict=True)]
 
-    thousands = 1_000 if "nanoseconds" in head[-1] else 1
+    scale = 1_000 if "nanoseconds" in head[-1] else 1
     table = [["a request", *head]]
     for workload in workloads:
         bare, extra = samples[workload, "bare"], added(workload)
@@ -196,7 +196,7 @@ def _print_table(samples: Samples, workloads: list[Any], few: dict[str, Any], he
         if workload.variant in few:
             more = workload.statements - EACH
             pairs = zip(extra, added(few[workload.variant]), strict=True)
-            cells.append(spread([thousands * (many - once) / more for many, once in pairs]))
+            cells.append(spread([scale * (many - once) / more for many, once in pairs]))
         table.append([str(workload), *cells, *[""] * (4 - len(cells))])
     print(layout(table))
 
