@@ -111,7 +111,7 @@ class RequestMetrics:
     def _measure_group(self, group: Group, executions: list[Execution], context: Context | None) -> None:
         known: dict[tuple[Any, bool, Failure | None], Attributes] = {}
         for execution in executions:
-            batch = execution.executemany and execution.batch_size != 1
+            batch = execution.is_batch
             kind = execution.dialect, batch, execution.failure
             attributes = known.get(kind)
             if attributes is None:
