@@ -103,6 +103,18 @@ def test_default_rules_that_are_not_asked_would_have_told_nothing(count):
     assert [finding.kind for finding in sqltrace.diagnose(recording)] == found == ["repeated_statement"] * (count >= 4)
 
 
+def test_many_different_statements_are_told_nothing_by_rules_that_are_not_asked():
+    engine = create_engine("sqlite://", poolclass=StaticPool)
+    with sqltrace.record() as recording, engine.connect() as connection:
+        for number in range(12):
+            for _ in range(3):
+                connection.execute(text(f"SELECT name AS name_{number} FROM sqlite_master")).all()
+    engine.dispose()
+
+    assert recording.distinct_count == 12
+    assert sqltrace.diagnose(recording, default_rules()) == sqltrace.diagnose(recording) == []
+
+
 def test_thresholds_are_set_with_partial():
     recording = shelves.record_sync(loop, shelves.mapping())
 

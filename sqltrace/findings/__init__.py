@@ -54,7 +54,7 @@ __all__ = [
 Rule = Callable[[Recording], Iterable[Finding]]
 
 
-# Below the default thresholds of all rules: of what takes seconds, and of what takes several statements.
+# Below the default thresholds of all rules: of what takes seconds, and of what takes several statements of a group.
 _QUICK, _FEW = 0.05, 4
 
 
@@ -121,12 +121,12 @@ def _is_quiet(recording: Recording) -> bool:
     """Whether no default rule can have anything to tell, as of most short requests: to ask them all takes longer."""
     if recording.failed_loads or recording.duration + recording.after_response >= _QUICK:
         return False
-    count = 0
     for group in recording.groups:
-        count += group.count
-        if count >= _FEW or (group.widening is not None and group.widening.joins) or group.phase != "response":
+        # No rule adds groups up.
+        if group.count >= _FEW or (group.widening is not None and group.widening.joins) or group.phase != "response":
             return False
-    return not recording.connections.waits
+    connections = recording.connections
+    return not connections.waits and (connections.idle_in_transaction or 0.0) < _QUICK
 
 
 def _checked(findings: Iterable[Finding]) -> list[Finding]:
