@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import sysconfig
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from types import FrameType, TracebackType
 from typing import Any
@@ -34,8 +34,13 @@ _OUTERMOST = (
 )
 
 _SKIP, _LIBRARY, _APPLICATION, _END = range(4)  # the first is false
+_MAX_CALLERS = 2  # from a repository past the service to the endpoint
+_COMPREHENSIONS = frozenset({"<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>"})
 _FRAMES = range(200)
 _MAX_FILES = 10_000
+
+
+_Line = tuple[str, int, str]  # as the fields of a CallSite
 
 
 class _Kinds(dict[str, int]):
@@ -53,17 +58,19 @@ _kinds = _Kinds()
 @dataclass(frozen=True, slots=True)
 class CallSite:
     """
-    A line of the application.
+    A line of the application. Equal to itself, wherever it was called from.
 
     Attributes:
         file: Absolute path, as Python knows it.
         line: 1 is the first.
         function: Qualified name (``Class.method``).
+        callers: Lines of the application that it was called from, without a library in between: at most two.
     """
 
     file: str
     line: int
     function: str
+    callers: tuple[CallSite, ...] = field(default=(), compare=False)
 
     def __str__(self) -> str:
         return f"{shorten(self.file)}:{self.line} in {self.function}"
@@ -124,22 +131,35 @@ def call_site_in(traceback: TracebackType) -> CallSite | None:
     entry: TracebackType | None = traceback
     while entry is not None:
         code = entry.tb_frame.f_code
-        best[_kinds[code.co_filename]] = _call_site(code.co_filename, entry.tb_lineno, code.co_qualname)
+        best[_kinds[code.co_filename]] = _call_site((code.co_filename, entry.tb_lineno, code.co_qualname))
         entry = entry.tb_next
     return best.get(_APPLICATION) or best.get(_LIBRARY)
 
 
 def _site(frame: FrameType) -> CallSite:
+    lines = [_line_of(frame)]
+    caller = frame.f_back
+    while caller is not None and _kinds[caller.f_code.co_filename] == _APPLICATION:
+        if frame.f_code.co_name not in _COMPREHENSIONS:  # the function around it has no more to tell
+            lines.append(_line_of(caller))
+        if len(lines) > _MAX_CALLERS:
+            break
+        frame, caller = caller, caller.f_back
+    return _call_site(*lines)
+
+
+def _line_of(frame: FrameType) -> _Line:
     line, template = frame.f_lineno, frame.f_globals.get("__jinja_template__")
     if template is not None:  # the frame counts lines of the Python that the template was compiled to
         line = template.get_corresponding_lineno(line)
-    return _call_site(frame.f_code.co_filename, line, frame.f_code.co_qualname)
+    return frame.f_code.co_filename, line, frame.f_code.co_qualname
 
 
 @lru_cache(maxsize=10_000)
-def _call_site(file: str, line: int, function: str) -> CallSite:
-    """One object for a line, as a rule: making it takes longer than finding it, and it is told apart by identity."""
-    return CallSite(file, line, function)
+def _call_site(*lines: _Line) -> CallSite:
+    """One object for the same lines, as a rule: making it takes longer than finding it, and identity tells it apart."""
+    innermost, *callers = lines
+    return CallSite(*innermost, tuple(CallSite(*line) for line in callers))
 
 
 def _current_greenlet() -> Any:

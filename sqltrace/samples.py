@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from sqltrace.callsite import CallSite
 
 _MAX_SITES = 64
@@ -49,23 +51,22 @@ class Samples:
         """The call site that most of the `count` came from, and about how many; `None` where none is known."""
         if not self._sites:
             return None
-        if len(self._sites) == 1:
-            return self._sites[0][1], count
-        counts: dict[int, int] = {}
-        sites: dict[int, CallSite] = {}
+        first = self._sites[0][1]
+        if all(site is first for _, site in self._sites):
+            return first, count
+        lines: Counter[CallSite] = Counter()
+        ways: Counter[int] = Counter()  # of one line there may be several, by what called it
         ends = [number for number, _ in self._sites[1:]] + [count + 1]
-        for (number, call_site), end in zip(self._sites, ends, strict=True):
-            identity = id(call_site)  # there is one object for a line
-            sites[identity] = call_site
-            counts[identity] = counts.get(identity, 0) + end - number
-        most = max(counts, key=counts.__getitem__)
-        return sites[most], counts[most]
+        for (number, site), end in zip(self._sites, ends, strict=True):
+            lines[site] += end - number
+            ways[id(site)] += end - number
+        [(line, most)] = lines.most_common(1)
+        return max((site for _, site in self._sites if site == line), key=lambda site: ways[id(site)]), most
 
     @property
     def only_site(self) -> CallSite | None:
         """Where all came from of which the call site is known; `None` where there are several."""
-        sites = {id(site) for _, site in self._sites}
-        return self._sites[0][1] if len(sites) == 1 else None
+        return self._sites[0][1] if len({site for _, site in self._sites}) == 1 else None
 
     @property
     def equal(self) -> int:

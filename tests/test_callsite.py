@@ -130,6 +130,80 @@ def test_virtual_environment_inside_the_project_is_no_application(tmp_path):
     assert library["call"](lambda: find_call_site()).file == HERE
 
 
+def test_lines_that_call_a_repository_are_told_with_it(tmp_path):
+    repository = load(
+        tmp_path / "shop" / "repository.py", "class Repository:\n    def get(self):\n        return find()\n"
+    )
+    service = load(tmp_path / "shop" / "service.py", "def order_of(repository):\n\n    return repository().get()\n")
+    api = load(tmp_path / "shop" / "api.py", "def read_order(service, repository):\n    return service(repository)\n")
+    main = load(tmp_path / "shop" / "main.py", "def main(api, *layers):\n    return api(*layers)\n")
+
+    site = main["main"](api["read_order"], service["order_of"], repository["Repository"])
+
+    assert (site.line, site.function) == (3, "Repository.get")
+    assert [(Path(caller.file).name, caller.line, caller.function) for caller in site.callers] == [
+        ("service.py", 3, "order_of"),
+        ("api.py", 2, "read_order"),
+    ]
+
+
+def test_lines_that_await_a_repository_are_told_with_it():
+    async def get_item(connection):
+        await connection.execute(text("SELECT 1"))
+
+    async def read_item(connection):
+        await get_item(connection)  # awaits the repository
+
+    async def app(scope, receive, send):
+        engine = create_async_engine("sqlite+aiosqlite://")
+        async with engine.connect() as connection:
+            await read_item(connection)
+        await engine.dispose()
+        await respond(send)
+
+    observer, records = observed(app)
+    asyncio.run(get(observer, "/"))
+
+    [statement] = records["/"].statements
+    service, endpoint = statement.call_site.callers
+    assert (service.line, service.function.rpartition(".")[2]) == (line_of("awaits the repository"), "read_item")
+    assert endpoint.function.endswith(".app")
+
+
+def test_what_a_library_calls_is_called_by_no_line_of_the_application(tmp_path):
+    library = load(
+        tmp_path / "site-packages" / "fastapi" / "routing.py", "def call(endpoint):\n    return endpoint()\n"
+    )
+
+    def endpoint():
+        return find_call_site()
+
+    assert library["call"](endpoint).callers == ()
+
+
+@pytest.mark.parametrize("comprehension", ["[find() for _ in '-'][0]", "next(find() for _ in '-')"])
+def test_function_around_a_comprehension_does_not_call_it(comprehension, tmp_path):
+    application = load(tmp_path / "shop" / "api.py", f"def read():\n    return {comprehension}\n")
+
+    site = application["read"]()
+
+    assert site.line == 2
+    assert site.function.startswith("read")
+    assert [caller.file for caller in site.callers[:1]] == [HERE]
+
+
+def test_line_is_the_same_whoever_called_it():
+    def repository():
+        return find_call_site()
+
+    here, there = repository(), repository()  # fmt: skip
+    elsewhere = repository()
+
+    assert here == there == elsewhere
+    assert here is not elsewhere
+    assert here.callers != elsewhere.callers
+
+
 def test_framework_is_never_the_answer(tmp_path, monkeypatch):
     framework = load(tmp_path / "site-packages" / "starlette" / "routing.py", "def handle():\n    return find()\n")
     monkeypatch.setitem(callsite._kinds, HERE, callsite._SKIP)

@@ -136,7 +136,7 @@ def test_attribute_that_was_not_loaded(name):
     assert finding.fix == fix
     assert finding.cost > 0
     assert finding.call_site.startswith("tests/test_findings_not_loaded.py:")
-    assert finding.call_site.endswith("<lambda>")
+    assert "<lambda>" in finding.call_site
     assert finding.parents.endswith(" in find")
 
 

@@ -41,6 +41,21 @@ def test_statement_at_many_lines_has_a_few_at_each():
     assert group.samples.busiest(group.count)[1] <= 3
 
 
+def test_line_that_several_others_call_is_told_with_the_busiest_of_them():
+    def work(connection):
+        ask(connection, 0)
+        for number in range(20):
+            ask(connection, number)
+
+    group = record(work)
+
+    site, count = group.samples.busiest(group.count)
+
+    assert (site.function, count) == ("ask", 21)
+    assert site.callers[0].line == work.__code__.co_firstlineno + 3
+    assert group.samples.only_site == site
+
+
 @pytest.mark.parametrize(
     ("values", "equal", "compared"),
     [([1], 1, 1), ([1, 2, 3], 1, 3), ([1, 2, 1, 1], 3, 4), (["a"] * 20, 8, 8)],

@@ -21,7 +21,8 @@ def listed(words: list[str]) -> str:
 
 
 def line(site: CallSite | None) -> str | None:
-    return str(site) if site is not None else None
+    """``app/repository.py:12 in Repository.get, from app/api.py:46 in list_tags``."""
+    return ", from ".join(map(str, (site, *site.callers))) if site is not None else None
 
 
 def place(group: Group) -> str | None:
