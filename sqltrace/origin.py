@@ -9,7 +9,7 @@ from sqltrace.callsite import CallSite
 from sqltrace.declaration import Declaration
 
 OriginKind = Literal["query", "lazy", "immediate", "selectin", "subquery", "refresh", "deferred", "subclass"]
-ExpiredBy = Literal["commit", "rollback", "expire", "unknown"]
+ExpiredBy = Literal["commit", "rollback", "expire", "flush", "unknown"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)  # compared by identity, in the hot path: `capture.origin` keeps each once
@@ -36,7 +36,7 @@ class Origin:
         expired_by:
             What had expired whole objects that are loaded again: a ``commit``,
             a ``rollback``, `Session.expire_all` or `Session.expire`; ``unknown`` where
-            several may have. `None` for single attributes, as a flush lets them expire.
+            several may have. Of single attributes a ``flush``, if the database makes their values, else `None`.
 
         base: Name of the class that the query had asked for, where that does not have the relationship or attributes.
         key: The attribute that is the primary key, for what was asked for; `None` where it is several.

@@ -4,7 +4,7 @@ import asyncio
 import gc
 
 import pytest
-from sqlalchemy import orm, select
+from sqlalchemy import func, orm, select
 from sqlalchemy.exc import InvalidRequestError, MissingGreenlet, StatementError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session, defer, joinedload, raiseload, selectinload
@@ -182,6 +182,43 @@ def test_expired_attribute_wants_another_session_maker():
     assert finding.message == f"Author.name had expired with the commit, {GREENLET}"
     assert finding.fix == "async_sessionmaker(engine, expire_on_commit=False)"
     assert findings(L, select(L.Author), lambda author: author.name, expire_on_commit=False) == []
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["flush", "commit"])
+def test_value_that_the_database_makes_in_a_flush_wants_to_be_asked_for(kept, tmp_path):
+    async def main(**arguments):
+        class Base(orm.DeclarativeBase):
+            pass
+
+        class Note(Base):
+            __tablename__ = "notes"
+            __mapper_args__ = arguments
+            id: orm.Mapped[int] = orm.mapped_column(primary_key=True)
+            text: orm.Mapped[str]
+            changed: orm.Mapped[str] = orm.mapped_column(default="", onupdate=func.hex(1))
+
+        engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path}/{len(arguments)}")
+        async with engine.begin() as connection:
+            await connection.run_sync(Base.metadata.create_all)
+        async with AsyncSession(engine, expire_on_commit=False) as session:
+            note = Note(text="old")
+            session.add(note)
+            await session.commit()
+            async with sqltrace.record() as recording:
+                note.text = "new"
+                await (session.commit() if kept else session.flush())
+                try:
+                    assert note.changed == "31"
+                except ERRORS:
+                    pass
+        await engine.dispose()
+        return sqltrace.diagnose(recording)
+
+    [finding] = asyncio.run(main())
+
+    assert finding.message == f"Note.changed had expired with a flush, {GREENLET}"
+    assert finding.fix == '__mapper_args__ = {"eager_defaults": True}  # of Note'
+    assert asyncio.run(main(eager_defaults=True)) == []
 
 
 def test_attributes_that_one_commit_had_expired_are_told_once():

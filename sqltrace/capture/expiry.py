@@ -11,6 +11,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
+from sqltrace.capture.load_internals import made_by_database
 from sqltrace.collector import Collector, current
 from sqltrace.faults import report_fault
 from sqltrace.origin import ExpiredBy
@@ -35,10 +36,10 @@ def rolled_back(session: Any, *, to_savepoint: bool) -> None:
         report_fault("noting what expired objects", fault)
 
 
-def expired_by(state: Any, collector: Collector | None) -> ExpiredBy | None:
-    """What has expired an object, by its state; `None` where only some of its attributes have."""
+def expired_by(state: Any, attributes: frozenset[str], collector: Collector | None) -> ExpiredBy | None:
+    """What has expired an object, by its state, or attributes of it; `None` where it is not known of these."""
     if not state.expired:
-        return None
+        return "flush" if made_by_database(state, attributes) else None
     session = state.session
     if session is not None:
         noted: ExpiredBy = vars(session).get(_NOTED, "unknown")

@@ -167,6 +167,17 @@ def key_of(state: Any) -> str | None:
     return state.mapper.get_property_by_column(columns[0]).key if len(columns) == 1 else None
 
 
+def made_by_database(state: Any, attributes: Iterable[str]) -> bool:
+    """Whether all are columns with a default of the database, or one that it computes as a row is changed."""
+    columns = [state.mapper.column_attrs[name].columns[0] for name in attributes if name in state.mapper.column_attrs]
+    return bool(columns) and all(
+        getattr(column, "server_default", None) is not None
+        or getattr(column, "server_onupdate", None) is not None
+        or getattr(getattr(column, "onupdate", None), "is_clause_element", False)
+        for column in columns
+    )
+
+
 def load_number(state: Any) -> int | None:
     """The number of the load that filled an object; see `orm_internals.load_number`."""
     return getattr(state, "runid", None)

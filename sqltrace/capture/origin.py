@@ -143,7 +143,7 @@ def _explain_load(execution: Execution, purpose: Purpose, load: tuple[Any, bool,
         kind = "refresh" if asked_for else purpose.for_one or kind_for_one(purpose.attributes, state)
         entity, base = owner_of_attributes(kind, purpose.attributes, state)
         if kind == "refresh" and not asked_for:
-            expired_by = expiry.expired_by(state, execution.collector)
+            expired_by = expiry.expired_by(state, purpose.attributes, execution.collector)
     else:
         kind = purpose.for_many if state is None else "immediate" if within else "lazy"
         if within and (block := building.get()) is not None:  # it may be a part of a refresh

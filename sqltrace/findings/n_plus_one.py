@@ -15,7 +15,7 @@ from sqltrace.findings.loader_options import (
     paths_from_query,
     query_above,
 )
-from sqltrace.findings.refreshes import cost_with_loads, is_within, refreshed_one_by_one
+from sqltrace.findings.refreshes import EAGER_DEFAULTS, cost_with_loads, is_within, refreshed_one_by_one
 from sqltrace.findings.wording import cost, listed, loaded_by, name_of, of_subclass, place, plural, time
 from sqltrace.origin import Origin
 from sqltrace.recording import Recording
@@ -125,8 +125,8 @@ def _of_load(recording: Recording, group: Group) -> Finding:
     if origin.kind == "immediate":
         why = "right after it" if origin.uselist else f"right after their {origin.entity}"
     took = cost_with_loads(recording, group)
-    if origin.kind == "refresh" and origin.expired_by is None and _writes(recording):
-        why, fix = "after a flush", '__mapper_args__ = {"eager_defaults": True}'
+    if origin.expired_by == "flush":
+        why, fix = "after a flush", EAGER_DEFAULTS
     elif origin.kind == "refresh":
         why = _EXPIRED.get(origin.expired_by, "as it had expired")
         fix = f"session.scalars(select({origin.entity}).where(…)).all()  # once, before the loop"
@@ -143,7 +143,7 @@ def _of_load(recording: Recording, group: Group) -> Finding:
 
 def _what(origin: Origin) -> str:
     """``Author.books was``, ``Star.fame and Star.name, columns of a subclass of Author, were``."""
-    names = [f"{origin.entity}.{name}" for name in origin.attributes if origin.expired_by is None]
+    names = [f"{origin.entity}.{name}" for name in origin.attributes if origin.expired_by in (None, "flush")]
     named = names or [origin.relationship or str(origin.entity)]
     several = len(named) > 1
     of_base = f", {of_subclass(origin, several=several)}," if origin.base is not None else ""
@@ -156,10 +156,6 @@ def _of_query_above(recording: Recording, group: Group) -> str:
     if group.parents is None or query is None or query.call_site == group.parents.call_site:
         return ""
     return f"  # of the {loaded_by(query)}"
-
-
-def _writes(recording: Recording) -> bool:
-    return any(group.summary.partition(" ")[0].upper() in ("INSERT", "UPDATE") for group in recording.groups)
 
 
 def _of_query(group: Group) -> Finding:

@@ -14,6 +14,7 @@ from sqltrace.findings.loader_options import (
     names_of_query,
     options,
 )
+from sqltrace.findings.refreshes import EAGER_DEFAULTS
 from sqltrace.findings.wording import line, listed, loaded_by, of_subclass, session_maker
 from sqltrace.recording import Recording
 
@@ -55,9 +56,8 @@ def state_of(failed: FailedLoad) -> str:
     """``was not loaded``, ``had expired with the commit``."""
     origin = failed.origin
     if origin.kind == "refresh":
-        return "had expired" + {"commit": " with the commit", "rollback": " with the rollback"}.get(
-            str(origin.expired_by), ""
-        )
+        by = {"commit": "the commit", "rollback": "the rollback", "flush": "a flush"}.get(str(origin.expired_by))
+        return "had expired" + (f" with {by}" if by else "")
     return "was not loaded" + (f", {of_subclass(origin)}" if origin.base is not None else "")
 
 
@@ -70,6 +70,8 @@ def fix_for(recording: Recording, failed: FailedLoad, refresh: str) -> str:
         return load_with_query(recording, failed)
     if _is_by_commit(failed):
         return f"{session_maker(_is_async(recording, failed))}(engine, expire_on_commit=False)"
+    if failed.origin.expired_by == "flush":
+        return f"{EAGER_DEFAULTS}  # of {failed.origin.entity}"
     return refresh
 
 

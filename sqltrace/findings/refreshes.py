@@ -8,6 +8,8 @@ from sqltrace.findings.wording import cost, listed, loaded_by, place, plural, ti
 from sqltrace.recording import Recording
 from sqltrace.statement import Group
 
+EAGER_DEFAULTS = '__mapper_args__ = {"eager_defaults": True}'
+
 
 def is_within(group: Group) -> bool:
     """Whether it loads relationships along with objects that are loaded again."""
