@@ -20,7 +20,7 @@ class IdleStretch:
         start, end: Readings of the clock, in nanoseconds.
         call_site: Of the latest statement before it that has one.
         is_async: Whether the connection is one of an asynchronous driver.
-        loop_held: Nanoseconds of it in which other requests held the event loop that its own ran on.
+        loop_held: The parts of it in which other requests held the event loop that its own ran on: start and end.
         reading: Whether rows were read from the server meanwhile, piece by piece.
     """
 
@@ -28,11 +28,11 @@ class IdleStretch:
     end: int
     call_site: CallSite | None = None
     is_async: bool = False
-    loop_held: int = 0
+    loop_held: tuple[tuple[int, int], ...] = ()
     reading: bool = False
 
 
-Held = Callable[[int, int], int]
+Held = Callable[[int, int], Sequence[tuple[int, int]]]
 
 
 class TimedExecution(Protocol):
@@ -79,14 +79,14 @@ class Transactions:
         The long ones; of a transaction of many statements only those between its latest.
 
         Args:
-            held: Says how long others held the event loop between two readings of the clock.
+            held: Says when others held the event loop between two readings of the clock.
         """
         found = self._stretches or []
         if self._first is not None:
             latest = _find_stretches(self._executions.copy(), self._flushes or [], now)
             is_async = self.connection is not None
             found = found + [
-                replace(one, is_async=is_async, loop_held=held(one.start, one.end) if held is not None else 0)
+                replace(one, is_async=is_async, loop_held=tuple(held(one.start, one.end)) if held is not None else ())
                 for one in latest
             ]
         return found

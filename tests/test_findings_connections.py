@@ -146,6 +146,52 @@ def test_transactions_that_stay_open_as_another_request_holds_the_loop_are_not_i
     assert sqltrace.diagnose(records["/victim"], [idle_in_transaction]) == []
 
 
+def test_transaction_that_makes_objects_and_stays_open_as_another_request_holds_the_loop_is_not_idle(tmp_path):
+    class Base(DeclarativeBase):
+        pass
+
+    class Thing(Base):
+        __tablename__ = "things"
+        id: Mapped[int] = mapped_column(primary_key=True)
+
+    class Connection(sqlite3.Connection):
+        def rollback(self):
+            block(0.01)
+            super().rollback()
+
+    engine = create_engine(f"sqlite:///{tmp_path}/app.db", connect_args={"factory": Connection})
+    Base.metadata.create_all(engine)
+    with Session(engine) as session:
+        session.add(Thing())
+        session.commit()
+    event.listen(Thing, "load", lambda thing, context: block(0.6))
+
+    async def victim(request):
+        session = Session(engine)
+        session.scalars(select(Thing)).all()
+
+        async def give_back():
+            session.close()
+
+        await asyncio.create_task(give_back())
+        return PlainTextResponse("ok")
+
+    async def guilty(request):
+        block(0.6)
+        return PlainTextResponse("ok")
+
+    app, records = observed(Starlette(routes=[Route("/victim", victim), Route("/guilty", guilty)]))
+
+    async def main():
+        await asyncio.gather(get(app, "/victim"), get(app, "/guilty"))
+
+    run_by_clock(main())
+    engine.dispose()
+
+    assert records["/victim"].connections.idle_in_transaction == pytest.approx(1.2)
+    assert sqltrace.diagnose(records["/victim"], [idle_in_transaction]) == []
+
+
 def test_transaction_of_rows_that_are_read_from_the_server_piece_by_piece_is_not_idle(clock, engine):
     with Session(engine) as session:
         session.add_all([Job() for _ in range(3)])

@@ -130,12 +130,10 @@ def note_hold(collector: Collector, start: int, end: int) -> None:
         share.note_hold(start, end)
 
 
-def held_by_others(collector: Collector, start: int, end: int) -> int:
-    """How long other requests are known to have held the event loop that the caller runs on, in a stretch."""
+def held_by_others(collector: Collector, start: int, end: int) -> list[tuple[int, int]]:
+    """When other requests are known to have held the event loop that the caller runs on, in a stretch."""
     share = _share(collector)
-    if share is None or not share.on_its_loop():
-        return 0
-    return sum(until - since for since, until in share.held_by_others(start, end))
+    return share.held_by_others(start, end) if share is not None and share.on_its_loop() else []
 
 
 def value_count(context: Any) -> int:

@@ -53,8 +53,8 @@ def _own(stretch: IdleStretch, busy: Coverage) -> int:
     """What the request has to answer for. The transaction of a server-side cursor is open as long as it is read."""
     if stretch.reading:
         return 0
-    length = stretch.end - stretch.start
-    return max(0, length - max(stretch.loop_held, busy.within(stretch.start, stretch.end)))
+    held = sum(end - start - busy.within(start, end) for start, end in stretch.loop_held)
+    return stretch.end - stretch.start - busy.within(stretch.start, stretch.end) - held
 
 
 def _pauses_told(recording: Recording, stretches: Sequence[IdleStretch], busy: Coverage) -> int:
