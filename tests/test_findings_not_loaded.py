@@ -137,7 +137,7 @@ def test_attribute_that_was_not_loaded(name):
     assert finding.cost > 0
     assert finding.call_site.startswith("tests/test_findings_not_loaded.py:")
     assert "<lambda>" in finding.call_site
-    assert finding.parents.endswith(" in find")
+    assert " in find, from tests/test_findings_not_loaded.py:" in finding.parents
 
 
 def pasted(fix, library, query):
@@ -302,7 +302,7 @@ def test_attribute_that_was_not_loaded_before_the_session_was_closed(kind, name)
 
     assert (finding.kind, finding.message, finding.fix) == ("detached_instance", message, fix)
     assert finding.call_site.startswith("tests/test_findings_not_loaded.py:")
-    assert finding.parents.endswith(" in find" if kind == "async" else " in closed")
+    assert (" in find, from " if kind == "async" else " in closed, from ") in finding.parents
     mended = pasted(fix, L, query)
     assert sqltrace.diagnose(closed(kind, mended, touch)) == []
 

@@ -50,7 +50,7 @@ def loaded_by(parents: Parents | None) -> str | None:
     """``SELECT contents at app/api.py:46 in list_contents``."""
     if parents is None:
         return None
-    return f"{name_of(parents)} at {parents.call_site}" if parents.call_site else name_of(parents)
+    return f"{name_of(parents)} at {line(parents.call_site)}" if parents.call_site else name_of(parents)
 
 
 def cost(group: Group) -> float:
