@@ -305,7 +305,8 @@ class _Exchange:
 def _begin_response(record: RequestRecord, status: int, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
     if record.status is None:
         record.status = status
-        record.event_stream = any(value.startswith(b"text/event-stream") for _, value in headers)
+        readable = () if iter(headers) is headers else headers  # an iterator can be read once, which the server does
+        record.event_stream = any(value.startswith(b"text/event-stream") for _, value in readable)
         record.time_to_first_byte = record.recording.duration
 
 

@@ -56,6 +56,15 @@ def test_client_without_an_address_has_none(witness, client):
     assert witness.record.client_address is None
 
 
+def test_headers_that_can_be_read_once_reach_the_client(witness):
+    headers = [(b"content-type", b"text/plain")]
+    start = START | {"headers": iter(headers)}
+
+    sent = run(SQLTraceMiddleware(sends(start, BODY), sinks=[witness]), http_scope())
+
+    assert list(sent[0]["headers"]) == headers
+
+
 def test_scope_without_path_is_recorded(witness):
     run(SQLTraceMiddleware(sends(START, BODY), sinks=[witness], exclude=["/health"]), {"type": "http"})
 
