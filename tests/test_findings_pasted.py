@@ -419,10 +419,15 @@ def in_a_loop(ask):
             "one statement for all, before the loop: WHERE … IN (…) for what differs",
             None,
         ),
+        (
+            lambda s, n: s.execute(text(f"SELECT id FROM books WHERE isbn LIKE 'anna.smith = {n}'")).all(),
+            "one statement for all, before the loop: WHERE … IN (…) for what differs",
+            None,
+        ),
     ],
     ids=[
         "attribute", "subclass", "alias", "Query", "other table", "which",
-        "and a relationship", "columns", "count", "text of an aggregate", "counts", "text",
+        "and a relationship", "columns", "count", "text of an aggregate", "counts", "text", "literal",
     ],
 )  # fmt: skip
 def test_loop_is_mended_by_the_attributes_of_its_query(engine, ask, fix, names):

@@ -19,6 +19,7 @@ from sqltrace.findings.refreshes import EAGER_DEFAULTS, cost_with_loads, is_with
 from sqltrace.findings.wording import cost, listed, loaded_by, name_of, of_subclass, place, plural, time
 from sqltrace.origin import Origin
 from sqltrace.recording import Recording
+from sqltrace.sql_text import redact
 from sqltrace.statement import Group
 
 _ONE_BY_ONE = frozenset({"lazy", "immediate", "deferred", "subclass", "refresh"})
@@ -206,13 +207,14 @@ def _is_aggregate(sql: str) -> bool:
 
 
 def _one_for_all_by_text(group: Group) -> str:
-    grouped = _is_aggregate(group.sql)
-    match = _EQUALS.search(group.sql)
-    if match is None or len(_EQUAL.findall(group.sql, match.start())) != 1:
+    sql = redact(group.sql, group.system)  # what looks like a column may be a part of a value
+    grouped = _is_aggregate(sql)
+    match = _EQUALS.search(sql)
+    if match is None or len(_EQUAL.findall(sql, match.start())) != 1:
         which = "WHERE … IN (…) and GROUP BY" if grouped else "WHERE … IN (…)"
         return f"one statement for all, before the loop: {which} for what differs"
     column = f"{match['table']}.{match['column']}"
     if grouped:
-        groups = f"{column}, …" if "GROUP BY" in group.sql.upper() else column
+        groups = f"{column}, …" if "GROUP BY" in sql.upper() else column
         return f"one statement for all, before the loop: SELECT {column}, … WHERE {column} IN (…) GROUP BY {groups}"
     return f"one statement for all, before the loop: WHERE {column} IN (…)"
