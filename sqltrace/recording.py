@@ -27,6 +27,7 @@ from typing import Any
 from sqltrace.collector import Clock, Collector, Execution, Part, current, unmeasurable
 from sqltrace.connection import ConnectionUse, Label
 from sqltrace.event_loop import LoopShare
+from sqltrace.faults import report_fault
 from sqltrace.intervals import Coverage
 from sqltrace.statement import Group, Statement
 from sqltrace.tally import Counts, Tally
@@ -116,13 +117,16 @@ class Recording:
                 self._loop.responded = True
 
     def end(self) -> None:
-        """Take no more: later statements are counted as late. Called again, nothing changes."""
+        """Take no more: later statements are counted as late. Called again, nothing changes. Never raises."""
         if self._ended is None:
             self._ended = self._clock()
             if self._response_ended is None:
                 self._response_ended = self._ended
-            self._collector.settle()
-            self.fold()
+            try:
+                self._collector.settle()
+                self.fold()
+            except Exception as fault:
+                report_fault("counting statements", fault)
             self._collector.close()
             self._tally.close()
 

@@ -5,6 +5,7 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.exc import IntegrityError
 
 import sqltrace
+from sqltrace import tally
 from sqltrace.capture import statements
 
 
@@ -65,3 +66,14 @@ def test_failure_that_cannot_be_described_is_still_a_failure(engine, monkeypatch
 
     assert recording.failed_count == 1
     assert recording.statements[1].failure.type == "IntegrityError"
+
+
+def test_block_whose_statements_cannot_be_counted_ends_all_the_same(engine, monkeypatch, caplog):
+    monkeypatch.setattr(tally, "fingerprint", Broken())
+
+    with sqltrace.record() as recording, engine.connect() as connection:
+        connection.execute(text("INSERT INTO item VALUES (1)"))
+
+    assert (recording.ended, recording.collector.pending, sqltrace.current_recording()) == (True, None, None)
+    faults = [record.message for record in caplog.records if record.name == "sqltrace"]
+    assert faults == ["counting statements failed and is skipped; the application is not affected"]
