@@ -8,7 +8,7 @@ import threading
 logger = logging.getLogger("sqltrace")
 
 _reported: set[tuple[str, type[BaseException]]] = set()
-_lock = threading.Lock()
+_lock = threading.RLock()  # a finalizer run by the garbage collector may come back in
 
 
 def report_fault(where: str, error: BaseException) -> None:

@@ -1,4 +1,5 @@
 import logging
+import threading
 
 from sqltrace.faults import forget_faults, logger, report_fault
 
@@ -45,3 +46,19 @@ def test_logging_handler_that_raises_does_not_reach_the_application():
         fail("here", ValueError())
     finally:
         logger.removeHandler(handler)
+
+
+def test_fault_of_a_finalizer_while_another_is_reported_is_reported_too(caplog):
+    class Place(str):
+        __slots__ = ()
+
+        def __hash__(self):
+            report_fault("the finalizer", KeyError())
+            return super().__hash__()
+
+    reporting = threading.Thread(target=report_fault, args=(Place("here"), ValueError()), daemon=True)
+    reporting.start()
+    reporting.join(10)
+
+    assert not reporting.is_alive()
+    assert [record.message.split(" failed")[0] for record in caplog.records] == ["the finalizer", "here"]
