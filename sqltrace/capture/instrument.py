@@ -77,12 +77,12 @@ def uninstrument(*engines: Any) -> None:
     .. versionadded:: 0.1.0
     """
     global _all_engines
-    dialects = [dialect_of(engine) for engine in engines] or list(_instrumented)
+    dialects = [dialect_of(engine) for engine in engines]
     with _lock:
         if not engines and _all_engines:
             _all_engines = False
             _unlisten(Engine)
-        for dialect in dialects:
+        for dialect in dialects or list(_instrumented):
             if dialect in _instrumented:
                 _instrumented.discard(dialect)
                 _unlisten(dialect)

@@ -81,8 +81,9 @@ def release(dialect: Dialect) -> None:
 
 
 def release_all() -> None:
-    for dialect in list(_watched):
-        release(dialect)
+    with _lock:  # a set that grows meanwhile cannot be gone through
+        for dialect in list(_watched):
+            release(dialect)
 
 
 def attach(context: Any, execution: Execution) -> None:
