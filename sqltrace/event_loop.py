@@ -251,7 +251,7 @@ class LoopShare:
         """When something of this request that was measured ended last: so long it was not ready."""
         collector = current.get() or self.collector
         pending, marks = collector.pending, collector.marks
-        latest = max(ends[-1] for ends in marks.values() if ends) if any(marks.values()) else 0
+        latest = max((ends[-1] for ends in marks.values() if ends), default=0)
         return max(pending[-1].ended if pending else 0, latest)
 
 
