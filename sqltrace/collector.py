@@ -112,11 +112,6 @@ class Execution:
         """Of the database, as `Statement.duration`."""
         return self.ended - self.started + self.fetch - (self.loop_wait or 0)
 
-    @property
-    def is_batch(self) -> bool:
-        """Whether the conventions of OpenTelemetry call it one: a single set of parameters is none."""
-        return self.executemany and self.batch_size != 1
-
     def as_parents(self) -> ParentKey:
         return self.key, self.dialect, self.call_site, self.origin
 

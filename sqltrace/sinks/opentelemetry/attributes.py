@@ -72,7 +72,7 @@ def of_statement(group: Group, execution: Execution | None, rest: Rest | None, *
         if execution is not None:
             _add_database(attributes, database_of(execution.dialect), group.system)
             call_site = execution.call_site or call_site
-            if execution.is_batch:
+            if execution.executemany:
                 attributes["db.query.summary"] = f"BATCH {group.summary}"
         if call_site is not None:
             attributes["code.file.path"] = call_site.file
@@ -94,7 +94,7 @@ def _add_measured(attributes: Attributes, execution: Execution) -> None:
         attributes["sqltrace.loop_wait"] = execution.loop_wait / _SECOND
     if execution.rows is not None:
         attributes["db.response.returned_rows"] = execution.rows
-    if execution.is_batch and execution.batch_size is not None:
+    if execution.executemany and execution.batch_size is not None:
         attributes["db.operation.batch.size"] = execution.batch_size
     if execution.failure is not None:
         attributes |= of_failure(execution.failure)

@@ -111,7 +111,7 @@ class RequestMetrics:
     def _measure_group(self, group: Group, executions: list[Execution], context: Context | None) -> None:
         known: dict[tuple[Any, bool, Failure | None], Attributes] = {}
         for execution in executions:
-            batch = execution.is_batch
+            batch = execution.executemany  # of several sets of parameters: one alone SQLAlchemy gives to execute()
             kind = execution.dialect, batch, execution.failure
             attributes = known.get(kind)
             if attributes is None:

@@ -73,7 +73,7 @@ class Unkept:
     def _take(self, execution: Execution) -> None:
         system = system_name(execution.dialect)
         database, summary = database_of(execution.dialect), summarize(execution.key, system)
-        if execution.is_batch:
+        if execution.executemany:
             summary = f"BATCH {summary}"
         operation = (system, summary, database, execution.failure)
         measured = self._by_operation.get(operation)
