@@ -495,6 +495,26 @@ def test_pauses_of_50_ms_are_told(clock, engine):
     assert idle(clock, engine, [0.049] * 100) == []
 
 
+def test_pauses_end_and_begin_with_a_flush(clock, engine):
+    with (
+        listening(Job, "before_insert", lambda *_: clock.advance(0.1)),
+        listening(Job, "after_insert", lambda *_: clock.advance(0.1)),
+        recorded(clock) as recording,
+        Session(engine) as session,
+    ):
+        for pause in (0.2, 0.3):
+            session.execute(text("SELECT 1"))
+            clock.advance(pause)
+        session.add(Job())
+        session.flush()
+        for pause in (0.4, 0.5):
+            clock.advance(pause)
+            session.execute(text("SELECT 1"))
+
+    stretches = recording.connections.idle_stretches
+    assert [(one.end - one.start) / 1_000_000_000 for one in stretches] == [0.5, 0.4, 0.3, 0.2]
+
+
 def test_pause_begins_when_the_rows_before_it_had_been_fetched(clock, engine):
     with recorded(clock) as recording, engine.connect() as connection:
         connection.connection.create_function("wait", 1, clock.advance)
