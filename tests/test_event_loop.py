@@ -7,6 +7,7 @@ import time
 import tracemalloc
 import types
 import weakref
+from contextlib import suppress
 
 import pytest
 import trio
@@ -159,6 +160,24 @@ class TestSteppedPasses:
             with pytest.raises(ValueError):
                 stepped(application(), share()).send(None)
             assert seen[0]() is None
+        finally:
+            gc.enable()
+
+    def test_thrown_exceptions_without_keeping_them_alive(self):
+        class Thrown(Exception):
+            pass
+
+        thrown = Thrown()
+        alive = weakref.ref(thrown)
+        steps = stepped(trap(None), share())
+        steps.send(None)
+
+        gc.disable()
+        try:
+            with suppress(Thrown):
+                steps.throw(thrown)
+            del thrown
+            assert alive() is None
         finally:
             gc.enable()
 
@@ -882,6 +901,35 @@ def test_parts_add_up_on_a_mix_of_requests(run_with_threads, tmp_path):
 
 
 class TestNothingRemains:
+    def test_in_the_share_of_a_request(self):
+        left = Recording().observe_loop(lambda: None)
+
+        async def main():
+            await stepped(asyncio.sleep(0), left)
+
+        run_by_clock(main())
+
+        assert (left.log, left.name_route, left.collector.loop) == (None, None, None)
+        assert (left.thread, left.began, left.suspended) == (0, 0, None)
+
+    def test_of_a_request_that_a_task_inside_outlives(self):
+        left = share()
+
+        async def application():
+            inside = asyncio.create_task(stepped_inside())
+            await asyncio.sleep(0)
+            return inside
+
+        async def stepped_inside():
+            await stepped(asyncio.sleep(1), left, within=True)
+
+        async def main():
+            await (await stepped(application(), left))
+
+        run_by_clock(main())
+
+        assert left.suspended is None
+
     def test_on_the_loop(self):
         async def app(scope, receive, send):
             await asyncio.sleep(0.03)
