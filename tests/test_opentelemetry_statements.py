@@ -1,6 +1,7 @@
 """What the spans of statements say, and which statements have one."""
 
 import asyncio
+import sqlite3
 import threading
 import time
 from contextlib import suppress
@@ -11,7 +12,7 @@ from opentelemetry import context as otel_context
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON
 from opentelemetry.trace import StatusCode
-from sqlalchemy import QueuePool, create_engine, text
+from sqlalchemy import NullPool, QueuePool, create_engine, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.applications import Starlette
@@ -561,6 +562,28 @@ def test_wait_for_a_connection_within_a_span_of_the_application_is_below_it(trac
     assert wait.parent.span_id == loading.context.span_id
     assert loading.start_time <= wait.start_time + 1_000_000
     assert wait.end_time <= loading.end_time + 1_000_000
+
+
+def test_connection_that_is_asked_for_at_the_very_end_of_the_response_is_of_the_response(tracing):
+    clock = Clock()
+
+    def connect():
+        clock.advance(0.01)
+        return sqlite3.connect(":memory:")
+
+    engine = create_engine("sqlite://", creator=connect, poolclass=NullPool)
+
+    async def app(scope, receive, send):
+        await send(START)
+        await send(BODY)
+        engine.connect().close()
+        engine.connect().close()
+
+    run(timed(app, OpenTelemetrySink(tracer_provider=tracing.provider), clock), http_scope())
+
+    spans = {span.context.span_id: span.name for span in tracing.spans()}
+    above = [spans[span.parent.span_id] for span in tracing.spans() if span.name == "connection"]
+    assert above == ["GET", "GET / after response"]
 
 
 @pytest.mark.parametrize("statements", [1, 20])

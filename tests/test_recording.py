@@ -128,6 +128,16 @@ def test_lists_that_a_reader_changes_are_its_own(engine, clock):
     assert (len(recording.statements), len(recording.groups)) == (1, 1)
 
 
+def test_statement_that_begins_at_the_very_end_of_the_response_is_of_the_response(engine, clock):
+    with Opened(clock) as recording:
+        recording.end_response()
+        run(engine, 1, 1)
+
+    assert [statement.phase for statement in recording.statements] == ["response", "after_response"]
+    assert sorted((group.phase, group.count) for group in recording.groups) == [("after_response", 1), ("response", 1)]
+    assert {group.phase: len(kept) for group, kept in recording.executions()} == {"after_response": 1, "response": 1}
+
+
 def test_only_statements_of_the_response_count_as_on_the_loop(engine, clock):
     async def main():
         with Opened(clock) as recording:
@@ -219,11 +229,22 @@ def test_groups_are_bounded_and_the_others_counted_together(engine, clock):
 
 def test_literals_in_the_text_do_not_fill_the_memory(engine, clock):
     with Opened(clock, max_statements=20) as recording:
-        for number in range(3_000):
+        for number in range(2_049):
             run(engine, 0, sql=f"SELECT spend(:seconds), {number}")
 
-    assert [group.count for group in recording.groups] == [3_000]
-    assert len(recording._tally._known["response"]) <= 2_048
+        assert [group.count for group in recording.groups] == [2_049]
+        assert len(recording._tally._known["response"]) == 1  # of 2,048 texts it begins anew
+
+
+def test_engines_that_a_statement_ran_on_do_not_fill_the_memory():
+    with sqltrace.record() as recording:
+        for _ in range(65):
+            other = create_engine("sqlite://")
+            run(other, 0, sql="SELECT :seconds")
+            other.dispose()
+
+    [group] = recording.groups
+    assert (group.count, len(group.samples.engines)) == (65, 64)
 
 
 def test_recording_that_has_ended_holds_no_texts_beyond_its_groups(engine, clock):
