@@ -405,9 +405,12 @@ def test_statements_of_ordinary_requests_are_kept_by_ratio(memory_engine, tracin
     assert Case(tracing, memory_engine).statements(20) == 20
 
 
-@pytest.mark.parametrize(
+of_a_trace = pytest.mark.parametrize(
     ("trace_id", "kept"), [("f" * 16 + "0" * 15 + "1", 1), ("0" * 15 + "1" + "f" * 16, 0)], ids=["kept", "left out"]
 )
+
+
+@of_a_trace
 def test_services_that_keep_the_same_share_keep_the_same_requests(memory_engine, tracing, trace_id, kept):
     async def app(scope, receive, send):
         select(memory_engine)
@@ -416,6 +419,27 @@ def test_services_that_keep_the_same_share_keep_the_same_requests(memory_engine,
     answer(tracing, app, http_scope(headers=[(b"traceparent", f"00-{trace_id}-{PARENT_ID}-01".encode())]), keep=0.5)
 
     assert TraceIdRatioBased(0.5).should_sample(None, int(trace_id, 16), "GET").decision.is_sampled() is bool(kept)
+    assert len(statement_spans(tracing.spans())) == kept
+
+
+@of_a_trace
+def test_request_without_a_span_of_its_own_is_kept_by_the_trace_that_it_came_in(memory_engine, tracing, trace_id, kept):
+    async def app(scope, receive, send):
+        with tracing.provider.get_tracer("application").start_as_current_span("loading"):
+            select(memory_engine)
+        raise asyncio.CancelledError
+
+    app._is_instrumented_by_opentelemetry = True  # as contrib packages say, which may leave this request out
+    otel = OpenTelemetrySink(keep=0.5, tracer_provider=tracing.provider)
+    remote = propagate.extract({"traceparent": f"00-{trace_id}-{PARENT_ID}-01"})
+
+    token = otel_context.attach(remote)
+    try:
+        with pytest.raises(asyncio.CancelledError):
+            run(SQLTraceMiddleware(app, sinks=[otel]), http_scope())
+    finally:
+        otel_context.detach(token)
+
     assert len(statement_spans(tracing.spans())) == kept
 
 
