@@ -73,7 +73,7 @@ def test_multiplied_rows_are_told(case, record, no_faults):
 
 
 def test_eager_join_is_told_where_nobody_knows_the_time_of_its_objects(monkeypatch):
-    monkeypatch.setattr(objects, "_works", False)  # as if SQLAlchemy made them in another way
+    monkeypatch.setattr(objects, "work", lambda: False)  # as if SQLAlchemy made them in another way
     sqltrace.uninstrument()
     recording = shelves.record_sync(authors, shelves.mapping(books="joined", publisher="joined"))
 

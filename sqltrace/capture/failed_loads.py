@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from functools import cache
 from types import TracebackType
 from typing import Any
 
@@ -30,9 +29,10 @@ from sqltrace.capture.origin import (
 from sqltrace.capture.orm_internals import imported_session
 from sqltrace.capture.query_options import options_leaving
 from sqltrace.capture.replacements import Replacements
+from sqltrace.capture.self_tests import self_test
 from sqltrace.collector import Collector, current
 from sqltrace.failed_load import FailedLoad, LoadError
-from sqltrace.faults import logger, report_fault
+from sqltrace.faults import report_fault
 from sqltrace.origin import Origin
 from sqltrace.tally import parents_from
 
@@ -94,13 +94,10 @@ def note_exception(error: BaseException) -> None:
         report_fault("describing a failed load", fault)
 
 
-@cache
+@self_test("raises in a way that is not known here: what could not be loaded is not told")
 def work() -> bool:
     """Self-test: whether the installed SQLAlchemy raises where it is known here. Imports `sqlalchemy.orm`."""
-    works = load_internals.failed_loads_are_told()
-    if not works:
-        logger.warning("this SQLAlchemy raises in a way that is not known here: what could not be loaded is not told")
-    return works
+    return load_internals.failed_loads_are_told()
 
 
 def _noticed(original: Callable[..., Any]) -> Callable[..., Any]:

@@ -7,25 +7,22 @@ rollback of the application cannot be told from one by closing where the driver 
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 from sqltrace.capture import orm_internals
+from sqltrace.capture.self_tests import self_test
 from sqltrace.capture.transactions import checkout_of
 from sqltrace.collector import current
 from sqltrace.connection import Checkout
-from sqltrace.faults import logger, report_fault
+from sqltrace.faults import report_fault
 
 Begun = tuple[int, dict[Checkout, tuple[int, int]]]
 
 
-@cache
+@self_test("has its sessions in a way that is not known here: a flush may count as idle")
 def work() -> bool:
     """Self-test: whether the installed SQLAlchemy tells the connections of a session. Imports `sqlalchemy.orm`."""
-    works = orm_internals.sessions_are_told()
-    if not works:
-        logger.warning("this SQLAlchemy has its sessions in a way not known here: a flush may count as idle")
-    return works
+    return orm_internals.sessions_are_told()
 
 
 def begin(session: Any) -> Begun | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from functools import cache
 from typing import Any
 from weakref import WeakSet
 
@@ -22,7 +21,7 @@ from sqltrace.capture import (
     replies,
     rows,
 )
-from sqltrace.faults import logger
+from sqltrace.capture.self_tests import self_test
 
 _lock = threading.RLock()
 _instrumented: WeakSet[Dialect] = WeakSet()
@@ -47,7 +46,7 @@ def instrument(*engines: Any) -> None:
     global _all_engines
     dialects = [dialect_of(engine) for engine in engines]
     with _lock:
-        _rows_are_counted()
+        rows.work()  # tested here, and not within the first statement
         objects.install()
         failed_loads.install()
         connections.install(_is_wanted)
@@ -118,7 +117,7 @@ def capabilities() -> dict[str, bool]:
     """
     return {
         "do_execute": _do_execute_fires(),
-        "rows": _rows_are_counted(),
+        "rows": rows.work(),
         "objects": objects.work(),
         "origins": origin.work(),
         "eager_joins": joins.work(),
@@ -142,24 +141,9 @@ def dialect_of(engine: Any) -> Dialect:
     return sync_engine.dialect
 
 
-@cache
+@self_test("does not fire its do_execute events: statements are recorded by the dearer cursor events")
 def _do_execute_fires() -> bool:
-    works = internals.do_execute_fires()
-    if not works:
-        logger.warning(
-            "this SQLAlchemy does not fire its do_execute events: statements are recorded by the dearer cursor events"
-        )
-    return works
-
-
-@cache
-def _rows_are_counted() -> bool:
-    works = rows.work()
-    if not works:
-        logger.warning(
-            "this SQLAlchemy reads its cursors in a way that is not known here: rows and fetch time are not measured"
-        )
-    return works
+    return internals.do_execute_fires()
 
 
 def _listen(target: Any) -> None:

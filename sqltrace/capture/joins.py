@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 from sqltrace.capture import join_internals
+from sqltrace.capture.self_tests import self_test
 from sqltrace.declaration import Declaration
-from sqltrace.faults import logger, report_fault
+from sqltrace.faults import report_fault
 from sqltrace.widening import EagerJoin, Lookup, Widening
 
 _ATTRIBUTE = "_sqltrace_link"
@@ -23,15 +23,10 @@ def find_widening(compiled: Any) -> Widening | None:
         return None
 
 
-@cache
+@self_test("makes its eager joins in a way that is not known here: what they add is not told")
 def work() -> bool:
     """Self-test: whether the installed SQLAlchemy tells its eager joins. Imports `sqlalchemy.orm`."""
-    works = join_internals.joins_are_told()
-    if not works:
-        logger.warning(
-            "this SQLAlchemy makes its eager joins in a way that is not known here: what they add is not told"
-        )
-    return works
+    return join_internals.joins_are_told()
 
 
 def _widening(state: join_internals.SelectState) -> Widening:

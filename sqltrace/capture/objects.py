@@ -17,13 +17,13 @@ from typing import Any
 from sqltrace.capture import orm_internals
 from sqltrace.capture.building import Block, building
 from sqltrace.capture.rows import execution_of
+from sqltrace.capture.self_tests import self_test
 from sqltrace.collector import Execution, unmeasurable
-from sqltrace.faults import logger, report_fault
+from sqltrace.faults import report_fault
 
 _MAX_LOADS = 1_000  # of a recording, of which it is known that objects came from them
 _lock = threading.RLock()
 _wanted = False
-_works: bool | None = None
 _original: Callable[[Any, Any], Any] | None = None
 
 
@@ -183,14 +183,10 @@ def _remember(execution: Execution, context: Any) -> None:
         report_fault("noting which objects a statement made", fault)
 
 
+@self_test("makes its objects in a way that is not known here: their time is not measured")
 def work() -> bool:
     """Self-test: whether `instances` of the installed SQLAlchemy makes objects in chunks that can be timed."""
-    global _works
-    if _works is None:
-        _works = orm_internals.instances_come_in_chunks()
-        if not _works:
-            unmeasurable.add("objects")
-            logger.warning(
-                "this SQLAlchemy makes its objects in a way that is not known here: their time is not measured"
-            )
-    return _works
+    works = orm_internals.instances_come_in_chunks()
+    if not works:
+        unmeasurable.add("objects")
+    return works

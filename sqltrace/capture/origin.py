@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Any, Final
 
 from sqltrace.capture import expiry, load_internals, rows
@@ -10,9 +10,10 @@ from sqltrace.capture.building import building
 from sqltrace.capture.joins import find_widening, link_of
 from sqltrace.capture.orm_internals import load_number
 from sqltrace.capture.query_options import options_leaving
+from sqltrace.capture.self_tests import self_test
 from sqltrace.collector import Collector, Execution, ParentKey
 from sqltrace.declaration import Declaration
-from sqltrace.faults import logger, report_fault
+from sqltrace.faults import report_fault
 from sqltrace.origin import ExpiredBy, Origin, OriginKind
 from sqltrace.sql_text import without_number
 from sqltrace.widening import Widening
@@ -122,15 +123,10 @@ def explain(execution: Execution, purpose: Purpose, context: Any) -> None:
         report_fault("finding the origin of a statement", fault)
 
 
-@cache
+@self_test("loads relationships in a way that is not known here: the origin of statements is not told")
 def work() -> bool:
     """Self-test: whether the installed SQLAlchemy tells why statements run. Imports `sqlalchemy.orm`."""
-    works = load_internals.origins_are_told()
-    if not works:
-        logger.warning(
-            "this SQLAlchemy loads relationships in a way that is not known here: the origin of statements is not told"
-        )
-    return works
+    return load_internals.origins_are_told()
 
 
 def _explain_load(execution: Execution, purpose: Purpose, load: tuple[Any, bool, bool, bool]) -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 from sqltrace.capture import load_internals
-from sqltrace.faults import logger
+from sqltrace.capture.self_tests import self_test
 
 
 def options_leaving(state: Any, *names: str) -> tuple[str, ...]:
@@ -14,12 +13,7 @@ def options_leaving(state: Any, *names: str) -> tuple[str, ...]:
     return load_internals.options_leaving(state, names) if work() else ()
 
 
-@cache
+@self_test("keeps options in a way that is not known here: which of them a fix replaces is not told")
 def work() -> bool:
     """Self-test: whether the installed SQLAlchemy keeps options as it is known here. Imports `sqlalchemy.orm`."""
-    works = load_internals.options_are_told()
-    if not works:
-        logger.warning(
-            "this SQLAlchemy keeps options in a way that is not known here: which of them a fix replaces is not told"
-        )
-    return works
+    return load_internals.options_are_told()

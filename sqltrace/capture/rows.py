@@ -10,7 +10,6 @@ a statement has is not known then.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from itertools import count
 from typing import Any, Final
 
@@ -18,6 +17,7 @@ from sqlalchemy.engine.interfaces import ExecuteStyle
 
 from sqltrace.capture import internals
 from sqltrace.capture.fetching import CountedFetch, CountedReturning, CountedStream, add_fetch, begin
+from sqltrace.capture.self_tests import self_test
 from sqltrace.collector import Collector, Execution
 from sqltrace.faults import report_fault
 
@@ -94,7 +94,7 @@ def _follow_batch(execution: Execution, context: Any) -> None:
     context.fetchall_for_returning = fetchall_for_returning
 
 
-@cache
+@self_test("reads its cursors in a way that is not known here: rows and fetch time are not measured")
 def work() -> bool:
     """Self-test: whether SQLAlchemy reads a cursor through our strategies, and they count what it reads."""
     try:
