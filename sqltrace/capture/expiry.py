@@ -36,7 +36,7 @@ def rolled_back(session: Any, *, to_savepoint: bool) -> None:
         report_fault("noting what expired objects", fault)
 
 
-def expired_by(state: Any, attributes: frozenset[str], collector: Collector | None) -> ExpiredBy | None:
+def expired_by(state: Any, attributes: frozenset[str], collector: Collector) -> ExpiredBy | None:
     """What has expired an object, by its state, or attributes of it; `None` where it is not known of these."""
     if not state.expired:
         return "flush" if made_by_database(state, attributes) else None
@@ -44,7 +44,7 @@ def expired_by(state: Any, attributes: frozenset[str], collector: Collector | No
     if session is not None:
         noted: ExpiredBy = vars(session).get(_NOTED, "unknown")
         return noted
-    only = collector.expired_by if collector is not None else ()
+    only = collector.expired_by
     return next(iter(only)) if len(only) == 1 else "unknown"
 
 

@@ -133,14 +133,14 @@ def _made(original: Callable[..., None]) -> Callable[..., None]:
 
 
 def _note(
-    collector: Collector | None, error: LoadError, found: load_internals.FailingLoad | None, call_site: CallSite | None
+    innermost: Collector, error: LoadError, found: load_internals.FailingLoad | None, call_site: CallSite | None
 ) -> None:
     if found is None:
         return  # SQL of its own, no load
     prop, state, names, key = found
-    parents = parents_of_one(collector, state) if collector is not None else None
+    parents = parents_of_one(innermost, state)
     path, root = load_internals.path_to(state)
-    origin = _origin(collector, prop, state, names)
+    origin = _origin(innermost, prop, state, names)
     failed = FailedLoad(
         error,
         origin.relationship or ".".join(filter(None, (origin.entity, key or next(iter(origin.attributes), None)))),
@@ -150,6 +150,7 @@ def _note(
         call_site,
         None if parents is None else parents_from(parents),
     )
+    collector: Collector | None = innermost
     while collector is not None:
         noted = collector.failed_loads
         ended = collector.pending is None
@@ -162,7 +163,7 @@ def _same(one: FailedLoad, other: FailedLoad) -> bool:
     return (one.error, one.attribute, one.call_site) == (other.error, other.attribute, other.call_site)
 
 
-def _origin(collector: Collector | None, prop: Any, state: Any, names: frozenset[str]) -> Origin:
+def _origin(collector: Collector, prop: Any, state: Any, names: frozenset[str]) -> Origin:
     if hasattr(prop, "uselist"):
         by_options = options_leaving(state, prop.key)
         return of_relationship("lazy", prop, base=base_of_relationship(prop, state), by_options=by_options)

@@ -24,11 +24,7 @@ def raise_load(recording: Recording) -> Iterator[Finding]:
 
 def _by_whom(failed: FailedLoad) -> str:
     origin = failed.origin
-    if _by_mapping(failed):
+    if origin.lazy in ("raise", "raise_on_sql"):
         declared = None if origin.declaration is None else origin.declaration.find()
         return f'lazy="{origin.lazy}"' + (f" at {declared}" if declared else "")
     return "an option of the query" if origin.relationship is not None else "raiseload=True"
-
-
-def _by_mapping(failed: FailedLoad) -> bool:
-    return failed.origin.lazy in ("raise", "raise_on_sql")
