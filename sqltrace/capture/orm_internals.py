@@ -1,5 +1,5 @@
 """
-All access to what SQLAlchemy's ORM does not document. Imports `sqlalchemy.orm` when asked to only.
+All access to what SQLAlchemy's ORM does not document. Imports `sqlalchemy.orm` only when asked to.
 
 Each reader answers `None` when SQLAlchemy has changed under it, and says so once.
 """

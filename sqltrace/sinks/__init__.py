@@ -1,4 +1,4 @@
-"""Who is told of a request. One file per sink; its library is imported when the sink is made."""
+"""Who is told of a request. One file per sink; OpenTelemetry is imported when its sink is asked for."""
 
 from typing import TYPE_CHECKING, Any
 
