@@ -145,4 +145,5 @@ def _holders(recording: Recording) -> list[str] | None:
 
 
 def known(attributes: Attributes) -> Attributes:
+    """Without what is `None`."""
     return {name: value for name, value in attributes.items() if value is not None}

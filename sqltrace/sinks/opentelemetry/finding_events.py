@@ -11,6 +11,7 @@ from opentelemetry.trace import Span
 
 from sqltrace.finding import Finding
 from sqltrace.request import RequestRecord
+from sqltrace.sinks.opentelemetry.attributes import known
 
 EVENT = "sqltrace.finding"
 
@@ -56,4 +57,4 @@ def _attributes(finding: Finding) -> dict[str, Any]:
         "sqltrace.finding.fix": finding.fix,
         "sqltrace.relationship": finding.relationship,
     }
-    return {name: value for name, value in attributes.items() if value is not None}
+    return known(attributes)
