@@ -8,9 +8,9 @@ from functools import partial
 import pytest
 from fastapi import FastAPI
 from pydantic import BaseModel
-from sqlalchemy import column, create_engine, event, exc, select, table, text
+from sqlalchemy import column, create_engine, event, exc, insert, select, table, text
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, joinedload, mapped_column
 from sqlalchemy.pool import QueuePool, StaticPool
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
@@ -22,7 +22,7 @@ from starlette.testclient import TestClient
 import sqltrace
 from sqltrace.collector import mark, mark_estimate
 from sqltrace.connection import Label
-from sqltrace.findings import idle_in_transaction, pool_wait, slow_statement, waited_for_loop
+from sqltrace.findings import blocked_loop, idle_in_transaction, pool_wait, slow_statement, waited_for_loop
 from sqltrace.loop_log import LoopLog
 from sqltrace.recording import Recording
 from tests import shelf as shelves
@@ -393,6 +393,41 @@ def test_python_that_holds_the_loop(sink, clock):
     [finding] = visit(sink, clock, endpoint)
 
     assert (finding.kind, finding.cost) == ("blocked_loop", pytest.approx(0.3))
+
+
+@pytest.mark.parametrize(
+    ("joined", "fix"),
+    [
+        (["books"], "fewer rows for the same objects: see the other findings of this statement"),
+        (["books", "prizes"], "fewer rows for the same objects: see the other findings of this statement"),
+        ([], "fewer rows or columns at once: LIMIT, load_only(), or session.stream() with yield_per"),
+    ],
+    ids=["parents are repeated", "collections multiply", "rows are objects"],
+)
+def test_remedy_for_making_objects_is_that_of_the_rows_where_they_are_too_many(tmp_path, joined, fix):
+    shelf = shelves.mapping()
+    database = create_async_engine(f"sqlite+aiosqlite:///{tmp_path / 'shelf.db'}")
+
+    async def endpoint(request):
+        wanted = select(shelf.Author if joined else shelf.Book)
+        async with AsyncSession(database) as session:
+            options = [joinedload(getattr(shelf.Author, name)) for name in joined]
+            (await session.scalars(wanted.options(*options))).unique().all()
+        return JSONResponse({})
+
+    async def main():
+        async with database.connect() as connection:
+            await connection.run_sync(shelves.fill, shelf)
+            await connection.execute(insert(shelf.Book), [{"title": "", "author_id": 1} for _ in range(3_000)])
+            await connection.commit()
+        await get(app, "/")
+        await database.dispose()
+
+    app, records = observed(Starlette(routes=[Route("/", endpoint)]))
+    asyncio.run(main())
+    [finding] = sqltrace.diagnose(records["/"], [partial(blocked_loop, hold=0.001)])
+
+    assert finding.fix == fix
 
 
 def test_request_that_waited_for_another_of_its_route_is_not_told_to_see_itself():

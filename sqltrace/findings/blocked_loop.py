@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from sqltrace.finding import Finding
-from sqltrace.findings.widened import multiplied
+from sqltrace.findings.widened import multiplied, repeats_parents
 from sqltrace.findings.wording import name_of, place, plural, time
 from sqltrace.recording import Recording
 from sqltrace.statement import Group
@@ -47,6 +47,7 @@ def _by_python(recording: Recording, held: float) -> Finding:
     objects = recording.time_account.objects or 0.0
     if worst is not None and worst.objects >= held / 2:
         rows = plural(worst.rows or 0, "row")
+        too_many = multiplied(worst, rows=100, ratio=3.0) or repeats_parents(worst, rows=500, ratio=10.0)
         return Finding(
             "blocked_loop",
             f"the event loop was held for {time(held)} at a stretch; making objects took {time(objects)},"
@@ -55,7 +56,7 @@ def _by_python(recording: Recording, held: float) -> Finding:
             place(worst),
             worst.origin.relationship,
             fix="fewer rows for the same objects: see the other findings of this statement"
-            if multiplied(worst, rows=100, ratio=3.0)
+            if too_many
             else "fewer rows or columns at once: LIMIT, load_only(), or session.stream() with yield_per",
         )
     making = f", {time(objects)} of the request making objects" if objects >= _NOTABLE else ""
