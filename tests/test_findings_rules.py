@@ -358,7 +358,7 @@ def test_synchronous_sql_on_the_loop(sink, clock, engine, seconds, found):
 
     assert [finding.kind for finding in findings] == found
     if found:
-        assert findings[0].message.startswith("1 synchronous statement held the event loop for 200.0 ms")
+        assert findings[0].message == "1 synchronous statement held the event loop for 200.0 ms: SELECT."
         assert "run_in_threadpool" in findings[0].fix
 
 
@@ -537,7 +537,20 @@ def test_long_sql_after_the_response(sink, clock, engine):
     [finding] = visit(sink, clock, lambda request: JSONResponse({}, background=BackgroundTask(work)))
 
     assert (finding.kind, finding.cost) == ("after_response_sql", pytest.approx(1.6))
-    assert finding.message.startswith("4 statements ran for 1.60 s after the response")
+    assert finding.message == "4 statements ran for 1.60 s after the response: SELECT."
+
+
+def test_sql_of_several_kinds_is_told_by_the_one_that_took_most(sink, clock, engine):
+    def work():
+        clock.advance(0.001)
+        with engine.connect() as connection:
+            for _ in range(4):
+                connection.execute(text("SELECT wait(0.4)"))
+            connection.execute(text("SELECT wait(0.2) FROM (SELECT 1) AS one"))
+
+    [finding] = visit(sink, clock, lambda request: JSONResponse({}, background=BackgroundTask(work)))
+
+    assert finding.message == "5 statements ran for 1.80 s after the response, most of it SELECT."
 
 
 def test_request_that_waits_for_its_own_connection(tmp_path):

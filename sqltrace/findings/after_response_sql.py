@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from sqltrace.finding import Finding
-from sqltrace.findings.wording import cost, name_of, place, place_of_failed, plural, time
+from sqltrace.findings.wording import cost, mostly, name_of, place, place_of_failed, plural, time
 from sqltrace.recording import Recording
 
 
@@ -31,6 +31,6 @@ def after_response_sql(recording: Recording, *, long: float = 1.0) -> Iterator[F
             " a background task has to tell somebody itself that it failed"
         )
     else:
-        message = f"{count} ran for {time(took)} after the response, most of it {name_of(worst)}."
+        message = f"{count} ran for {time(took)} after the response{mostly(worst, groups)}"
         fix = "hand it to a job queue, if it need not be done in the web process"
     yield Finding("after_response_sql", message, took, at, worst.origin.relationship, fix=fix)

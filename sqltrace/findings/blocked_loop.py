@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from sqltrace.finding import Finding
 from sqltrace.findings.widened import multiplied, repeats_parents
-from sqltrace.findings.wording import name_of, place, plural, time
+from sqltrace.findings.wording import mostly, name_of, place, plural, time
 from sqltrace.recording import Recording
 from sqltrace.statement import Group
 
@@ -33,8 +33,7 @@ def _by_sql(groups: list[Group], blocked: float) -> Finding:
     worst = max(groups, key=lambda group: group.total)
     return Finding(
         "blocked_loop",
-        f"{plural(count, 'synchronous statement')} held the event loop for {time(blocked)},"
-        f" most of it {name_of(worst)}.",
+        f"{plural(count, 'synchronous statement')} held the event loop for {time(blocked)}{mostly(worst, groups)}",
         blocked,
         place(worst),
         fix="await run_in_threadpool(function), or a plain def endpoint, or AsyncSession",

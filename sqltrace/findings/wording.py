@@ -46,6 +46,11 @@ def name_of(statement: Group | Parents) -> str:
     return " ".join([operation, *nested])
 
 
+def mostly(worst: Group, groups: list[Group]) -> str:
+    """The end of a sentence about these groups: ``, most of it SELECT contents.``, or ``: SELECT contents.``."""
+    return f", most of it {name_of(worst)}." if len(groups) > 1 else f": {name_of(worst)}."
+
+
 def loaded_by(parents: Parents | None) -> str | None:
     """``SELECT contents at app/api.py:46 in list_contents``."""
     if parents is None:
