@@ -59,6 +59,13 @@ def test_request_without_statements_is_two_lines():
     assert printed.splitlines()[1:] == ["         no statements"]
 
 
+@pytest.mark.parametrize(("failed", "told"), [(0, ""), (1, ", 1 failed")])
+def test_request_whose_statements_all_come_after_the_response_has_none_before(failed, told):
+    printed = render(**{"sql.count": 0, "sql.distinct": 0, "sql.after_response": 2, "sql.failed": failed})
+
+    assert printed.splitlines()[1] == f"         no statements; 2 after the response{told}"
+
+
 def test_error_and_missing_response_are_told():
     printed = render(
         **{"http.response.status_code": None, "outcome": "error", "error.type": "app.Boom", "level": "error"}

@@ -93,9 +93,10 @@ class ReadableRenderer:
         return f"{clock:8} {self._paint(level, f'{level:7}')} {self._paint('bold', _who(event))}  {'  '.join(facts)}"
 
     def _account(self, event: Mapping[str, Any]) -> str:
-        count = event["sql.count"]
-        if not count and not event["sql.after_response"]:
-            return "no statements"
+        count, later = event["sql.count"], event["sql.after_response"]
+        failed = ", " + self._paint("error", f"{event['sql.failed']} failed") if event["sql.failed"] else ""
+        if not count:
+            return f"no statements; {later} after the response{failed}" if later else "no statements"
         text = f"{_plural(count, 'statement')}, {event['sql.distinct']} distinct"
         if event.get("sql.rows"):
             text += f", {_plural(event['sql.rows'], 'row')}"
@@ -105,11 +106,7 @@ class ReadableRenderer:
             text += f", {_time(commit)} of it committing"
         if event.get("sql.on_loop"):
             text += ", " + self._paint("warning", f"{event['sql.on_loop']} synchronous on the event loop")
-        if event["sql.failed"]:
-            text += ", " + self._paint("error", f"{event['sql.failed']} failed")
-        if event["sql.after_response"]:
-            text += f"; {event['sql.after_response']} more after the response"
-        return text
+        return text + failed + (f"; {later} more after the response" if later else "")
 
     def _finding(self, finding: Mapping[str, Any]) -> list[str]:
         under = _INDENT + "  "
