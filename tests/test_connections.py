@@ -1335,11 +1335,16 @@ def test_readable_line_of_a_wait():
         "timed_out": False,
         "pool_size": 2,
         "in_use": 2,
-        "held_by": [{"name": "GET /slow", "held_ms": 80.1}, {"name": "GET /report", "held_ms": 71.0}],
+        "held_by": [
+            {"name": "GET /slow", "held_ms": 80.1},
+            {"name": "GET /report", "held_ms": 71.0},
+            {"name": "GET /slow", "held_ms": 41.9},
+        ],
     }
 
     assert readable._wait(wait) == (
-        "waited 122.0 ms for a connection; pool 2/2 in use, held by GET /slow (80.1 ms), GET /report (71.0 ms)"
+        "waited 122.0 ms for a connection; pool 2/2 in use,"
+        " held by GET /slow (up to 80.1 ms each), GET /report (71.0 ms)"
     )
 
 

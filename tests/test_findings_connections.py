@@ -565,7 +565,15 @@ def test_three_of_those_that_held_the_connections_are_named():
 
     [finding] = sqltrace.diagnose(waited(wait_of(0.5, *holders)), [pool_wait])
 
-    assert finding.message.endswith("held by GET /0 (1.00 s), GET /1 (900.0 ms) and GET /2 (800.0 ms).")
+    assert finding.message.endswith("held by GET /0 (1.00 s), GET /1 (900.0 ms), GET /2 (800.0 ms) and others.")
+
+
+def test_requests_of_one_route_that_held_the_connections_are_named_once():
+    holders = [Holder(Label(f"GET /{number % 2}"), 1.0 - number / 10) for number in range(3)]
+
+    [finding] = sqltrace.diagnose(waited(wait_of(0.5, *holders)), [pool_wait])
+
+    assert finding.message.endswith("held by GET /0 (up to 1.00 s each) and GET /1 (900.0 ms).")
 
 
 def test_wait_for_a_connection_that_is_held_by_the_one_that_waits_is_told_before_longer_ones():

@@ -49,8 +49,15 @@ def _message(waits: Sequence[PoolWait], worst: PoolWait, waited: float, at_once:
         text += f" and {worst.overflow} beyond it"
     if worst.self_deadlock:
         return f"{text}, while the request held one itself."
-    holders = [f"{holder.name} ({time(holder.held)})" for holder in worst.holders[:_NAMED]]
-    return f"{text}, held by {listed(holders)}." if holders else f"{text}."
+    held: dict[str, list[float]] = {}
+    for holder in worst.holders:
+        held.setdefault(holder.name, []).append(holder.held)
+    named = [
+        f"{name} ({time(times[0]) if len(times) == 1 else f'up to {time(max(times))} each'})"
+        for name, times in held.items()
+    ]
+    named[_NAMED:] = ["others"] if len(named) > _NAMED else []
+    return f"{text}, held by {listed(named)}." if named else f"{text}."
 
 
 def _fix(worst: PoolWait) -> str:

@@ -234,7 +234,13 @@ def _wait(wait: Mapping[str, Any]) -> str:
     if wait["timed_out"]:
         text += " in vain, while it held one itself" if "self_deadlock" in wait else " in vain"
     text += f"; pool {wait['in_use']}/{wait['pool_size']}{overflow} in use"
-    holders = ", ".join(f"{holder['name']} ({_time(holder['held_ms'])})" for holder in wait["held_by"])
+    held: dict[str, list[float]] = {}
+    for holder in wait["held_by"]:
+        held.setdefault(holder["name"], []).append(holder["held_ms"])
+    holders = ", ".join(
+        f"{name} ({_time(times[0]) if len(times) == 1 else f'up to {_time(max(times))} each'})"
+        for name, times in held.items()
+    )
     return f"{text}, held by {holders}" if holders else text
 
 
