@@ -102,7 +102,8 @@ class ReadableRenderer:
             text += f", {_plural(event['sql.rows'], 'row')}"
         text += f", {_time(event['time.database_ms'])} in the database"
         commit = event.get("connection.commit_ms", 0.0)
-        if commit >= max(1.0, event["time.database_ms"] / 10):
+        # It may have been after the response, as the database time is not: an exit of a dependency, a background task.
+        if commit >= max(1.0, event["time.database_ms"] / 10) and commit > event.get("after_response_ms", 0.0):
             text += f", {_time(commit)} of it committing"
         if event.get("sql.on_loop"):
             text += ", " + self._paint("warning", f"{event['sql.on_loop']} synchronous on the event loop")
