@@ -430,6 +430,46 @@ def test_remedy_for_making_objects_is_that_of_the_rows_where_they_are_too_many(t
     assert finding.fix == fix
 
 
+STREAM = "fewer rows of the stream at once, by yield_per, and more of them in each chunk of the body"
+
+
+@pytest.mark.parametrize(
+    ("slow", "fix"),
+    [
+        ("making objects", STREAM),
+        ("all else", f"await run_in_threadpool(function) for what computes; {STREAM}"),
+    ],
+)
+def test_remedy_for_a_stream_that_holds_the_loop_is_smaller_batches(tmp_path, slow, fix):
+    shelf = shelves.mapping()
+    database = create_async_engine(f"sqlite+aiosqlite:///{tmp_path / 'shelf.db'}")
+
+    async def endpoint(request):
+        async with AsyncSession(database) as session:
+            await (await session.stream(select(shelf.Author))).all()
+            if slow == "all else":
+                block(0.5)
+        return JSONResponse({})
+
+    async def main():
+        async with database.connect() as connection:
+            await connection.run_sync(shelves.fill, shelf)
+        await get(app, "/")
+        await database.dispose()
+
+    def load(*_):
+        if slow == "making objects":
+            block(0.02)
+
+    app, records = observed(Starlette(routes=[Route("/", endpoint)]))
+    event.listen(shelf.Author, "load", load)
+    asyncio.run(main())
+    event.remove(shelf.Author, "load", load)
+    [finding] = sqltrace.diagnose(records["/"], [partial(blocked_loop, hold=0.001)])
+
+    assert finding.fix == fix
+
+
 def test_request_that_waited_for_another_of_its_route_is_not_told_to_see_itself():
     async def endpoint(request):
         number = request.path_params["number"]

@@ -11,6 +11,7 @@ from sqltrace.recording import Recording
 from sqltrace.statement import Group
 
 _NOTABLE = 0.001  # seconds
+_STREAM = "fewer rows of the stream at once, by yield_per, and more of them in each chunk of the body"
 
 
 def blocked_loop(recording: Recording, *, sql: float = 0.1, hold: float = 0.25) -> Iterator[Finding]:
@@ -44,9 +45,9 @@ def _by_python(recording: Recording, held: float) -> Finding:
     groups = [group for group in recording.groups if group.is_async]
     worst = max(groups, key=lambda group: group.objects, default=None)
     objects = recording.time_account.objects or 0.0
+    streamed = _streamed(recording)
     if worst is not None and worst.objects >= held / 2:
         rows = plural(worst.rows or 0, "row")
-        too_many = multiplied(worst, rows=100, ratio=3.0) or repeats_parents(worst, rows=500, ratio=10.0)
         return Finding(
             "blocked_loop",
             f"the event loop was held for {time(held)} at a stretch; making objects took {time(objects)},"
@@ -54,14 +55,29 @@ def _by_python(recording: Recording, held: float) -> Finding:
             held,
             place(worst),
             worst.origin.relationship,
-            fix="fewer rows for the same objects: see the other findings of this statement"
-            if too_many
-            else "fewer rows or columns at once: LIMIT, load_only(), or session.stream() with yield_per",
+            fix=_fix_for_objects(worst, worst in streamed),
         )
     making = f", {time(objects)} of the request making objects" if objects >= _NOTABLE else ""
     return Finding(
         "blocked_loop",
         f"the event loop was held for {time(held)} at a stretch{making}.",
         held,
-        fix="await run_in_threadpool(function) for what computes",
+        fix=f"await run_in_threadpool(function) for what computes{f'; {_STREAM}' if streamed else ''}",
     )
+
+
+def _fix_for_objects(worst: Group, streamed: bool) -> str:
+    if multiplied(worst, rows=100, ratio=3.0) or repeats_parents(worst, rows=500, ratio=10.0):
+        return "fewer rows for the same objects: see the other findings of this statement"
+    if streamed:
+        return _STREAM
+    return "fewer rows or columns at once: LIMIT, load_only(), or session.stream() with yield_per"
+
+
+def _streamed(recording: Recording) -> list[Group]:
+    """Whose rows stay with the server until they are read. The loop is free only as more of them are fetched."""
+    return [
+        group
+        for group, executions in recording.executions()
+        if group.is_async and any(execution.streamed for execution in executions)
+    ]
