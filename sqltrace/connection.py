@@ -64,8 +64,8 @@ class PoolWait:
         waited: Seconds.
         timed_out: Whether it ended in a pool timeout.
         pool_size: Connections that the pool keeps.
-        overflow: Connections open beyond those, at the end of the wait.
-        in_use: Connections checked out, at the end of the wait.
+        overflow: Connections open beyond those, at the start or the end of the wait, whichever is more.
+        in_use: Connections checked out, likewise.
         holders:
             Those recordings that held one meanwhile, the longest first, at
             most 10. Connections taken outside of any recording are not named.

@@ -274,7 +274,7 @@ def test_pool_without_a_limit_is_never_waited_for(sqlite, monkeypatch, options):
     assert (recording.connections.waits, recording.connections.checkouts) == ([], 2)
 
 
-def contended(clock, size, *waits):
+def contended(clock, size, *waits, overflow=0):
     """An engine whose waits for a connection do these things, and then take what has been given back."""
     meanwhile = iter(waits)
 
@@ -287,7 +287,7 @@ def contended(clock, size, *waits):
     class Pool(pool.QueuePool):
         _queue_class = Contended
 
-    return create_engine("sqlite://", poolclass=Pool, pool_size=size, max_overflow=0)
+    return create_engine("sqlite://", poolclass=Pool, pool_size=size, max_overflow=overflow)
 
 
 @contextmanager
@@ -447,6 +447,23 @@ def test_holder_is_called_by_the_name_that_its_recording_got_later(sqlite):
 
     assert names(victim.connections.waits[0]) == {"GET /tags/{tag_id}"}
     held.close()
+
+
+def test_overflow_that_is_given_back_during_the_wait_is_told_with_what_was_in_use():
+    def give_back():
+        clock.advance(0.1)
+        for one in held:
+            one.close()
+
+    clock = Clock()
+    engine = contended(clock, 1, give_back, overflow=2)
+    held = [engine.connect() for _ in range(3)]
+
+    with recorded(clock) as recording:
+        engine.connect().close()
+
+    (wait,) = recording.connections.waits
+    assert (wait.in_use, wait.pool_size, wait.overflow) == (3, 1, 2)
 
 
 def test_overflow_is_told(sqlite):

@@ -88,7 +88,7 @@ def _describe(checkout: Checkout, pool: QueuePool, holders: set[Checkout], timed
     longest = [
         Holder(label, max(0, held) / _SECOND, own) for own, held, label in sorted(named, key=_HELD, reverse=True)
     ]
-    overflow = max(0, pool.overflow())
+    overflow = max(0, pool.overflow(), in_use - pool.size())
     return PoolWait(
         checkout.wait / _SECOND,
         timed_out,
