@@ -26,6 +26,20 @@ _INFRASTRUCTURE = frozenset(
     " asyncmy MySQLdb click typer pytest _pytest pluggy pytest_asyncio pydantic jinja2 opentelemetry logfire".split()
 )
 
+# They call SQLAlchemy, or the application, for somebody else. An application that is itself installed
+# goes before them; where nobody else is on the way, as in a router of theirs, theirs is the line.
+_HELPERS = frozenset(
+    "advanced_alchemy aiocache aiodataloader aioinject alembic apscheduler ariadne arq asgi_correlation_id asyncer"
+    " backoff cachetools celery ddtrace decorator dependency_injector dishka dogpile dramatiq elasticapm factory"
+    " fastapi_async_sqlalchemy fastapi_cache fastapi_filter fastapi_injector fastapi_pagination fastapi_sqla"
+    " fastapi_sqlalchemy fastapi_sqlalchemy_toolkit fastapi_users fastapi_users_db_sqlalchemy"
+    " fastapi_users_db_sqlmodel fastapi_utils fastcrud geoalchemy2 graphene graphene_sqlalchemy graphql injector"
+    " litestar marshmallow marshmallow_sqlalchemy newrelic polyfactory prometheus_fastapi_instrumentator pyinstrument"
+    " rq sentry_sdk slowapi sqladmin sqlakeyset sqlalchemy_continuum sqlalchemy_filters sqlalchemy_mixins"
+    " sqlalchemy_utils sse_starlette stamina starlette_admin starlette_context strawberry"
+    " strawberry_sqlalchemy_mapper taskiq tenacity wrapt".split()
+)
+
 # Whoever is above these has called the server, or the event loop, and knows nothing of the statement.
 _OUTERMOST = (
     os.path.join(_PACKAGE, "event_loop.py"),
@@ -33,7 +47,7 @@ _OUTERMOST = (
     *(os.sep + os.path.join("trio", "_core", file) for file in ("_run.py", "_generated_run.py")),
 )
 
-_SKIP, _LIBRARY, _APPLICATION, _END = range(4)  # the first is false
+_SKIP, _HELPER, _LIBRARY, _APPLICATION, _END = range(5)  # the first is false, the better is greater
 _MAX_CALLERS = 2  # from a repository past the service to the endpoint
 _COMPREHENSIONS = frozenset({"<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>"})
 _FRAMES = range(200)
@@ -93,13 +107,15 @@ def find_call_site(skip: int = 0) -> CallSite | None:
     The innermost application frame above the caller, or `None`.
 
     An installed library's frame is second best, for applications that are
-    themselves installed. Crosses SQLAlchemy's greenlet: the coroutine that
+    themselves installed; that of a library which is known to stand between an
+    application and SQLAlchemy is third best. Crosses SQLAlchemy's greenlet: the coroutine that
     awaits stands in the parent of the greenlet which runs the statement.
 
     Args:
         skip: Frames above the caller that are known to be none of the application's.
     """
-    second_best: FrameType | None = None
+    best: FrameType | None = None
+    best_kind = _SKIP
     frame = sys._getframe(1 + skip)
     greenlet: Any = None
     kinds = _kinds
@@ -109,7 +125,8 @@ def find_call_site(skip: int = 0) -> CallSite | None:
                 return _site(frame)
             if kind == _END:
                 break
-            second_best = second_best or frame
+            if kind > best_kind:
+                best, best_kind = frame, kind
         caller = frame.f_back
         if caller is None:
             greenlet = getattr(greenlet or _current_greenlet(), "parent", None)
@@ -117,7 +134,7 @@ def find_call_site(skip: int = 0) -> CallSite | None:
             if caller is None:
                 break
         frame = caller
-    return _site(second_best) if second_best is not None else None
+    return _site(best) if best is not None else None
 
 
 def call_site_of(frame: FrameType) -> CallSite | None:
@@ -133,13 +150,13 @@ def call_site_in(traceback: TracebackType) -> CallSite | None:
         code = entry.tb_frame.f_code
         best[_kinds[code.co_filename]] = _call_site((code.co_filename, entry.tb_lineno, code.co_qualname))
         entry = entry.tb_next
-    return best.get(_APPLICATION) or best.get(_LIBRARY)
+    return best.get(_APPLICATION) or best.get(_LIBRARY) or best.get(_HELPER)
 
 
 def _site(frame: FrameType) -> CallSite:
-    lines = [_line_of(frame)]
+    lines, kind = [_line_of(frame)], _kinds[frame.f_code.co_filename]
     caller = frame.f_back
-    while caller is not None and _kinds[caller.f_code.co_filename] == _APPLICATION:
+    while caller is not None and _kinds[caller.f_code.co_filename] == kind:
         if frame.f_code.co_name not in _COMPREHENSIONS:  # the function around it has no more to tell
             lines.append(_line_of(caller))
         if len(lines) > _MAX_CALLERS:
@@ -178,5 +195,5 @@ def _kind(filename: str) -> int:
         _, found, inside = filename.rpartition(marker)
         if found:
             package = inside.split(os.sep)[0].removesuffix(".py")
-            return _SKIP if package in _INFRASTRUCTURE else _LIBRARY
+            return _SKIP if package in _INFRASTRUCTURE else _HELPER if package in _HELPERS else _LIBRARY
     return _SKIP if filename.startswith(_LIBRARIES) else _APPLICATION

@@ -108,7 +108,44 @@ def test_innermost_of_installed_applications_is_the_answer(tmp_path, monkeypatch
     monkeypatch.setitem(callsite._kinds, HERE, callsite._SKIP)
     monkeypatch.setattr(callsite, "_FRAMES", range(3))
 
-    assert outer["list_items"](inner["load_items"]).function == "load_items"
+    site = outer["list_items"](inner["load_items"])
+
+    assert site.function == "load_items"
+    assert [caller.function for caller in site.callers] == ["list_items"]
+
+
+@pytest.mark.parametrize("inside", ["advanced_alchemy", "fastapi_pagination"])
+@pytest.mark.parametrize("outside", ["sentry_sdk", "slowapi"])
+def test_installed_application_goes_before_libraries_that_are_known(inside, outside, tmp_path, monkeypatch):
+    call = "def call(function, *arguments):\n    return function(*arguments)\n"
+    repository = load(tmp_path / "site-packages" / inside / "core.py", call)["call"]
+    decorator = load(tmp_path / "site-packages" / outside / "core.py", call)["call"]
+    application = load(tmp_path / "site-packages" / "shop" / "api.py", "def list_items(load):\n    return load(find)\n")
+    monkeypatch.setitem(callsite._kinds, HERE, callsite._SKIP)
+
+    assert decorator(application["list_items"], repository).function == "list_items"
+
+
+def test_library_that_is_known_is_the_answer_where_there_is_no_other(tmp_path, monkeypatch):
+    library = load(tmp_path / "site-packages" / "sqladmin" / "models.py", "def get_list():\n    return find()\n")
+    monkeypatch.setitem(callsite._kinds, HERE, callsite._SKIP)
+    monkeypatch.setattr(callsite, "_FRAMES", range(2))
+
+    assert library["get_list"]().function == "get_list"
+
+
+def test_installed_application_in_a_traceback_goes_before_libraries_that_are_known(tmp_path, monkeypatch):
+    library = load(tmp_path / "site-packages" / "fastcrud" / "crud.py", "def get():\n    raise KeyError\n")
+    application = load(tmp_path / "site-packages" / "shop" / "api.py", "def list_items(get):\n    get()\n")
+    monkeypatch.setitem(callsite._kinds, HERE, callsite._SKIP)
+
+    with pytest.raises(KeyError) as known:
+        library["get"]()
+    with pytest.raises(KeyError) as both:
+        application["list_items"](library["get"])
+
+    assert call_site_in(known.value.__traceback__).function == "get"
+    assert call_site_in(both.value.__traceback__).function == "list_items"
 
 
 def test_installed_application_in_a_traceback_is_second_best(tmp_path, monkeypatch):
