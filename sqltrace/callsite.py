@@ -53,7 +53,6 @@ _COMPREHENSIONS = frozenset({"<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>
 _FRAMES = range(200)
 _MAX_FILES = 10_000
 
-
 _Line = tuple[str, int, str]  # as the fields of a CallSite
 
 

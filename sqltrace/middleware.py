@@ -306,7 +306,8 @@ def _begin_response(record: RequestRecord, status: int, headers: Iterable[tuple[
     if record.status is None:
         record.status = status
         readable = () if iter(headers) is headers else headers  # an iterator can be read once, which the server does
-        record.event_stream = any(value.startswith(b"text/event-stream") for _, value in readable)
+        types = [value for name, value in readable if name.lower() == b"content-type"]
+        record.event_stream = any(value.startswith(b"text/event-stream") for value in types)
         record.time_to_first_byte = record.recording.duration
 
 

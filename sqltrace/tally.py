@@ -130,7 +130,8 @@ class Tally:
             known = self._known[phase]
             for kind, equals in alike.items():
                 group = known.get(kind) or self._group(equals[0], phase)
-                found[id(group)][1].extend(equals)
+                # As the response ends, a group of the other phase may be found here first.
+                found.setdefault(id(group), (group, []))[1].extend(equals)
         return list(found.values())
 
     def statements(self, began: int, boundary: int | None) -> list[Statement]:

@@ -379,6 +379,24 @@ def test_event_stream_is_slow_until_it_begins_and_not_because_it_lives(until_beg
     assert [line["log_level"] for line in lines] == [level]
 
 
+def test_stream_that_names_events_in_another_header_is_slow_as_any_other():
+    clock = Clock()
+
+    class Timed(sqltrace.SQLTraceMiddleware):
+        _clock = staticmethod(clock)
+
+    async def application(scope, receive, send):
+        response = JSONResponse({}, headers={"x-accepts": "text/event-stream"})
+        await send({"type": "http.response.start", "status": 200, "headers": response.raw_headers})
+        clock.advance(2)
+        await send({"type": "http.response.body", "body": response.body})
+
+    with structlog.testing.capture_logs() as lines:
+        TestClient(Timed(application, rules=[])).get("/")
+
+    assert [line["log_level"] for line in lines] == ["warning"]
+
+
 def test_unconfigured_structlog_prints_something_readable(app, capsys):
     get(app)
 

@@ -138,6 +138,17 @@ def test_statement_that_begins_at_the_very_end_of_the_response_is_of_the_respons
     assert {group.phase: len(kept) for group, kept in recording.executions()} == {"after_response": 1, "response": 1}
 
 
+def test_statement_that_was_counted_as_the_response_ended_is_kept_with_its_group(engine, clock):
+    with Opened(clock) as recording:
+        run(engine, 1)
+        recording.fold()
+        recording._response_ended = recording.started - 1  # another thread had read the clock, and then was held up
+
+        executions = [len(kept) for _, kept in recording.executions()]
+
+    assert executions == [0, 1]
+
+
 def test_only_statements_of_the_response_count_as_on_the_loop(engine, clock):
     async def main():
         with Opened(clock) as recording:
