@@ -43,6 +43,7 @@ def add_measured(group: Group, execution: Execution) -> int | None:
             group.entities[name] = group.entities.get(name, 0) + count
     if execution.failure is not None:
         group.failed += 1
+        group.failure = group.failure or execution.failure
         group.failed_at = group.failed_at or execution.call_site
     return rows
 
@@ -71,6 +72,7 @@ def add_more(group: Group, execution: Execution, seen: Seen) -> tuple[int, bool]
     failed = execution.failure is not None and not seen.failed
     if failed:
         group.failed += 1
+        group.failure = group.failure or execution.failure
         group.failed_at = group.failed_at or execution.call_site
     seen.fetch, seen.objects, seen.failed = fetch, objects, seen.failed or failed
     return more_rows, failed

@@ -33,6 +33,11 @@ class Failure:
     type: str
     code: str | None = None
 
+    def __str__(self) -> str:
+        """``psycopg.errors.UniqueViolation (23505)``."""
+        name = self.type.removeprefix("builtins.")
+        return name if self.code is None else f"{name} ({self.code})"
+
 
 @dataclass(slots=True)
 class Statement:
@@ -167,6 +172,7 @@ class Group:
         loop_wait: Seconds in which replies lay ready and the event loop was busy with something else.
         on_loop: How many ran synchronously on an event loop.
         is_async: Whether an asynchronous driver ran them.
+        failure: Of the first that failed.
         call_site: Of the first of them that has one.
         longest_at, failed_at: Of the longest, and of the first that failed; `None` where that was not taken.
         parents: As `call_site`.
@@ -192,6 +198,7 @@ class Group:
     call_site: CallSite | None = None
     longest_at: CallSite | None = None
     failed_at: CallSite | None = None
+    failure: Failure | None = None
     parameters: str | None = None
     origin: Origin = QUERY
     parents: Parents | None = None

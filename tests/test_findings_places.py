@@ -111,3 +111,4 @@ def test_statement_that_fails_as_its_rows_are_read_is_told_where_it_ran(clock, c
 
     [group] = recording.groups
     assert (before, group.failed, str(group.failed_at)) == (0, 1, ran)
+    assert group.failure.type == "sqlite3.OperationalError"

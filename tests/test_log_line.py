@@ -114,6 +114,7 @@ def test_line_tells_the_statements_of_a_request(app):
     assert groups["SELECT", None]["count"] == 4
     assert re.fullmatch(r"tests/test_log_line\.py:\d+ in app\.<locals>\.endpoint", groups["SELECT", None]["call_site"])
     assert groups["SELECT missing", None]["failed"] == 1
+    assert groups["SELECT missing", None]["error"] == "sqlite3.OperationalError (SQLITE_ERROR)"
 
 
 def test_line_with_findings_is_valid(app):

@@ -87,13 +87,14 @@ def test_websocket_without_route_shows_its_path():
 
 
 def test_failures_and_work_after_the_response_are_told():
-    statement = REQUEST["sql.statements"][0] | {"failed": 1}
+    statement = REQUEST["sql.statements"][0] | {"failed": 1, "error": "psycopg.errors.UniqueViolation (23505)"}
     del statement["call_site"]
 
     printed = render(**{"sql.failed": 1, "sql.after_response": 2, "sql.statements": [statement]})
 
     assert "121.3 ms in the database, 1 failed; 2 more after the response" in printed
     assert "SELECT contents tags  1 failed" in printed
+    assert "failed with psycopg.errors.UniqueViolation (23505)" in printed
     assert " at " not in printed
 
 

@@ -118,6 +118,7 @@ def _statement(group: Group, literals: bool) -> dict[str, Any]:
         "fingerprint": group.fingerprint or None,
         "count": group.count,
         "failed": group.failed or None,
+        "error": str(group.failure) if group.failure is not None else None,
         "total_ms": _milliseconds(group.total),
         "max_ms": _milliseconds(group.max),
         "rows": group.rows,

@@ -130,6 +130,8 @@ class ReadableRenderer:
         head = self._cut(f"{_INDENT}{facts}  {statement['summary']}", len(failed)) + self._paint("error", failed)
         lines = [head]
         under = _INDENT + " " * 18
+        if "error" in statement:
+            lines += self._wrap(f"failed with {statement['error']}", under, color="error")
         for line in _why(statement):
             lines += self._wrap(line, under)
         if "call_site" in statement:
