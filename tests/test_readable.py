@@ -309,6 +309,19 @@ def test_long_request_says_where_its_time_went_though_it_is_one_part():
 
 
 @pytest.mark.parametrize(
+    ("held", "told"),
+    [(1.3, "702.8 ms python (701.5 ms of it off the event loop)\n"), (400, "702.8 ms python\n"), (None, "python\n")],
+)
+def test_time_that_was_awaited_is_told_from_what_python_took(held, told):
+    account = {f"time.{part}_ms": 0.0 for part in ("connection", "database", "objects", "loop_wait")}
+    facts = {"duration_ms": 702.8, "time.python_ms": 702.8, "sql.count": 0, "sql.statements": []} | account
+    if held is not None:
+        facts["loop.held_ms"] = held
+
+    assert told in render(**facts)
+
+
+@pytest.mark.parametrize(
     ("parts", "told"),
     [
         ({"objects": 960.0, "python": 9_000.0, "database": 40.0}, "10.00 s = 960.0 ms objects + 9.00 s python"),

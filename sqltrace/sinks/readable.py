@@ -191,7 +191,14 @@ def _parts(event: Mapping[str, Any]) -> str:
         f"{_time(time)} {part.replace('_', ' ')}" for part, time in parts.items() if time >= max(_NOTABLE, total / 200)
     ]
     worth_it = len(seen) > 1 or (total >= _LONG and sum(parts.values()) > 0.9 * total)
-    return f"{_time(total)} = {' + '.join(seen)}" if worth_it else ""
+    return f"{_time(total)} = {' + '.join(seen)}{_off_the_loop(event)}" if worth_it else ""
+
+
+def _off_the_loop(event: Mapping[str, Any]) -> str:
+    """Of what is called Python, the last of the parts, some may be awaiting another service, or a thread's work."""
+    python = event.get("time.python_ms", 0.0)
+    off = python - event.get("loop.held_ms", python)
+    return f" ({_time(off)} of it off the event loop)" if off >= max(_LONG, python / 2) else ""
 
 
 def _waited(event: Mapping[str, Any]) -> str:
