@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 from fastapi import FastAPI
 from pydantic import BaseModel
-from sqlalchemy import column, create_engine, event, exc, insert, select, table, text
+from sqlalchemy import column, create_engine, event, exc, insert, literal_column, select, table, text
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, joinedload, mapped_column
 from sqlalchemy.pool import QueuePool, StaticPool
@@ -127,6 +127,27 @@ def test_select_for_update_may_have_waited_for_a_lock(postgres_url):
     [finding] = sqltrace.diagnose(recording, [slow_statement])
 
     assert finding.fix.endswith("; or shorter transactions, if it waited for the lock of another one")
+
+
+@pytest.mark.parametrize(
+    ("options", "first", "fix"),
+    [
+        ({"yield_per": 1}, 0, "more rows at a time"),
+        ({"yield_per": 1}, 5, "an index, fewer rows or fewer columns"),
+        ({}, 0, "an index, fewer rows or fewer columns"),
+    ],
+    ids=["fetched slowly", "found slowly", "not streamed"],
+)
+def test_stream_whose_rows_come_slowly_wants_more_at_a_time(clock, engine, options, first, fix):
+    with engine.begin() as connection:
+        connection.execute(text("INSERT INTO jobs (id) VALUES (1), (2), (3), (4), (5), (6), (7), (8), (9), (10)"))
+    rows = select(literal_column(f"wait(CASE id WHEN 1 THEN {first} ELSE 0.1 END)")).select_from(text("jobs"))
+
+    with recorded(clock) as recording, engine.connect() as connection:
+        connection.execute(rows, execution_options=options).all()
+
+    [finding] = sqltrace.diagnose(recording, [slow_statement])
+    assert finding.fix.startswith(fix)
 
 
 def test_slow_statement_whose_rows_nobody_fetched_tells_none(clock, engine):

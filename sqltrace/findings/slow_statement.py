@@ -13,6 +13,8 @@ from sqltrace.statement import Group
 
 _LOCKS = re.compile(r"\bFOR\s+(NO\s+KEY\s+UPDATE|UPDATE|(KEY\s+)?SHARE)\b|\bLOCK\s+IN\s+SHARE\s+MODE\b", re.IGNORECASE)
 
+_STREAM = "more rows at a time, each of which is asked for: a larger yield_per; or fewer rows or columns"
+
 
 def slow_statement(recording: Recording, *, slow: float = 0.5) -> Iterator[Finding]:
     """
@@ -35,9 +37,16 @@ def slow_statement(recording: Recording, *, slow: float = 0.5) -> Iterator[Findi
                 place_of_longest(group),
                 group.origin.relationship,
                 loaded_by(group.parents),
-                _fix(group),
+                _STREAM if _is_fetched_slowly(recording, group) else _fix(group),
             )
     yield from _slow_commit(recording, slow)
+
+
+def _is_fetched_slowly(recording: Recording, group: Group) -> bool:
+    """Whether most of its time went by asking the server for more of the rows, a few at a time."""
+    own = next((kept for other, kept in recording.executions() if other is group), [])
+    longest = max(own, key=lambda execution: execution.elapsed, default=None)
+    return longest is not None and longest.streamed and 2 * longest.fetch > longest.elapsed
 
 
 def _slow_commit(recording: Recording, slow: float) -> Iterator[Finding]:
