@@ -385,6 +385,26 @@ def test_session_that_runs_in_a_task_of_its_own_is_told_where_that_is_awaited(wa
     assert (statement.call_site.file, statement.call_site.line) == (HERE, line_of(way))
 
 
+def test_session_in_a_task_within_a_recording_of_a_part_of_the_request_is_told_where_that_is_awaited():
+    recordings = []
+
+    async def app(scope, receive, send):
+        engine = create_async_engine("sqlite+aiosqlite://", poolclass=StaticPool)
+        session = AsyncSession(engine)
+        async with sqltrace.record() as recording:
+            await asyncio.gather(session.execute(text("SELECT 1")))  # within a part
+        recordings.append(recording)
+        await session.close()
+        await engine.dispose()
+        await respond(send)
+
+    observer, _ = observed(app)
+    asyncio.run(get(observer, "/"))
+
+    [statement] = recordings[0].statements
+    assert (statement.call_site.file, statement.call_site.line) == (HERE, line_of("within a part"))
+
+
 def test_statement_that_takes_too_long_for_wait_for_is_told_where_that_is(postgres_url):
     async def app(scope, receive, send):
         engine = create_async_engine(postgres_url.set(drivername="postgresql+asyncpg"))

@@ -73,7 +73,7 @@ def loop_wait(collector: Collector, connection: Any, dialect: Any, started: int,
     Returns:
         Nanoseconds; `None` where it cannot be known.
     """
-    share = _share(collector)
+    share = share_of(collector)
     own = share is not None and share.in_own_task()
     ago = _age(connection)
     if ago is None:
@@ -113,7 +113,7 @@ def loop_wait(collector: Collector, connection: Any, dialect: Any, started: int,
 
 def awake(collector: Collector, start: int, end: int) -> list[tuple[int, int]]:
     """A stretch of work of the request's own task, without its suspensions. In other tasks all of it."""
-    share = _share(collector)
+    share = share_of(collector)
     if share is None or not share.in_own_task():
         return [(start, end)]
     pieces: list[tuple[int, int]] = []
@@ -125,14 +125,14 @@ def awake(collector: Collector, start: int, end: int) -> list[tuple[int, int]]:
 
 def note_hold(collector: Collector, start: int, end: int) -> None:
     """A synchronous statement held the loop, perhaps in a child task of a request."""
-    share = _share(collector)
+    share = share_of(collector)
     if share is not None:
         share.note_hold(start, end)
 
 
 def held_by_others(collector: Collector, start: int, end: int) -> list[tuple[int, int]]:
     """When other requests are known to have held the event loop that the caller runs on, in a stretch."""
-    share = _share(collector)
+    share = share_of(collector)
     return share.held_by_others(start, end) if share is not None and share.on_its_loop() else []
 
 
@@ -142,7 +142,8 @@ def value_count(context: Any) -> int:
     return max(0, rows) * len(context.cursor.description or ())
 
 
-def _share(collector: Collector | None) -> LoopShare | None:
+def share_of(collector: Collector | None) -> LoopShare | None:
+    """That of the request in which a recording is."""
     while collector is not None:
         if isinstance(collector.loop, LoopShare):
             return collector.loop

@@ -220,8 +220,8 @@ def _take_sample(execution: Execution, context: Any, taken: int) -> None:
 
 
 def _awaiting(collector: Collector) -> CallSite | None:
-    loop = collector.loop
-    return site_awaiting(loop.suspended) if loop is not None and not loop.began else None
+    share = replies.share_of(collector)
+    return site_awaiting(share.suspended) if share is not None and not share.began else None
 
 
 def _digest(statement: str, parameters: Any, dialect: Any) -> int | None:
