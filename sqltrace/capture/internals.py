@@ -1,7 +1,9 @@
 """
-All access to what SQLAlchemy does not document.
+All access to what SQLAlchemy's Core does not document. That of the ORM is in files of their own: `orm_internals`,
+`load_internals`, `join_internals`.
 
-Each reader answers `None` when SQLAlchemy has changed under it.
+Where a reader answers `None`, SQLAlchemy has changed under it. Those that raise then are called where
+that is reported, and a self-test at install has told that what they measure is missing.
 """
 
 from __future__ import annotations
