@@ -11,6 +11,7 @@ from sqlalchemy import select
 
 import sqltrace
 from tests import shelf as shelves
+from tests.loops import thrice
 
 RECORDERS = pytest.mark.parametrize("record", [shelves.record_sync, shelves.record_async], ids=["sync", "async"])
 
@@ -37,6 +38,7 @@ class Scenarios(list):
         return add
 
 
+@thrice
 def check(case, record):
     recording = record(case.work, shelves.mapping(**case.lazy), **case.session)
 

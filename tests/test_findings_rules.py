@@ -4,6 +4,7 @@ import asyncio
 import re
 import sqlite3
 from functools import partial
+from tempfile import mkdtemp
 
 import pytest
 from fastapi import FastAPI
@@ -27,7 +28,7 @@ from sqltrace.loop_log import LoopLog
 from sqltrace.recording import Recording
 from tests import shelf as shelves
 from tests.asgi import Clock, recorded
-from tests.loops import block, get, observed, respond
+from tests.loops import block, get, observed, respond, thrice
 
 
 @pytest.fixture
@@ -425,9 +426,10 @@ def test_python_that_holds_the_loop(sink, clock):
     ],
     ids=["parents are repeated", "collections multiply", "rows are objects"],
 )
+@thrice
 def test_remedy_for_making_objects_is_that_of_the_rows_where_they_are_too_many(tmp_path, joined, fix):
     shelf = shelves.mapping()
-    database = create_async_engine(f"sqlite+aiosqlite:///{tmp_path / 'shelf.db'}")
+    database = create_async_engine(f"sqlite+aiosqlite:///{mkdtemp(dir=tmp_path)}/shelf.db")
 
     async def endpoint(request):
         wanted = select(shelf.Author if joined else shelf.Book)
@@ -461,9 +463,10 @@ STREAM = "fewer rows of the stream at once, by yield_per, and more of them in ea
         ("all else", f"await run_in_threadpool(function) for what computes; {STREAM}"),
     ],
 )
+@thrice
 def test_remedy_for_a_stream_that_holds_the_loop_is_smaller_batches(tmp_path, slow, fix):
     shelf = shelves.mapping()
-    database = create_async_engine(f"sqlite+aiosqlite:///{tmp_path / 'shelf.db'}")
+    database = create_async_engine(f"sqlite+aiosqlite:///{mkdtemp(dir=tmp_path)}/shelf.db")
 
     async def endpoint(request):
         async with AsyncSession(database) as session:
