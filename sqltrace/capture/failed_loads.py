@@ -17,6 +17,7 @@ from sqlalchemy.exc import InvalidRequestError, MissingGreenlet
 
 from sqltrace.callsite import CallSite, call_site_in, find_call_site
 from sqltrace.capture import expiry, load_internals, sessions
+from sqltrace.capture.compatibility import self_test
 from sqltrace.capture.joins import link_of
 from sqltrace.capture.origin import (
     base_of_relationship,
@@ -29,7 +30,6 @@ from sqltrace.capture.origin import (
 from sqltrace.capture.orm_internals import imported_session
 from sqltrace.capture.query_options import options_leaving
 from sqltrace.capture.replacements import Replacements
-from sqltrace.capture.self_tests import self_test
 from sqltrace.collector import Collector, current
 from sqltrace.failed_load import FailedLoad, LoadError
 from sqltrace.faults import report_fault

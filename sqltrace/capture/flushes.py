@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from sqltrace.capture import orm_internals
-from sqltrace.capture.self_tests import self_test
+from sqltrace.capture.compatibility import self_test
 from sqltrace.capture.transactions import checkout_of
 from sqltrace.collector import current
 from sqltrace.connection import Checkout

@@ -21,7 +21,7 @@ from sqltrace.capture import (
     replies,
     rows,
 )
-from sqltrace.capture.self_tests import self_test
+from sqltrace.capture.compatibility import self_test
 
 _lock = threading.RLock()
 _instrumented: WeakSet[Dialect] = WeakSet()

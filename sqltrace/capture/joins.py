@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sqltrace.capture import join_internals
-from sqltrace.capture.self_tests import self_test
+from sqltrace.capture.compatibility import self_test
 from sqltrace.declaration import Declaration
 from sqltrace.faults import report_fault
 from sqltrace.widening import EagerJoin, Lookup, Widening

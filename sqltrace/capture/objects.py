@@ -16,8 +16,8 @@ from typing import Any
 
 from sqltrace.capture import orm_internals
 from sqltrace.capture.building import Block, building
+from sqltrace.capture.compatibility import self_test
 from sqltrace.capture.rows import execution_of
-from sqltrace.capture.self_tests import self_test
 from sqltrace.collector import Execution, unmeasurable
 from sqltrace.faults import report_fault
 

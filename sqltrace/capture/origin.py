@@ -7,10 +7,10 @@ from typing import Any, Final
 
 from sqltrace.capture import expiry, load_internals, rows
 from sqltrace.capture.building import building
+from sqltrace.capture.compatibility import self_test
 from sqltrace.capture.joins import find_widening, link_of
 from sqltrace.capture.orm_internals import load_number
 from sqltrace.capture.query_options import options_leaving
-from sqltrace.capture.self_tests import self_test
 from sqltrace.collector import Collector, Execution, ParentKey
 from sqltrace.declaration import Declaration
 from sqltrace.faults import report_fault

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sqltrace.capture import load_internals
-from sqltrace.capture.self_tests import self_test
+from sqltrace.capture.compatibility import self_test
 
 
 def options_leaving(state: Any, *names: str) -> tuple[str, ...]:

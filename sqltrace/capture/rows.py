@@ -16,8 +16,8 @@ from typing import Any, Final
 from sqlalchemy.engine.interfaces import ExecuteStyle
 
 from sqltrace.capture import internals
+from sqltrace.capture.compatibility import self_test
 from sqltrace.capture.fetching import CountedFetch, CountedReturning, CountedStream, add_fetch, begin
-from sqltrace.capture.self_tests import self_test
 from sqltrace.collector import Collector, Execution
 from sqltrace.faults import report_fault
 
