@@ -36,16 +36,21 @@ def rolled_back(session: Any, *, to_savepoint: bool) -> None:
         report_fault("noting what expired objects", fault)
 
 
-def expired_by(state: Any, attributes: frozenset[str], collector: Collector) -> ExpiredBy | None:
-    """What has expired an object, by its state, or attributes of it; `None` where it is not known of these."""
+def expired_by(state: Any, collector: Collector) -> ExpiredBy | None:
+    """What has expired an object, by its state; `None` where only some of its attributes have: see `by_flush`."""
     if not state.expired:
-        return "flush" if made_by_database(state, attributes) else None
+        return None
     session = state.session
     if session is not None:
         noted: ExpiredBy = vars(session).get(_NOTED, "unknown")
         return noted
     only = collector.expired_by
     return next(iter(only)) if len(only) == 1 else "unknown"
+
+
+def by_flush(state: Any, attributes: frozenset[str]) -> ExpiredBy | None:
+    """What has expired some attributes of an object, if the database makes them; the same for all of a class."""
+    return "flush" if made_by_database(state, attributes) else None
 
 
 def expires_some(state: Any) -> bool:

@@ -170,7 +170,9 @@ def _origin(collector: Collector, prop: Any, state: Any, names: frozenset[str]) 
     attributes = names or frozenset((prop.key,) if prop is not None else ())
     kind = kind_for_one(attributes, state)
     entity, base = owner_of_attributes(kind, attributes, state)
-    expired_by = expiry.expired_by(state, attributes, collector) if kind == "refresh" else None
+    expired_by = None
+    if kind == "refresh":
+        expired_by = expiry.expired_by(state, collector) or expiry.by_flush(state, attributes)
     by_options = options_leaving(state, *attributes)
     return of_attributes(kind, entity, attributes, False, expired_by, base, None, by_options)
 

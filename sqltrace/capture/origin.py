@@ -139,7 +139,7 @@ def _explain_load(execution: Execution, purpose: Purpose, load: tuple[Any, bool,
         kind = "refresh" if asked_for else purpose.for_one or kind_for_one(purpose.attributes, state)
         entity, base = owner_of_attributes(kind, purpose.attributes, state)
         if kind == "refresh" and not asked_for:
-            expired_by = expiry.expired_by(state, purpose.attributes, execution.collector)
+            expired_by = expiry.expired_by(state, execution.collector)
     else:
         kind = purpose.for_many if state is None else "immediate" if within else "lazy"
         if within and (block := building.get()) is not None:  # it may be a part of a refresh
@@ -260,6 +260,8 @@ def _origin(
     if kind in _OF_ATTRIBUTES or prop is None:
         key = load_internals.key_of(state) if asked_for and kind == "refresh" else None
         attributes = purpose.attributes if kind in _OF_ATTRIBUTES else frozenset[str]()
+        if kind == "refresh" and not asked_for:
+            expired_by = expired_by or expiry.by_flush(state, attributes)
         return of_attributes(kind, entity or purpose.entity, attributes, asked_for, expired_by, base, key, by_options)
     if state is not None:
         by_options = options_leaving(state, prop.key)
