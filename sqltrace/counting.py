@@ -42,9 +42,7 @@ def add_measured(group: Group, execution: Execution) -> int | None:
         for name, count in entities.items():
             group.entities[name] = group.entities.get(name, 0) + count
     if execution.failure is not None:
-        group.failed += 1
-        group.failure = group.failure or execution.failure
-        group.failed_at = group.failed_at or execution.call_site
+        _add_failure(group, execution)
     return rows
 
 
@@ -71,11 +69,15 @@ def add_more(group: Group, execution: Execution, seen: Seen) -> tuple[int, bool]
         _add_entities(group, execution.entities, seen.entities)
     failed = execution.failure is not None and not seen.failed
     if failed:
-        group.failed += 1
-        group.failure = group.failure or execution.failure
-        group.failed_at = group.failed_at or execution.call_site
+        _add_failure(group, execution)
     seen.fetch, seen.objects, seen.failed = fetch, objects, seen.failed or failed
     return more_rows, failed
+
+
+def _add_failure(group: Group, execution: Execution) -> None:
+    group.failed += 1
+    group.failure = group.failure or execution.failure
+    group.failed_at = group.failed_at or execution.call_site
 
 
 def _add_entities(group: Group, entities: dict[str, int], seen: dict[str, int]) -> None:
