@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from sqltrace.connection import PoolWait
 from sqltrace.finding import Finding
-from sqltrace.findings.wording import line, listed, time
+from sqltrace.findings.wording import by_name, line, listed, time
 from sqltrace.recording import Recording
 
 _NAMED = 3
@@ -49,13 +49,7 @@ def _message(waits: Sequence[PoolWait], worst: PoolWait, waited: float, at_once:
         text += f" and {worst.overflow} beyond it"
     if worst.self_deadlock:
         return f"{text}, while the request held one itself."
-    held: dict[str, list[float]] = {}
-    for holder in worst.holders:
-        held.setdefault(holder.name, []).append(holder.held)
-    named = [
-        f"{name} ({time(times[0]) if len(times) == 1 else f'up to {time(max(times))} each'})"
-        for name, times in held.items()
-    ]
+    named = by_name(((holder.name, holder.held) for holder in worst.holders), time)
     named[_NAMED:] = ["others"] if len(named) > _NAMED else []
     return f"{text}, held by {listed(named)}." if named else f"{text}."
 

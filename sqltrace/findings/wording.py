@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+
 from sqltrace.callsite import CallSite
 from sqltrace.origin import Origin, Parents
 from sqltrace.statement import Group
@@ -44,6 +46,23 @@ def name_of(statement: Group | Parents) -> str:
     operation, *words = statement.summary.split(" ")
     nested = [word for word in words if operation.upper() != "SELECT" or word.upper() != "SELECT"]
     return " ".join([operation, *nested])
+
+
+def by_name(held: Iterable[tuple[str, float]], told: Callable[[float], str]) -> list[str]:
+    """
+    Each holder once: ``GET /slow (80.1 ms)``, ``GET /report (up to 71.0 ms each)``.
+
+    Args:
+        held: Names, in the order in which they are told, and times in any unit.
+        told: Puts a time into words.
+    """
+    times: dict[str, list[float]] = {}
+    for name, time_held in held:
+        times.setdefault(name, []).append(time_held)
+    return [
+        f"{name} ({told(each[0])})" if len(each) == 1 else f"{name} (up to {told(max(each))} each)"
+        for name, each in times.items()
+    ]
 
 
 def mostly(worst: Group, groups: list[Group]) -> str:

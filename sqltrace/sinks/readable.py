@@ -11,6 +11,7 @@ from typing import Any
 import structlog
 
 from sqltrace.checks import checked_flag, checked_size
+from sqltrace.findings.wording import by_name
 
 _INDENT = " " * 9
 _COLUMNS = re.compile(r"\bSELECT (?P<columns>(?:(?! FROM ).){40,}?) FROM ", re.DOTALL)
@@ -244,13 +245,7 @@ def _wait(wait: Mapping[str, Any]) -> str:
     if wait["timed_out"]:
         text += " in vain, while it held one itself" if "self_deadlock" in wait else " in vain"
     text += f"; pool {wait['in_use']}/{wait['pool_size']}{overflow} in use"
-    held: dict[str, list[float]] = {}
-    for holder in wait["held_by"]:
-        held.setdefault(holder["name"], []).append(holder["held_ms"])
-    holders = ", ".join(
-        f"{name} ({_time(times[0]) if len(times) == 1 else f'up to {_time(max(times))} each'})"
-        for name, times in held.items()
-    )
+    holders = ", ".join(by_name(((holder["name"], holder["held_ms"]) for holder in wait["held_by"]), _time))
     return f"{text}, held by {holders}" if holders else text
 
 
