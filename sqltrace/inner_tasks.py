@@ -12,7 +12,7 @@ import sys
 from functools import wraps
 from typing import Any
 
-from sqltrace.collector import current
+from sqltrace.collector import Collector, current
 from sqltrace.event_loop import LoopShare, stepped
 from sqltrace.faults import report_fault
 
@@ -81,14 +81,20 @@ class _Observed:
         return running if share is None else stepped(running, share, within=True)
 
 
+def share_of(collector: Collector | None) -> LoopShare | None:
+    """That of the request which a recording, or a task inside, belongs to."""
+    while collector is not None:
+        if isinstance(collector.loop, LoopShare):
+            return collector.loop
+        collector = collector.parent
+    return None
+
+
 def _share_of_request() -> LoopShare | None:
     """That of the request of this context; `None` while its own task runs, which sees this step itself."""
     try:
-        collector = current.get()
-        while collector is not None and collector.loop is None:
-            collector = collector.parent
-        share = collector.loop if collector is not None else None
-        if isinstance(share, LoopShare) and not share.began and share.on_its_loop():
+        share = share_of(current.get())
+        if share is not None and not share.began and share.on_its_loop():
             return share
     except Exception as fault:
         report_fault("observing the event loop", fault)

@@ -15,7 +15,7 @@ from typing import Any, Final
 from sqltrace import event_loop
 from sqltrace.capture import internals
 from sqltrace.collector import Collector, mark
-from sqltrace.event_loop import LoopShare
+from sqltrace.inner_tasks import share_of
 
 SLOW: Final = 10_000_000  # nanoseconds; asking the kernel costs some 5 microseconds
 _RESOLUTION: Final = 4_000_000  # of the kernel's answer: a tick of its clock, at 250 Hz
@@ -140,12 +140,3 @@ def value_count(context: Any) -> int:
     """About how many values the reply to a statement has."""
     rows: int = context.cursor.rowcount
     return max(0, rows) * len(context.cursor.description or ())
-
-
-def share_of(collector: Collector | None) -> LoopShare | None:
-    """That of the request in which a recording is."""
-    while collector is not None:
-        if isinstance(collector.loop, LoopShare):
-            return collector.loop
-        collector = collector.parent
-    return None

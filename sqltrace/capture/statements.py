@@ -20,6 +20,7 @@ from sqltrace.child_tasks import site_awaiting
 from sqltrace.collector import FOLD_AT, Collector, Execution
 from sqltrace.database import note_database
 from sqltrace.faults import report_fault
+from sqltrace.inner_tasks import share_of
 from sqltrace.loop_log import HOLD
 from sqltrace.samples import DIGESTS, SAMPLED
 from sqltrace.statement import Failure
@@ -220,7 +221,7 @@ def _take_sample(execution: Execution, context: Any, taken: int) -> None:
 
 
 def _awaiting(collector: Collector) -> CallSite | None:
-    share = replies.share_of(collector)
+    share = share_of(collector)
     return site_awaiting(share.suspended) if share is not None and not share.began else None
 
 
