@@ -53,8 +53,11 @@ def _own(stretch: IdleStretch, busy: Coverage) -> int:
     """What the request has to answer for. The transaction of a server-side cursor is open as long as it is read."""
     if stretch.reading:
         return 0
-    held = sum(end - start - busy.within(start, end) for start, end in stretch.loop_held)
-    return stretch.end - stretch.start - busy.within(stretch.start, stretch.end) - held
+    excused = Coverage()
+    excused.merge(busy)
+    for start, end in stretch.loop_held:
+        excused.add(start, end)
+    return stretch.end - stretch.start - excused.within(stretch.start, stretch.end)
 
 
 def _pauses_told(recording: Recording, stretches: Sequence[IdleStretch], busy: Coverage) -> int:
