@@ -49,5 +49,10 @@ def check(case, record):
         assert case.fix in findings[0].fix
 
 
+def innermost(site):
+    """A call site without the lines that called it."""
+    return site.partition(", from ")[0]
+
+
 def authors(session, shelf, *options):
     return session.scalars(select(shelf.Author).options(*options)).unique().all()

@@ -110,6 +110,22 @@ def test_time_of_the_statements_of_a_long_flush_counts_once(clock, engine):
     assert recording.connections.idle_in_transaction == pytest.approx(0.62, abs=0.03)
 
 
+def beside_a_hold(victim):
+    """The recording of a request to this endpoint, while another one holds the event loop for 600 ms."""
+
+    async def guilty(request):
+        block(0.6)
+        return PlainTextResponse("ok")
+
+    app, records = observed(Starlette(routes=[Route("/victim", victim), Route("/guilty", guilty)]))
+
+    async def main():
+        await asyncio.gather(get(app, "/victim"), get(app, "/guilty"))
+
+    run_by_clock(main())
+    return records["/victim"]
+
+
 @pytest.mark.parametrize("close", ["itself", "in a child task"])
 def test_transactions_that_stay_open_as_another_request_holds_the_loop_are_not_idle(tmp_path, close):
     engine = create_engine(f"sqlite:///{tmp_path}/app.db")
@@ -130,30 +146,14 @@ def test_transactions_that_stay_open_as_another_request_holds_the_loop_are_not_i
             await asyncio.shield(asyncio.create_task(give_back()))
         return PlainTextResponse("ok")
 
-    async def guilty(request):
-        block(0.6)
-        return PlainTextResponse("ok")
-
-    app, records = observed(Starlette(routes=[Route("/victim", victim), Route("/guilty", guilty)]))
-
-    async def main():
-        await asyncio.gather(get(app, "/victim"), get(app, "/guilty"))
-
-    run_by_clock(main())
+    recording = beside_a_hold(victim)
     engine.dispose()
 
-    assert records["/victim"].connections.idle_in_transaction == pytest.approx(4 * 0.6)
-    assert sqltrace.diagnose(records["/victim"], [idle_in_transaction]) == []
+    assert recording.connections.idle_in_transaction == pytest.approx(4 * 0.6)
+    assert sqltrace.diagnose(recording, [idle_in_transaction]) == []
 
 
 def test_transaction_that_makes_objects_and_stays_open_as_another_request_holds_the_loop_is_not_idle(tmp_path):
-    class Base(DeclarativeBase):
-        pass
-
-    class Thing(Base):
-        __tablename__ = "things"
-        id: Mapped[int] = mapped_column(primary_key=True)
-
     class Connection(sqlite3.Connection):
         def rollback(self):
             block(0.01)
@@ -162,13 +162,12 @@ def test_transaction_that_makes_objects_and_stays_open_as_another_request_holds_
     engine = create_engine(f"sqlite:///{tmp_path}/app.db", connect_args={"factory": Connection})
     Base.metadata.create_all(engine)
     with Session(engine) as session:
-        session.add(Thing())
+        session.add(Job())
         session.commit()
-    event.listen(Thing, "load", lambda thing, context: block(0.6))
 
     async def victim(request):
         session = Session(engine)
-        session.scalars(select(Thing)).all()
+        session.scalars(select(Job)).all()
 
         async def give_back():
             session.close()
@@ -176,20 +175,12 @@ def test_transaction_that_makes_objects_and_stays_open_as_another_request_holds_
         await asyncio.create_task(give_back())
         return PlainTextResponse("ok")
 
-    async def guilty(request):
-        block(0.6)
-        return PlainTextResponse("ok")
-
-    app, records = observed(Starlette(routes=[Route("/victim", victim), Route("/guilty", guilty)]))
-
-    async def main():
-        await asyncio.gather(get(app, "/victim"), get(app, "/guilty"))
-
-    run_by_clock(main())
+    with listening(Job, "load", lambda job, context: block(0.6)):
+        recording = beside_a_hold(victim)
     engine.dispose()
 
-    assert records["/victim"].connections.idle_in_transaction == pytest.approx(1.2)
-    assert sqltrace.diagnose(records["/victim"], [idle_in_transaction]) == []
+    assert recording.connections.idle_in_transaction == pytest.approx(1.2)
+    assert sqltrace.diagnose(recording, [idle_in_transaction]) == []
 
 
 def test_transaction_of_rows_that_are_read_from_the_server_piece_by_piece_is_not_idle(clock, engine):

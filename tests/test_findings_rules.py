@@ -591,28 +591,29 @@ def test_remedy_for_what_failed_after_the_response_fits_a_background_task(sink, 
     )
 
 
-def test_long_sql_after_the_response(sink, clock, engine):
+def after_the_response(sink, clock, engine, *statements):
+    """What is found where a background task runs these."""
+
     def work():
         clock.advance(0.001)
         with engine.connect() as connection:
-            for _ in range(4):
-                connection.execute(text("SELECT wait(0.4)"))
+            for statement in statements:
+                connection.execute(text(statement))
 
-    [finding] = visit(sink, clock, lambda request: JSONResponse({}, background=BackgroundTask(work)))
+    return visit(sink, clock, lambda request: JSONResponse({}, background=BackgroundTask(work)))
+
+
+def test_long_sql_after_the_response(sink, clock, engine):
+    [finding] = after_the_response(sink, clock, engine, *["SELECT wait(0.4)"] * 4)
 
     assert (finding.kind, finding.cost) == ("after_response_sql", pytest.approx(1.6))
     assert finding.message == "4 statements ran for 1.60 s after the response: SELECT."
 
 
 def test_sql_of_several_kinds_is_told_by_the_one_that_took_most(sink, clock, engine):
-    def work():
-        clock.advance(0.001)
-        with engine.connect() as connection:
-            for _ in range(4):
-                connection.execute(text("SELECT wait(0.4)"))
-            connection.execute(text("SELECT wait(0.2) FROM (SELECT 1) AS one"))
+    statements = *["SELECT wait(0.4)"] * 4, "SELECT wait(0.2) FROM (SELECT 1) AS one"
 
-    [finding] = visit(sink, clock, lambda request: JSONResponse({}, background=BackgroundTask(work)))
+    [finding] = after_the_response(sink, clock, engine, *statements)
 
     assert finding.message == "5 statements ran for 1.80 s after the response, most of it SELECT."
 
