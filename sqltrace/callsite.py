@@ -7,6 +7,7 @@ import sys
 import sysconfig
 from dataclasses import dataclass, field
 from functools import lru_cache
+from inspect import CO_COROUTINE
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -71,7 +72,7 @@ _kinds = _Kinds()
 @dataclass(frozen=True, slots=True)
 class CallSite:
     """
-    A line of the application. Equal to itself, wherever it was called from.
+    A line of the application, or of the framework where that is at work. Equal to itself, wherever it was called from.
 
     Attributes:
         file: Absolute path, as Python knows it.
@@ -84,6 +85,10 @@ class CallSite:
     line: int
     function: str
     callers: tuple[CallSite, ...] = field(default=(), compare=False)
+
+    @property
+    def in_framework(self) -> bool:
+        return _kinds[self.file] == _SKIP
 
     def __str__(self) -> str:
         return f"{shorten(self.file)}:{self.line} in {self.function}"
@@ -139,6 +144,34 @@ def find_call_site(skip: int = 0) -> CallSite | None:
 def call_site_of(frame: FrameType) -> CallSite | None:
     """The line that a frame is at, if it is the application's."""
     return _site(frame) if _kinds[frame.f_code.co_filename] == _APPLICATION else None
+
+
+def site_of_step(frame: FrameType) -> CallSite | None:
+    """
+    What a step of a task is at, by the innermost frame of its thread, which may be another one than the caller's.
+
+    As `find_call_site`; but middleware of the application that waits for the framework inside is not at work:
+    there it is the framework's line, as where a response is made of what an endpoint returned.
+    """
+    best: dict[int, FrameType] = {}
+    caller: FrameType | None = frame
+    for _ in _FRAMES:
+        if caller is None:
+            break
+        code = caller.f_code
+        kind = _kinds[code.co_filename]
+        if kind == _APPLICATION:
+            return _site(caller)
+        if kind == _END:
+            break
+        if kind == _SKIP and code.co_flags & CO_COROUTINE:
+            if code.co_name == "__call__":
+                break
+            best.setdefault(kind, caller)
+        elif kind != _SKIP:
+            best.setdefault(kind, caller)
+        caller = caller.f_back
+    return _call_site(_line_of(best[max(best)])) if best else None
 
 
 def call_site_in(traceback: TracebackType) -> CallSite | None:

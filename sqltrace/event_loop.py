@@ -33,6 +33,7 @@ from sqltrace.connection import Label
 from sqltrace.faults import report_fault
 from sqltrace.intervals import Coverage
 from sqltrace.loop_log import HOLD, UNKNOWN, LoopLog, log_of
+from sqltrace.watchdog import Sightings, guard, release
 
 _SECOND: Final = 1_000_000_000
 _NAMED: Final = 5
@@ -62,11 +63,12 @@ class LoopShare:
         late: Stretches for which the task may have waited before the running step. Not marked yet.
         thread: Identity of the loop's thread; 0 before and after.
         responded: Whether the response has ended: from then on nobody is named any more.
+        sightings: Where the watchdog has seen it hold the loop.
     """
 
     __slots__ = (
         "_blamed", "_estimates", "_waited_for", "began", "collector", "held", "label", "late", "left", "log", "longest",
-        "name_route", "observed", "responded", "suspended", "suspensions", "thread",
+        "name_route", "observed", "responded", "sightings", "suspended", "suspensions", "thread",
     )  # fmt: skip
 
     def __init__(self, collector: Collector, name_route: Callable[[], None] | None = None) -> None:
@@ -78,6 +80,7 @@ class LoopShare:
         self.held = self.longest = self.began = self.left = self.thread = 0
         self.late: list[tuple[int, int]] = []
         self.suspended: Any = None
+        self.sightings: Sightings | None = None
         self.suspensions: deque[tuple[int, int]] = deque(maxlen=_MAX_SUSPENSIONS)
         self._waited_for: dict[Label, int] = {}
         self._blamed = Coverage()
@@ -106,12 +109,14 @@ class LoopShare:
                 log = log_of(loop, self.collector.clock)
                 log.enter(loop)
                 self.observed, self.thread, self.log = True, get_ident(), log
+                guard(self)
         except Exception as fault:
             report_fault("observing the event loop", fault)
         return self.log
 
     def leave(self) -> None:
         """Never raises."""
+        release(self)
         log, self.log, self.name_route, self.collector.loop = self.log, None, None, None
         self.thread = 0
         try:

@@ -16,7 +16,9 @@ class Finding:
         kind: ``n_plus_one``, or another of those in the README; rules of your own have their own.
         message: One sentence, with the numbers.
         cost: Seconds, measured. Those of different findings may overlap.
-        call_site: The application's line, ``app/api.py:46 in list_tags``, with up to two that called it, or `None`.
+        call_site:
+            The application's line, ``app/api.py:46 in list_tags``, with up to two that called it, or `None`. Of what
+            the framework computes, its own: ``fastapi/routing.py:345 in serialize_response``.
         relationship: ``Content.user``; `None` where it is about none.
         parents: The statement that loaded the objects which a load was for, with its call site.
         fix: What to paste or to do; ``.options(…)`` belongs to the query of `parents`, or else of `call_site`.

@@ -1,18 +1,16 @@
 """
 A recording: what one unit of work (a request, a job, a test) did while it ran.
 
-Two objects, because the context of a task can outlive the work it was started
-for. The `Recording` is what the owner keeps. The `Collector` is what travels in
-the `ContextVar`: statements are dropped into it, and when the recording ends
-it is emptied, so that a task that runs on keeps no more than an empty shell alive.
+The `Recording` is what the owner keeps. The `Collector` is what travels in the
+`ContextVar`: statements are dropped into it.
 
     ContextVar ──> Collector ──> (pending executions)
                        │ parent       │ fold(): every 512, and when somebody reads
                        ▼              ▼
                    Collector      Tally: statements, groups, counts
 
-Statements come from any thread and any task at any moment. They are appended
-(one atomic operation) and read by one folder at a time under a lock.
+They come from any thread and any task at any moment, are appended (one atomic
+operation), and read by one folder at a time under a lock.
 """
 
 from __future__ import annotations
@@ -24,6 +22,7 @@ from datetime import UTC, datetime
 from threading import RLock
 from typing import Any
 
+from sqltrace.callsite import CallSite
 from sqltrace.collector import Clock, Collector, Execution, Part, current, unmeasurable
 from sqltrace.connection import ConnectionUse, Label
 from sqltrace.event_loop import LoopShare
@@ -91,11 +90,7 @@ class Recording:
         self.started_at, self.started = datetime.now(UTC), clock()  # one moment: spans are placed by both
 
     def open(self) -> Collector | None:
-        """
-        Let statements of this context, and of what it starts, count here.
-
-        Returns what was in force before, for `leave`.
-        """
+        """Let statements of this context, and of what it starts, count here. Returns what was in force, for `leave`."""
         outer = current.get()
         self._collector.nest_in(outer)
         self._collector.forget_ended()
@@ -242,6 +237,12 @@ class Recording:
     def longest_hold(self) -> float | None:
         """Seconds, the longest of these stretches without a break."""
         return self._loop.held_until(self._clock())[1] / _SECOND if self._loop is not None else None
+
+    @property
+    def held_at(self) -> CallSite | None:
+        """Where it held the loop in one of the longest of them, seen from 50 to 100 ms on; `None` if nobody saw it."""
+        sightings = self._loop.sightings if self._loop is not None else None
+        return sightings.site if sightings is not None else None
 
     @property
     def connections(self) -> ConnectionUse:

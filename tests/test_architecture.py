@@ -25,6 +25,7 @@ FLOORS = {
     "collector": 2,
     "statement": 1,
     "loop_log": 1,
+    "watchdog": 1,
     "failed_load": 0.7,
     "origin": 0.5,
     "widening": 0.5,

@@ -460,7 +460,7 @@ STREAM = "fewer rows of the stream at once, by yield_per, and more of them in ea
     ("slow", "fix"),
     [
         ("making objects", STREAM),
-        ("all else", f"await run_in_threadpool(function) for what computes; {STREAM}"),
+        ("all else", f"await run_in_threadpool(function) for what computes or blocks; {STREAM}"),
     ],
 )
 @thrice

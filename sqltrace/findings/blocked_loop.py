@@ -6,11 +6,13 @@ from collections.abc import Iterator
 
 from sqltrace.finding import Finding
 from sqltrace.findings.widened import multiplied, repeats_parents
-from sqltrace.findings.wording import mostly, name_of, place, plural, time
+from sqltrace.findings.wording import line, mostly, name_of, place, plural, time
 from sqltrace.recording import Recording
 from sqltrace.statement import Group
 
 _NOTABLE = 0.001  # seconds
+_ELSEWHERE = "await run_in_threadpool(function) for what computes or blocks"
+_SMALLER = "fewer objects in the body of the request or response: pages, or only the fields that are needed"
 _STREAM = "fewer rows of the stream at once, by yield_per, and more of them in each chunk of the body"
 
 
@@ -57,12 +59,15 @@ def _by_python(recording: Recording, held: float) -> Finding:
             worst.origin.relationship,
             fix=_fix_for_objects(worst, worst in streamed),
         )
+    site = recording.held_at
+    fix = _SMALLER if site is not None and site.in_framework else _ELSEWHERE
     making = f", {time(objects)} of the request making objects" if objects >= _NOTABLE else ""
     return Finding(
         "blocked_loop",
         f"the event loop was held for {time(held)} at a stretch{making}.",
         held,
-        fix=f"await run_in_threadpool(function) for what computes{f'; {_STREAM}' if streamed else ''}",
+        line(site),
+        fix=f"{fix}; {_STREAM}" if streamed else fix,
     )
 
 

@@ -1,0 +1,218 @@
+import asyncio
+import gc
+import os
+import subprocess
+import sys
+import time
+import weakref
+from functools import partial
+
+import pytest
+
+import sqltrace
+from sqltrace.callsite import CallSite
+from sqltrace.event_loop import LoopShare
+from sqltrace.findings import blocked_loop
+from sqltrace.watchdog import Sightings
+from tests.loops import RUNNERS, get, observed, respond
+
+HERE = __file__
+PATIENCE = 30  # seconds after which a test gives up
+FIRST, SECOND = CallSite("/app/api.py", 1, "first"), CallSite("/app/api.py", 2, "second")
+
+
+def line_of(marker):
+    with open(HERE, encoding="utf-8") as source:
+        return next(number for number, line in enumerate(source, 1) if f"# {marker}" in line and "line_of" not in line)
+
+
+async def held_until_seen(scope, receive, send):
+    recording, deadline = sqltrace.current_recording(), time.monotonic() + PATIENCE
+    while recording.held_at is None and time.monotonic() < deadline:
+        pass  # here it holds
+    await respond(send)
+
+
+FRAMEWORK = f"""
+import sqltrace, time
+from tests.loops import respond
+
+class Router:
+    async def __call__(self, scope, receive, send):
+        await serialize_response(sqltrace.current_recording(), time.monotonic() + {PATIENCE})
+        await respond(send)
+
+async def serialize_response(recording, deadline):
+    while recording.held_at is None and time.monotonic() < deadline:
+        pass
+"""
+
+
+@pytest.mark.parametrize("run", RUNNERS)
+def test_line_that_holds_the_loop_is_told(run):
+    app, records = observed(held_until_seen)
+
+    run(get(app, "/"))
+
+    [finding] = sqltrace.diagnose(records["/"], [partial(blocked_loop, hold=0)])
+    assert finding.call_site in {
+        f"tests/test_watchdog.py:{line_of('here it holds') + offset} in held_until_seen" for offset in (-1, 0)
+    }
+    assert finding.fix == "await run_in_threadpool(function) for what computes or blocks"
+
+
+def test_framework_that_computes_is_told_with_its_own_line_and_remedy(tmp_path):
+    library = tmp_path / "site-packages" / "fastapi" / "routing.py"
+    library.parent.mkdir(parents=True)
+    library.write_text(FRAMEWORK, encoding="utf-8")
+    framework = {}
+    exec(compile(FRAMEWORK, str(library), "exec"), framework)
+
+    async def middleware(scope, receive, send):
+        await framework["Router"]()(scope, receive, send)
+
+    app, records = observed(middleware)
+
+    asyncio.run(get(app, "/"))
+
+    [finding] = sqltrace.diagnose(records["/"], [partial(blocked_loop, hold=0)])
+    assert finding.call_site.startswith(str(library)), finding.call_site
+    assert finding.call_site.endswith(" in serialize_response")
+    assert finding.fix.startswith("fewer objects in the body")
+
+
+def test_request_that_lets_go_of_the_loop_is_not_seen():
+    async def endpoint(scope, receive, send):
+        deadline = time.monotonic() + 0.3
+        while time.monotonic() < deadline:
+            await asyncio.sleep(0)
+        await respond(send)
+
+    app, records = observed(endpoint)
+
+    asyncio.run(get(app, "/"))
+
+    assert records["/"].held_at is None
+
+
+def test_line_of_the_longest_step_is_told_by_the_time_at_each():
+    sightings = Sightings()
+
+    sightings.add(1, FIRST, 0.05)
+    sightings.add(1, FIRST, 0.05)
+    sightings.add(1, SECOND, 0.3)  # the GIL was kept all the time
+    sightings.add(2, FIRST, 0.2)
+
+    assert sightings.site == SECOND
+
+
+def test_step_that_changes_its_line_all_the_time_keeps_a_hundred_of_them():
+    sightings = Sightings()
+
+    for line in range(1_000):
+        sightings.add(1, CallSite("/app/api.py", line, "crunch"), 0.05)
+    sightings.add(1, CallSite("/app/api.py", 7, "crunch"), 0.05)
+
+    assert sightings.site.line == 7
+    assert len(sightings._longest) == 100
+
+
+def test_looking_keeps_nothing_alive():
+    class Thing:
+        pass
+
+    kept, shares = [], len(shares_alive())
+
+    async def endpoint(scope, receive, send):
+        thing = Thing()
+        kept.append(weakref.ref(thing))
+        await held_until_seen(scope, receive, send)
+
+    app, records = observed(endpoint)
+
+    asyncio.run(get(app, "/"))
+    seen = records["/"].held_at
+    records.by_path.clear()
+    deadline = time.monotonic() + PATIENCE
+    while len(shares_alive()) > shares and time.monotonic() < deadline:
+        pass
+
+    assert seen is not None
+    assert kept[0]() is None
+    assert len(shares_alive()) <= shares
+
+
+def shares_alive():
+    gc.collect()
+    return [one for one in gc.get_objects() if isinstance(one, LoopShare)]
+
+
+def test_fault_in_looking_is_told_once_and_the_response_sent(monkeypatch, caplog):
+    def fail():
+        raise RuntimeError("no frames today")
+
+    async def endpoint(scope, receive, send):
+        deadline = time.monotonic() + PATIENCE
+        while not caplog.records and time.monotonic() < deadline:
+            pass
+        await respond(send)
+
+    app, _ = observed(endpoint)
+    monkeypatch.setattr(sys, "_current_frames", fail)
+
+    sent = asyncio.run(get(app, "/"))
+    asyncio.run(get(app, "/"))
+
+    assert sent[0]["status"] == 200
+    assert [record.getMessage() for record in caplog.records] == [
+        "looking at the event loop failed and is skipped; the application is not affected"
+    ]
+
+
+def run_script(script):
+    path = os.pathsep.join([os.path.dirname(os.path.dirname(HERE)), os.environ.get("PYTHONPATH", "")])
+    return subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": path, "PYTHONWARNINGS": "ignore"},
+    )
+
+
+def test_thread_is_started_by_the_first_request_and_not_before():
+    finished = run_script(
+        "import asyncio, threading\n"
+        "import sqltrace\n"
+        "from tests.loops import get, observed, respond\n"
+        "async def app(scope, receive, send):\n"
+        "    await respond(send)\n"
+        "def threads():\n"
+        "    return [thread.name for thread in threading.enumerate() if thread.name.startswith('sqltrace')]\n"
+        "observer, _ = observed(app)\n"
+        "with sqltrace.record('job'):\n"
+        "    print(threads())\n"
+        "for _ in range(3):\n"
+        "    asyncio.run(get(observer, '/'))\n"
+        "    print(threads())\n"
+    )
+
+    assert finished.stdout.splitlines() == ["[]", *3 * ["['sqltrace-watchdog']"]], finished.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_process_that_was_forked_looks_for_itself():
+    finished = run_script(
+        "import asyncio, os\n"
+        "from tests.loops import get, observed\n"
+        "from tests.test_watchdog import held_until_seen\n"
+        "app, records = observed(held_until_seen)\n"
+        "asyncio.run(get(app, '/'))\n"
+        "child = os.fork()\n"
+        "records.by_path.clear()\n"
+        "asyncio.run(get(app, '/'))\n"
+        "print('seen' if records['/'].held_at is not None else 'not seen', flush=True)\n"
+        "if child:\n"
+        "    os.waitpid(child, 0)\n"
+    )
+
+    assert finished.stdout.split() == ["seen", "seen"], finished.stderr
