@@ -23,7 +23,14 @@ from starlette.testclient import TestClient
 import sqltrace
 from sqltrace.collector import mark, mark_estimate
 from sqltrace.connection import Label
-from sqltrace.findings import blocked_loop, idle_in_transaction, pool_wait, slow_statement, waited_for_loop
+from sqltrace.findings import (
+    blocked_loop,
+    idle_in_transaction,
+    pool_wait,
+    row_fan_out,
+    slow_statement,
+    waited_for_loop,
+)
 from sqltrace.loop_log import LoopLog
 from sqltrace.recording import Recording
 from tests import shelf as shelves
@@ -70,6 +77,27 @@ def test_slow_statement(clock, engine, seconds, found):
         connection.execute(text("SELECT wait(:seconds)"), {"seconds": seconds})
 
     assert kinds(recording) == found
+
+
+@pytest.mark.parametrize(
+    ("books", "rules", "found"),
+    [
+        (600, None, ["slow_statement"]),  # too few values for `row_fan_out`
+        (6_000, None, ["row_fan_out"]),
+        (6_000, [slow_statement], ["slow_statement"]),
+        (6_000, [slow_statement, partial(row_fan_out, rows=10_000)], ["slow_statement"]),
+    ],
+)
+def test_slow_select_is_told_once_whichever_rules_there_are(clock, engine, books, rules, found):
+    shelf = shelves.mapping(books="joined")
+    with engine.connect() as connection:
+        shelves.fill(connection, shelf)
+        connection.execute(insert(shelf.Book), [{"title": "more", "author_id": 1} for _ in range(books)])
+        connection.commit()
+    with recorded(clock) as recording, Session(engine) as session:
+        session.scalars(select(shelf.Author).where(text("coalesce(wait(0.6), 1)"), shelf.Author.id == 1)).unique().all()
+
+    assert [finding.kind for finding in sqltrace.diagnose(recording, rules)] == found
 
 
 def test_slow_statement_tells_the_longest_of_many(clock, engine):
@@ -420,8 +448,8 @@ def test_python_that_holds_the_loop(sink, clock):
 @pytest.mark.parametrize(
     ("joined", "fix"),
     [
-        (["books"], "fewer rows for the same objects: see the other findings of this statement"),
-        (["books", "prizes"], "fewer rows for the same objects: see the other findings of this statement"),
+        (["books"], "fewer rows for the same objects: joined collections by selectinload(), or not at all"),
+        (["books", "prizes"], "fewer rows for the same objects: joined collections by selectinload(), or not at all"),
         ([], "fewer rows or columns at once: LIMIT, load_only(), or session.stream() with yield_per"),
     ],
     ids=["parents are repeated", "collections multiply", "rows are objects"],

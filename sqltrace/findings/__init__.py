@@ -28,6 +28,7 @@ from sqltrace.findings.repeated_statement import repeated_statement
 from sqltrace.findings.row_fan_out import row_fan_out
 from sqltrace.findings.slow_statement import slow_statement
 from sqltrace.findings.waited_for_loop import waited_for_loop
+from sqltrace.findings.widened import is_told_by_rows
 from sqltrace.recording import Recording
 
 __all__ = [
@@ -81,7 +82,8 @@ def default_rules() -> list[Rule]:
 
 def diagnose(recording: Recording, rules: Sequence[Rule] | None = None) -> list[Finding]:
     """
-    What is worth telling about a recording, the most expensive first.
+    What is worth telling about a recording, the most expensive first. Of one statement what says least is left out
+    where another finding says more: that it is slow, where its rows are too many.
 
     A rule that raises is reported once on the logger ``sqltrace``, and skipped.
 
@@ -103,7 +105,11 @@ def diagnose(recording: Recording, rules: Sequence[Rule] | None = None) -> list[
             findings += _checked(rule(recording))
         except Exception as fault:
             report_fault(f"the rule {_name(rule)}()", fault)
-    once = [finding for finding in findings if not is_idle_of_hold(finding, findings, recording)]
+    once = [
+        finding
+        for finding in findings
+        if not is_told_by_rows(finding, findings) and not is_idle_of_hold(finding, findings, recording)
+    ]
     return sorted(once, key=lambda finding: -finding.cost)
 
 

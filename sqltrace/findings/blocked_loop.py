@@ -72,8 +72,8 @@ def _by_python(recording: Recording, held: float) -> Finding:
 
 
 def _fix_for_objects(worst: Group, streamed: bool) -> str:
-    if multiplied(worst, rows=100, ratio=3.0) or repeats_parents(worst, rows=500, ratio=10.0):
-        return "fewer rows for the same objects: see the other findings of this statement"
+    if multiplied(worst) or repeats_parents(worst):
+        return "fewer rows for the same objects: joined collections by selectinload(), or not at all"
     if streamed:
         return _STREAM
     return "fewer rows or columns at once: LIMIT, load_only(), or session.stream() with yield_per"

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from sqltrace.finding import Finding
-from sqltrace.findings.widened import asked_and_sent, fix_for, multiplied, repeats_parents, times
+from sqltrace.findings.widened import asked_and_sent, fix_for, times
 from sqltrace.findings.wording import cost, loaded_by, place
 from sqltrace.recording import Recording
 
 
 def eager_join(recording: Recording, *, tables: int = 3, values: int = 10_000) -> Iterator[Finding]:
     """
-    Joins that the query's own options want do not count, nor what `cartesian_product` and `row_fan_out` tell.
+    Joins that the query's own options want do not count.
 
     Args:
         tables: So many tables that the mapping's ``lazy="joined"`` adds, at least.
@@ -20,7 +20,7 @@ def eager_join(recording: Recording, *, tables: int = 3, values: int = 10_000) -
     """
     for group in recording.groups:
         widening = group.widening
-        if widening is None or multiplied(group, rows=100, ratio=3.0) or repeats_parents(group, rows=500, ratio=10.0):
+        if widening is None:
             continue
         joins = [join for join in widening.joins if not join.by_option]
         added = (group.rows or 0) * sum(join.columns for join in joins)

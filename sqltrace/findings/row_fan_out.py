@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from sqltrace.finding import Finding
-from sqltrace.findings.widened import asked_and_sent, fix_for, multiplied, repeats_parents, times
+from sqltrace.findings.widened import asked_and_sent, fix_for, repeats_parents, times
 from sqltrace.findings.wording import cost, loaded_by, place, plural
 from sqltrace.recording import Recording
 
@@ -25,7 +25,7 @@ def row_fan_out(
             continue
         roots, sent = group.roots or 0, group.rows or 0
         again = (sent - roots) * widening.asked_columns
-        if again >= values and not multiplied(group, rows=100, ratio=3.0):
+        if again >= values:
             yield Finding(
                 "row_fan_out",
                 f"{asked_and_sent(group, widening)}; {plural(sent, 'row')} for"

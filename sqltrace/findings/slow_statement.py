@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterator
 
 from sqltrace.finding import Finding
-from sqltrace.findings.widened import multiplied, repeats_parents
 from sqltrace.findings.wording import loaded_by, place_of_longest, plural, subject, time
 from sqltrace.recording import Recording
 from sqltrace.statement import Group
@@ -18,15 +17,11 @@ _STREAM = "more rows at a time, each of which is asked for: a larger yield_per; 
 
 def slow_statement(recording: Recording, *, slow: float = 0.5) -> Iterator[Finding]:
     """
-    What `cartesian_product` and `row_fan_out` tell is not told again.
-
     Args:
         slow: Seconds of one execution and its fetching, or of commits, without waiting for the event loop.
     """
     loop_wait = recording.time_account.loop_wait or 0.0
     for group in recording.groups:
-        if multiplied(group, rows=100, ratio=3.0) or repeats_parents(group, rows=500, ratio=10.0):
-            continue
         if group.max - _unseen_wait(group, loop_wait) >= slow:
             many = f", the longest of {group.count:,}" if group.count > 1 else ""
             rows = f"{',' if many else ''} for {plural(group.rows, 'row')}" if group.rows else ""

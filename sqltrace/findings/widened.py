@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
+from sqltrace.finding import Finding
 from sqltrace.findings.loader_options import (
     Path,
     loader_for_unused,
@@ -15,13 +17,20 @@ from sqltrace.recording import Recording
 from sqltrace.statement import Group
 from sqltrace.widening import EagerJoin, Widening
 
+_BETTER = {
+    "row_fan_out": ("cartesian_product",),
+    "eager_join": ("cartesian_product", "row_fan_out"),
+    "slow_statement": ("cartesian_product", "row_fan_out"),
+}
+_VERB = re.compile(" asked for | took ")  # behind the `subject`
+
 
 def object_count(group: Group) -> int:
     """Objects made of the rows; at least those asked for, which the session may have had before."""
     return max(sum((group.entities or {}).values()), group.roots or 0)
 
 
-def multiplied(group: Group, *, rows: int, ratio: float) -> bool:
+def multiplied(group: Group, *, rows: int = 100, ratio: float = 3.0) -> bool:
     """Whether sibling collections made many more rows than there are objects."""
     widening = group.widening
     if widening is None or not widening.siblings or group.rows is None:
@@ -29,7 +38,7 @@ def multiplied(group: Group, *, rows: int, ratio: float) -> bool:
     return group.rows >= rows and group.rows >= ratio * max(1, object_count(group))
 
 
-def repeats_parents(group: Group, *, rows: int, ratio: float) -> bool:
+def repeats_parents(group: Group, *, rows: int = 500, ratio: float = 10.0) -> bool:
     """Whether a joined collection repeats the columns of its parents in many rows."""
     widening = group.widening
     if widening is None or not widening.collections or not group.rows or not group.roots:
@@ -49,6 +58,16 @@ def asked_and_sent(group: Group, widening: Widening) -> str:
         f" {plural(widening.asked_columns, 'column')} and was sent with"
         f" {plural(widening.sent_tables, 'table')} and {plural(widening.sent_columns, 'column')}, as {listed(joined)}"
     )
+
+
+def is_told_by_rows(finding: Finding, findings: Iterable[Finding]) -> bool:
+    """Whether another finding tells of the same statement, and better: that the rows are too many."""
+    better = _BETTER.get(finding.kind, ())
+    return any(other.kind in better and _about(other) == _about(finding) for other in findings)
+
+
+def _about(finding: Finding) -> tuple[str, str | None, str | None]:
+    return _VERB.split(finding.message, maxsplit=1)[0], finding.call_site, finding.parents
 
 
 def times(group: Group) -> str:
