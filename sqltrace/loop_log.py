@@ -36,6 +36,7 @@ _END: Final = itemgetter(1)
 Hold = tuple[int, int, Label]
 Sum = tuple[int, int, list[tuple[Label, int, int, int]]]
 UNKNOWN: Final = Label("(another task or thread)")
+SINKS: Final = "(sinks of sqltrace)"
 
 
 class LoopLog:
@@ -288,3 +289,12 @@ def log_of(loop: asyncio.AbstractEventLoop, clock: Callable[[], int]) -> LoopLog
         # Another loop, whose requests were left behind unfinished, or run inside of which this one runs.
         log = _thread.log = LoopLog(clock)
     return log
+
+
+def note_sinks(clock: Callable[[], int], since: int) -> None:
+    """What a request's sinks have held the running loop with, since it ended: others may have waited for it."""
+    log = _thread.log
+    if since and log is not None and log.active and log.clock is clock:
+        now = clock()
+        if now - since >= HOLD:
+            log.add(since, now, Label(SINKS))

@@ -7,7 +7,6 @@ what belongs to one request is in its `_Exchange`.
 
 from __future__ import annotations
 
-import sys
 import time
 from asyncio import CancelledError
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping, Sequence
@@ -20,6 +19,7 @@ from sqltrace.event_loop import stepped
 from sqltrace.faults import report_fault
 from sqltrace.findings import Rule
 from sqltrace.inner_tasks import observe_inner_tasks
+from sqltrace.loop_log import note_sinks
 from sqltrace.options import (
     checked_engines,
     checked_exclude,
@@ -29,7 +29,7 @@ from sqltrace.options import (
     checked_size,
 )
 from sqltrace.recording import Recording
-from sqltrace.request import RequestRecord, is_orderly_close, outcome_of
+from sqltrace.request import RequestRecord, describe_span, is_orderly_close, outcome_of
 from sqltrace.route import Scope, path_below_root, route_template
 from sqltrace.sinks import Sink, StartingSink
 
@@ -182,7 +182,7 @@ class _Exchange:
 
     def start(self, starters: Iterable[Sink], app: ASGIApp) -> None:
         self._tell("request_started", self._record, self._scope, app, sinks=starters)
-        _guarded("reading the current span", _describe_span, self._record)
+        _guarded("reading the current span", describe_span, self._record)
 
     async def receive(self) -> Message:
         message = await self._receive()
@@ -262,6 +262,7 @@ class _Exchange:
             self._describe(record)
         self._conclude(record, error)
         self._tell("request_finished", record)
+        note_sinks(self.loop_share.collector.clock, self.loop_share.left)
 
     def _conclude(self, record: RequestRecord, error: BaseException | None) -> None:
         if error is not None:
@@ -280,7 +281,7 @@ class _Exchange:
     def _describe(self, record: RequestRecord) -> None:
         if record.trace_id is None:
             # Here, within send(), a span is current that was begun further in.
-            _guarded("reading the current span", _describe_span, record)
+            _guarded("reading the current span", describe_span, record)
         self._describe_route(record)
 
     def _describe_route(self, record: RequestRecord) -> None:
@@ -309,16 +310,6 @@ def _begin_response(record: RequestRecord, status: int, headers: Iterable[tuple[
         types = [value for name, value in readable if name.lower() == b"content-type"]
         record.event_stream = any(value.startswith(b"text/event-stream") for value in types)
         record.time_to_first_byte = record.recording.duration
-
-
-def _describe_span(record: RequestRecord) -> None:
-    trace = sys.modules.get("opentelemetry.trace")
-    if trace is None:
-        return
-    context = trace.get_current_span().get_span_context()
-    if context.is_valid:
-        record.trace_id = format(context.trace_id, "032x")
-        record.span_id = format(context.span_id, "016x")
 
 
 def _guarded(step: str, function: Callable[..., _T], *arguments: Any) -> _T | None:

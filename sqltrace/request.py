@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from asyncio import CancelledError
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -128,3 +129,14 @@ def is_orderly_close(code: int | None) -> bool:
 
 
 _WORST_FIRST: tuple[Outcome, ...] = ("error", "disconnected", "cancelled", "ok")
+
+
+def describe_span(record: RequestRecord) -> None:
+    """By the span that is current, if there is OpenTelemetry."""
+    trace = sys.modules.get("opentelemetry.trace")
+    if trace is None:
+        return
+    context = trace.get_current_span().get_span_context()
+    if context.is_valid:
+        record.trace_id = format(context.trace_id, "032x")
+        record.span_id = format(context.span_id, "016x")

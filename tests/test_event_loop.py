@@ -27,7 +27,18 @@ from sqltrace.loop_log import UNKNOWN, LoopLog
 from sqltrace.recording import Recording
 from sqltrace.sinks.log_line import log_line
 from tests.asgi import Clock
-from tests.loops import CLOCKED, RUNNERS, block, get, observed, respond, run_by_clock, thrice
+from tests.loops import (
+    CLOCKED,
+    RUNNERS,
+    ObservedMiddleware,
+    Records,
+    block,
+    get,
+    observed,
+    respond,
+    run_by_clock,
+    thrice,
+)
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -538,6 +549,33 @@ class TestLoopWait:
         [(name, waited)] = records["/victim/1"].waited_for
         assert name == "(another task or thread)"
         assert 0.16 < waited < 0.24
+
+    def test_sink_that_holds_the_loop_is_told_as_such(self):
+        async def victim(request):
+            await asyncio.sleep(0.1)
+            return ok()
+
+        async def done(request):
+            await asyncio.sleep(0.05)
+            return ok()
+
+        class Slow(Records):
+            def request_finished(self, record):
+                super().request_finished(record)
+                if record.path.startswith("/done"):
+                    block(0.4)
+
+        records = Slow()
+        app = Starlette(routes=[Route("/victim/{number}", victim), Route("/done/{number}", done)])
+        observer = ObservedMiddleware(app, sinks=[records])
+
+        async def main():
+            await asyncio.gather(get(observer, "/victim/1"), get(observer, "/done/1"))
+
+        run_by_clock(main())
+        [finding] = records.by_path["/victim/1"].findings
+        assert records["/victim/1"].waited_for == [("(sinks of sqltrace)", pytest.approx(0.35, abs=0.051))]
+        assert finding.fix == "nothing here: a sink that hands what it is told to a thread"
 
     def test_hold_soon_after_another_is_seen_from_where_it_began(self):
         async def victim(request):

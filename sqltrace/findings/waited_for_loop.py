@@ -6,13 +6,14 @@ from collections.abc import Iterator
 
 from sqltrace.finding import Finding
 from sqltrace.findings.wording import listed, time
-from sqltrace.loop_log import UNKNOWN
+from sqltrace.loop_log import SINKS, UNKNOWN
 from sqltrace.recording import Recording
 
-_UNKNOWN_FIX = (
-    "nothing here: a background task, a task that a request started, or a thread; asyncio's debug mode logs"
-    " what held the loop longer than its slow_callback_duration"
-)
+_FIXES = {
+    UNKNOWN.name: "nothing here: a background task, a task that a request started, or a thread; asyncio's debug mode"
+    " logs what held the loop longer than its slow_callback_duration",
+    SINKS: "nothing here: a sink that hands what it is told to a thread",
+}
 
 
 def waited_for_loop(recording: Recording, *, wait: float = 0.25, share: float = 0.2) -> Iterator[Finding]:
@@ -35,5 +36,5 @@ def waited_for_loop(recording: Recording, *, wait: float = 0.25, share: float = 
         "waited_for_loop",
         f"{about}{time(waited)} of {time(recording.duration)} went by waiting for the event loop, held by {named}.",
         waited,
-        fix=_UNKNOWN_FIX if worst == UNKNOWN.name else f"nothing here: see the findings of {worst}",
+        fix=_FIXES.get(worst, f"nothing here: see the findings of {worst}"),
     )
