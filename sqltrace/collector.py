@@ -38,6 +38,7 @@ class LoopObserver(Protocol):
 
     thread: int
     began: int
+    observed: bool
     suspended: Any
 
     def note_hold(self, start: int, end: int) -> None:
@@ -132,6 +133,7 @@ class Collector:
 
     Attributes:
         capture_parameters, max_sql_length: What is kept for it and for those around it: each shows what it asked for.
+        loop_observed: Whether it was opened within a request that has its event loop observed.
         plain: Whether it takes the statements of every engine, without their parameters.
         expired_by: What has expired objects of sessions, each once.
     """
@@ -148,6 +150,7 @@ class Collector:
         "late",
         "loads",
         "loop",
+        "loop_observed",
         "loop_wait_estimated",
         "marks",
         "max_sql_length",
@@ -181,7 +184,7 @@ class Collector:
         self.parent: Collector | None = None
         self.plain = dialects is None and not capture_parameters
         self.loop: LoopObserver | None = None
-        self.loop_wait_estimated = False
+        self.loop_observed = self.loop_wait_estimated = False
         self.probe: Callable[[Any], Any] | None = None  # is asked for the span of each statement and checkout
         self.comment: Callable[[str, Any], str] | None = None  # says what a dialect is sent; must not raise
         self.unkept: Callable[[list[Execution]], None] | None = None  # is told of those that are let go; must not raise
@@ -232,6 +235,7 @@ class Collector:
             self.plain = self.plain and not self.capture_parameters
             self.probe = outer.probe
             self.comment = outer.comment
+            self.loop_observed = outer.loop_observed or (outer.loop is not None and outer.loop.observed)
 
     def forget_ended(self) -> None:
         """Those around it that were left in another context stay in this one: they would pile up."""

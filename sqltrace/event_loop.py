@@ -127,7 +127,8 @@ class LoopShare:
 
     def on_its_loop(self) -> bool:
         """Whether the caller runs on the loop: in the task itself, in a child task or in somebody else's."""
-        return self.log is not None and _get_running_loop() is self.log.loop
+        log = self.log  # read once: the loop's own thread may leave it just now
+        return log is not None and _get_running_loop() is log.loop
 
     def resume(self, log: LoopLog, left: int, now: int, awaited: Any, suspended: Any) -> None:
         """The task goes on now, having been suspended for a while."""

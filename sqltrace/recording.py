@@ -184,7 +184,7 @@ class Recording:
         self._collector.settle()
         self.fold()
         end, measured = self._response_end(), MEASURED - unmeasurable
-        if self._loop is not None and not self._loop.observed:
+        if not (self._collector.loop_observed if self._loop is None else self._loop.observed):
             measured -= {"loop_wait"}
         return self._tally.spent.account(end, end - self.started, measured)
 

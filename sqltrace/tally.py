@@ -112,8 +112,9 @@ class Tally:
     def counted(self) -> Counts:
         after = self.counts["after_response"]
         of_response = [group for group in self.groups.values() if group.phase == "response"]
+        distinct = len({(group.fingerprint, group.system) for group in of_response})
         on_loop = sum([group.on_loop for group in of_response])
-        return Counts(self.counts["response"] + after, after, self.failed, len(of_response), on_loop, self.rows)
+        return Counts(self.counts["response"] + after, after, self.failed, distinct, on_loop, self.rows)
 
     def kept_by_group(self, boundary: int | None) -> list[tuple[Group, list[Execution]]]:
         """

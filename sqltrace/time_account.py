@@ -27,8 +27,8 @@ class TimeAccount:
         database: Execute and fetch: server, network, driver.
         objects: Turning rows into ORM objects.
         loop_wait:
-            The reply was there, or the task was ready, and the event loop busy
-            with something else. `None` where there is no event loop to observe.
+            The reply was there, or the task was ready, and the event loop busy with something else. `None` where there
+            is no event loop to observe. Of what is no request, and runs in none, only waits of statements are known.
         python: The rest: the application's own code, and what else it waited for.
     """
 
@@ -111,6 +111,6 @@ class Spent:
             connection=spent["connection"] / _SECOND if "connection" in measured else None,
             database=spent["database"] / _SECOND,
             objects=spent["objects"] / _SECOND if "objects" in measured else None,
-            loop_wait=spent["loop_wait"] / _SECOND if "loop_wait" in measured else None,
+            loop_wait=spent["loop_wait"] / _SECOND if "loop_wait" in measured or spent["loop_wait"] else None,
             python=max(0, duration - sum(spent.values())) / _SECOND,
         )

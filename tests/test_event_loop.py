@@ -878,6 +878,25 @@ async def _await(awaitable):
     return await awaitable
 
 
+def test_waiting_for_the_loop_is_known_of_a_recording_within_a_request_and_else_not(run):
+    async def app(scope, receive, send):
+        with sqltrace.record() as inner:
+            await asyncio.sleep(0)
+        recordings.append(inner)
+        await respond(send)
+
+    async def main():
+        with sqltrace.record() as alone:
+            await asyncio.sleep(0)
+        recordings.append(alone)
+        await get(observed(app)[0], "/")
+
+    recordings = []
+    run(main())
+
+    assert [recording.time_account.loop_wait is None for recording in recordings] == [True, False]
+
+
 @thrice
 def test_parts_add_up_on_a_mix_of_requests(run_with_threads, tmp_path):
     engine = create_engine(f"sqlite:///{tmp_path}/mix.db")

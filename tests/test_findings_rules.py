@@ -24,6 +24,7 @@ import sqltrace
 from sqltrace.collector import mark, mark_estimate
 from sqltrace.connection import Label
 from sqltrace.findings import (
+    after_response_sql,
     blocked_loop,
     idle_in_transaction,
     pool_wait,
@@ -805,3 +806,10 @@ def test_objects_that_expired_without_a_commit_are_loaded_by_one_query_instead(e
     assert "one for each Order as the application had expired it" in finding.message
     assert finding.fix == "session.scalars(select(Order).where(…)).all()  # once, before the loop"
     assert work(remedy=True) == []
+
+
+def test_rule_about_what_ran_after_the_response_has_nothing_to_tell_of_nothing(clock, no_faults):
+    with recorded(clock) as recording:
+        pass
+
+    assert sqltrace.diagnose(recording, [partial(after_response_sql, long=0)]) == []

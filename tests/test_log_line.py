@@ -81,7 +81,6 @@ def test_line_without_statements_is_exact():
         "time.connection_ms": 0.0,
         "time.database_ms": 0.0,
         "time.objects_ms": 0.0,
-        "time.loop_wait_ms": 0.0,
         "time.python_ms": 250.0,
         "connection.checkouts": 0,
         "connection.wait_ms": 0.0,

@@ -1,5 +1,6 @@
 import ast
 import re
+import sys
 
 import pytest
 
@@ -405,3 +406,9 @@ def test_wrong_option_says_what_was_got_and_what_is_wanted(option, error, messag
         ReadableRenderer(**option)
 
     assert str(raised.value) == message
+
+
+def test_process_without_a_console_may_make_a_renderer(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+
+    assert ReadableRenderer()(None, "info", {"event": "hello"})

@@ -7,8 +7,8 @@ import tracemalloc
 import weakref
 
 import pytest
-from sqlalchemy import create_engine, text
-from sqlalchemy.orm import Session
+from sqlalchemy import column, create_engine, select, table, text
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from sqlalchemy.pool import StaticPool
 
 import sqltrace
@@ -161,6 +161,38 @@ def test_only_statements_of_the_response_count_as_on_the_loop(engine, clock):
     recording = asyncio.run(main())
 
     assert (recording.on_loop_count, recording.after_response_count) == (1, 2)
+
+
+def test_statements_that_differ_beyond_the_sql_that_is_kept_are_different_ones(engine, clock):
+    things = table("things", column("size"), column("weight"))
+    with engine.begin() as connection:
+        connection.execute(text("CREATE TABLE things (size INTEGER, weight INTEGER)"))
+    with Opened(clock, max_sql_length=20) as recording, engine.connect() as connection:
+        for each in (things.c.size, things.c.weight):
+            connection.execute(select(things).where(each == 1)).all()
+
+    assert [(group.sql, group.count) for group in recording.groups] == 2 * [("SELECT things.size, ", 1)]
+    assert recording.distinct_count == 2
+
+
+def test_same_statement_for_two_reasons_is_one_distinct_statement(engine, clock):
+    class Base(DeclarativeBase):
+        pass
+
+    class Thing(Base):
+        __tablename__ = "things"
+        id: Mapped[int] = mapped_column(primary_key=True)
+
+    Base.metadata.create_all(engine)
+    with Session(engine) as session:
+        session.add(Thing(id=1))
+        session.commit()
+    with Opened(clock) as recording, Session(engine) as session:
+        thing = session.get(Thing, 1)
+        session.refresh(thing)
+
+    assert len(recording.groups) == 2
+    assert recording.distinct_count == 1
 
 
 def test_duration_ends_with_the_response_and_the_rest_is_after_it(engine, clock):

@@ -167,7 +167,9 @@ def _special(
     style, sql = context.execute_style, statement
     key = _key_of(context, statement, purpose, style)
     if len(statement) > collector.max_sql_length:
-        sql, key = statement[: collector.max_sql_length], key[: collector.max_sql_length]
+        sql = statement[: collector.max_sql_length]
+        if key is not purpose.key:  # which SQLAlchemy keeps anyway
+            key = key[: collector.max_sql_length]
     counted = failure is None and rows.work()
     execution = (rows.kind_of(context) if counted else Execution)(collector, started, ended, sql, key, context.dialect)
     if counted:

@@ -17,7 +17,7 @@ def after_response_sql(recording: Recording, *, long: float = 1.0) -> Iterator[F
     groups = [group for group in recording.groups if group.phase == "after_response"]
     took = sum(cost(group) for group in groups)
     failed = sum(group.failed for group in groups)
-    if not failed and took < long:
+    if not groups or (not failed and took < long):
         return
     worst = next((group for group in groups if group.failed), max(groups, key=cost))
     at = place_of_failed(worst) if worst.failed else place(worst)

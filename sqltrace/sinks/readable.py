@@ -56,10 +56,11 @@ class ReadableRenderer:
     def __init__(self, *, others: Any = None, colors: bool | None = None, width: int | None = None) -> None:
         if others is not None and not callable(others):
             raise TypeError(f"others must be a structlog renderer, got {others!r:.100}")
-        self._colors = sys.stdout.isatty() if colors is None else checked_flag("colors", colors)
+        terminal = sys.stdout is not None and sys.stdout.isatty()  # a process without a console has none
+        self._colors = terminal if colors is None else checked_flag("colors", colors)
         self._others = others or structlog.dev.ConsoleRenderer(colors=self._colors)
-        terminal = shutil.get_terminal_size((100, 24)).columns
-        self._width = terminal if width is None else checked_size("width", width)
+        columns = shutil.get_terminal_size((100, 24)).columns
+        self._width = columns if width is None else checked_size("width", width)
 
     def __call__(self, logger: Any, method: str, event: MutableMapping[str, Any]) -> Any:
         if "sql.statements" not in event:
