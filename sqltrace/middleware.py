@@ -209,6 +209,8 @@ class _Exchange:
         kind = message["type"]
         if kind == "http.disconnect":
             self._disconnected = True
+        elif kind == "websocket.receive":
+            record.recording.messages += 1
         elif kind == "websocket.disconnect":
             self._disconnected = not is_orderly_close(message.get("code"))
             self._response_ready(record)
@@ -224,6 +226,8 @@ class _Exchange:
             _begin_response(record, 101)
         elif kind == "websocket.close":
             _begin_response(record, 403)
+        if record.event_stream:
+            record.recording.messages += 1
         last = self._is_last(kind, message)
         if last:
             self._response_ready(record)

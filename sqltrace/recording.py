@@ -56,6 +56,7 @@ class Recording:
         name: Given by the opener.
         started_at, started: Wall-clock time of the start, UTC, and the reading of the clock at that moment.
         failed_loads: Attributes that could not be loaded and raised, each once, at most 20.
+        messages: That a websocket has received, or an event stream has sent: each may have a loop of its own.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Recording:
         self._clock = clock
         self._lock = RLock()  # a finalizer run by the garbage collector may come back in
         self._tally = Tally(max_statements, max_sql_length, parameters=capture_parameters)
+        self.messages = 0
         self._loop: LoopShare | None = None
         self._response_ended: int | None = None
         self._ended: int | None = None
@@ -217,8 +219,7 @@ class Recording:
         """
         Names of the recordings that held the event loop while this one waited for it, and seconds, the longest first.
 
-        At most 5. What is no request is ``(another task or thread)``. Together
-        they may be less than ``time_account.loop_wait``: steps under 1 ms have no name.
+        At most 5. What is no request is ``(another task or thread)``. Steps under 1 ms have no name.
         """
         self._collector.settle()
         return self._loop.waited_for() if self._loop is not None else []

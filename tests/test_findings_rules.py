@@ -489,7 +489,7 @@ STREAM = "fewer rows of the stream at once, by yield_per, and more of them in ea
     ("slow", "fix"),
     [
         ("making objects", STREAM),
-        ("all else", f"await run_in_threadpool(function) for what computes or blocks; {STREAM}"),
+        ("all else", "await run_in_threadpool(function) for what computes or blocks"),
     ],
 )
 @thrice
@@ -776,7 +776,9 @@ def test_gathered_gets_are_told(tmp_path):
 
     assert finding.kind == "n_plus_one"
     assert finding.call_site.endswith("get")
-    assert finding.fix.startswith("kept = (await session.scalars(select(Author).where(Author.id.in_(ids)))).all()")
+    assert finding.fix == (
+        "select(Author).where(Author.id.in_(ids))  # once for all, in one session, in place of session.get()"
+    )
 
 
 def test_objects_that_expired_without_a_commit_are_loaded_by_one_query_instead(engine):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from sqltrace.finding import Finding
 from sqltrace.findings.widened import multiplied, repeats_parents
-from sqltrace.findings.wording import line, mostly, name_of, place, plural, time
+from sqltrace.findings.wording import kept_of, line, mostly, name_of, place, plural, time
 from sqltrace.recording import Recording
 from sqltrace.statement import Group
 
@@ -47,7 +47,6 @@ def _by_python(recording: Recording, held: float) -> Finding:
     groups = [group for group in recording.groups if group.is_async]
     worst = max(groups, key=lambda group: group.objects, default=None)
     objects = recording.time_account.objects or 0.0
-    streamed = _streamed(recording)
     if worst is not None and worst.objects >= held / 2:
         rows = plural(worst.rows or 0, "row")
         return Finding(
@@ -57,32 +56,23 @@ def _by_python(recording: Recording, held: float) -> Finding:
             held,
             place(worst),
             worst.origin.relationship,
-            fix=_fix_for_objects(worst, worst in streamed),
+            fix=_fix_for_objects(recording, worst),
         )
     site = recording.held_at
-    fix = _SMALLER if site is not None and site.in_framework else _ELSEWHERE
     making = f", {time(objects)} of the request making objects" if objects >= _NOTABLE else ""
     return Finding(
         "blocked_loop",
         f"the event loop was held for {time(held)} at a stretch{making}.",
         held,
         line(site),
-        fix=f"{fix}; {_STREAM}" if streamed else fix,
+        fix=_SMALLER if site is not None and site.in_framework else _ELSEWHERE,
     )
 
 
-def _fix_for_objects(worst: Group, streamed: bool) -> str:
+def _fix_for_objects(recording: Recording, worst: Group) -> str:
     if multiplied(worst) or repeats_parents(worst):
         return "fewer rows for the same objects: joined collections by selectinload(), or not at all"
-    if streamed:
+    if any(execution.streamed for execution in kept_of(recording, worst)):
+        # Its rows stay with the server until they are read: the loop is free only as more of them are fetched.
         return _STREAM
     return "fewer rows or columns at once: LIMIT, load_only(), or session.stream() with yield_per"
-
-
-def _streamed(recording: Recording) -> list[Group]:
-    """Whose rows stay with the server until they are read. The loop is free only as more of them are fetched."""
-    return [
-        group
-        for group, executions in recording.executions()
-        if group.is_async and any(execution.streamed for execution in executions)
-    ]

@@ -15,21 +15,19 @@ from sqltrace.findings.loader_options import (
     paths_from_query,
     query_above,
 )
+from sqltrace.findings.one_for_all import EQUAL, LIMIT, is_one_in_each_transaction, locks, one_for_all
 from sqltrace.findings.refreshes import EAGER_DEFAULTS, cost_with_loads, is_within, refreshed_one_by_one
-from sqltrace.findings.wording import cost, listed, loaded_by, name_of, of_subclass, place, plural, time
+from sqltrace.findings.wording import cost_at_once, listed, loaded_by, name_of, of_subclass, place, plural, time
 from sqltrace.origin import Origin
 from sqltrace.recording import Recording
-from sqltrace.sql_text import redact
 from sqltrace.statement import Group
 
 _ONE_BY_ONE = frozenset({"lazy", "immediate", "deferred", "subclass", "refresh"})
-_EQUALS = re.compile(r"\bWHERE\b.*?\b(?P<table>\w+)\.(?P<column>\w+) = ", re.DOTALL)
 _WHERE = re.compile(r"\bWHERE\b", re.IGNORECASE)
-_EQUAL = re.compile(r"(?<![<>!:=])=(?![=>])")
 _UNEQUAL = re.compile(r"(?<=\s)[<>]=?(?=\s)|\bBETWEEN\b", re.IGNORECASE)
-_LIMIT = re.compile(r"\sLIMIT\s|\sFETCH\s+(FIRST|NEXT)\s|\bSELECT\s+TOP\b", re.IGNORECASE)
-_AGGREGATE = re.compile(r"\b(?:(?:COUNT|SUM|AVG|MIN|MAX)\(|(?P<source>FROM)\b)", re.IGNORECASE)
-_IN = re.compile(r"\bIN \((?P<values>[^()]*)\)")
+_IN = re.compile(r"\bIN\s*\(", re.IGNORECASE)
+_ANY = re.compile(r"=\s*ANY\s*\((?:\s|\(|CAST\b|ARRAY\[)*[?%:$]", re.IGNORECASE)  # of what is given, not of a column
+_SIGNS = re.compile("[(),]")
 _SYSTEM_TABLES = ("pg_catalog", "information_schema", "sqlite_master", "PRAGMA")
 _BATCH = 10
 _EXPIRED: dict[str | None, str] = {
@@ -49,14 +47,17 @@ def n_plus_one(recording: Recording, *, loads: int = 5, queries: int = 10, pause
     for group in recording.groups:
         if group.failed == group.count:
             continue  # nothing was loaded
+        each = _at_one_place(group) / max(1, recording.messages) / max(1, len(group.samples.engines))
         if group.origin.kind in _ONE_BY_ONE:
-            if group.count >= loads and _at_one_place(group) >= loads and not _told_elsewhere(group):
+            if each >= loads and not _told_elsewhere(group):
                 if not group.origin.asked_for:
                     yield _of_load(recording, group)
                 elif not _same_each_time(group) and mean_pause(group, loop_wait) < pause:
                     yield refreshed_one_by_one(recording, group)
-        elif group.count >= queries and _is_loop(group, queries) and mean_pause(group, loop_wait) < pause:
-            yield _of_query(group)
+        elif group.origin.kind != "query" or (locks(group) and is_one_in_each_transaction(recording, group)):
+            continue
+        elif each >= queries and _asks_for_one(group) and mean_pause(group, loop_wait) < pause:
+            yield _of_query(recording, group)
 
 
 def mean_pause(group: Group, loop_wait: float) -> float:
@@ -71,11 +72,6 @@ def _at_one_place(group: Group) -> int:
     return group.count if busiest is None else busiest[1]
 
 
-def _is_loop(group: Group, queries: int) -> bool:
-    each = _at_one_place(group) / max(1, len(group.samples.engines))  # no query asks several databases
-    return group.origin.kind == "query" and each >= queries and _asks_for_one(group)
-
-
 def _told_elsewhere(group: Group) -> bool:
     return is_within(group) or (group.origin.kind == "refresh" and group.origin.expired_by == "commit")
 
@@ -85,17 +81,34 @@ def _same_each_time(group: Group) -> bool:
 
 
 def _asks_for_one(group: Group) -> bool:
-    """Whether it is a SELECT of what belongs to one object, with other parameters each time: no page and no batch."""
+    """Whether it is a SELECT of what belongs to one object, with different parameters: no page and no batch."""
     operation, _, targets = group.summary.partition(" ")
     if operation.upper() != "SELECT" or not targets or any(name in group.sql for name in _SYSTEM_TABLES):
         return False
     if _same_each_time(group) or ("WHERE" not in group.sql and not _WHERE.search(group.sql)):
         return False
     rows = (group.rows or 0) / group.count
-    paged = rows >= _BATCH and _LIMIT.search(group.sql) is not None
+    paged = rows >= _BATCH and LIMIT.search(group.sql) is not None
     offset = rows > 1 and " OFFSET " in group.sql.upper()
-    batched = any(match["values"].count(",") + 1 >= _BATCH for match in _IN.finditer(group.sql))
-    return not (paged or offset or batched or _goes_on(group))
+    return not (paged or offset or _is_batch(group.sql) or _goes_on(group))
+
+
+def _is_batch(sql: str) -> bool:
+    """Whether it asks for many at once already, by ``IN`` or ``= ANY``."""
+    if _ANY.search(sql):
+        return True
+    return any(_values(sql, match.end()) >= _BATCH for match in _IN.finditer(sql))
+
+
+def _values(sql: str, start: int) -> int:
+    """In the parenthesis that has been opened right before: some may be in parentheses, as those of ``tuple_()``."""
+    depth, count = 1, 1
+    for sign in _SIGNS.finditer(sql, start):
+        depth += (sign[0] == "(") - (sign[0] == ")")
+        count += sign[0] == "," and depth == 1
+        if not depth:
+            break
+    return count
 
 
 def _goes_on(group: Group) -> bool:
@@ -106,7 +119,7 @@ def _goes_on(group: Group) -> bool:
     compared = " ".join(conditions)
     if not _UNEQUAL.search(compared):
         return False
-    return _LIMIT.search(group.sql) is not None or not _EQUAL.search(compared)
+    return LIMIT.search(group.sql) is not None or not EQUAL.search(compared)
 
 
 def _of_load(recording: Recording, group: Group) -> Finding:
@@ -159,62 +172,15 @@ def _of_query_above(recording: Recording, group: Group) -> str:
     return f"  # of the {loaded_by(query)}"
 
 
-def _of_query(group: Group) -> Finding:
+def _of_query(recording: Recording, group: Group) -> Finding:
     busiest = group.samples.busiest(group.count)
     line, count = busiest or (None, group.count)
     where = "at the same line" if count == group.count else "at several lines"  # of most it is not known
+    took = cost_at_once(recording, group)
     return Finding(
         "n_plus_one",
-        f"{name_of(group)} ran {group.count:,} times {where} with other parameters each time, in {time(cost(group))}.",
-        cost(group),
+        f"{name_of(group)} ran {group.count:,} times {where} with different parameters, in {time(took)}.",
+        took,
         str(line) if line else place(group),
-        fix=_one_for_all(group),
+        fix=one_for_all(recording, group),
     )
-
-
-def _one_for_all(group: Group) -> str:
-    lookup = group.widening.lookup if group.widening is not None else None
-    if group.widening is None or lookup is None or not lookup.equal:
-        return _one_for_all_by_text(group)
-    [entity, *_], equal = group.widening.entities, lookup.equal
-    if lookup.alone and (len(equal) == 1 or lookup.is_key):
-        which = _in(equal[0]) if len(equal) == 1 else f"tuple_({', '.join(equal)}).in_(keys)"
-        select = f"select({entity}).where({which})"
-        if lookup.by_get:
-            return _kept(select, group.is_async, bool(group.widening.collections))
-        return f"{select}  # once, before the loop"
-    if len(equal) == 1:
-        return f"the same query once, before the loop, with {_in(equal[0])}, and {equal[0]} asked for, too"
-    return f"one query for all, before the loop, with in_() for what differs of {listed(list(equal))}"
-
-
-def _kept(select: str, is_async: bool, collections: bool) -> str:
-    """For `Session.get`, which finds what is there already."""
-    rows = f"(await session.scalars({select}))" if is_async else f"session.scalars({select})"
-    unique = ".unique()" if collections else ""
-    return f"kept = {rows}{unique}.all()  # once, before the loop, and kept: the session alone keeps no object"
-
-
-def _in(attribute: str) -> str:
-    """``Author.id.in_(ids)``."""
-    return f"{attribute}.in_({attribute.partition('.')[2]}s)"
-
-
-def _is_aggregate(sql: str) -> bool:
-    """Whether what it asks for is counted, added up or the like."""
-    first = _AGGREGATE.search(sql) if "(" in sql else None
-    return first is not None and first["source"] is None
-
-
-def _one_for_all_by_text(group: Group) -> str:
-    sql = redact(group.sql, group.system)  # what looks like a column may be a part of a value
-    grouped = _is_aggregate(sql)
-    match = _EQUALS.search(sql)
-    if match is None or len(_EQUAL.findall(sql, match.start())) != 1:
-        which = "WHERE … IN (…) and GROUP BY" if grouped else "WHERE … IN (…)"
-        return f"one statement for all, before the loop: {which} for what differs"
-    column = f"{match['table']}.{match['column']}"
-    if grouped:
-        groups = f"{column}, …" if "GROUP BY" in sql.upper() else column
-        return f"one statement for all, before the loop: SELECT {column}, … WHERE {column} IN (…) GROUP BY {groups}"
-    return f"one statement for all, before the loop: WHERE {column} IN (…)"

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from sqltrace.finding import Finding
 from sqltrace.findings.n_plus_one import mean_pause
-from sqltrace.findings.wording import cost, name_of, place, time
+from sqltrace.findings.wording import cost_at_once, name_of, place, time
 from sqltrace.recording import Recording
 from sqltrace.samples import DIGESTS
 from sqltrace.statement import Group
 
 _WRITES = frozenset({"INSERT", "UPDATE", "DELETE", "MERGE", "REPLACE"})
-_SETTINGS = frozenset({"SET", "RESET", "USE"})
+# Of all others, as CALL, CREATE or SET, nobody knows what they change.
+_KNOWN = _WRITES | frozenset("SELECT VALUES SAVEPOINT RELEASE SHOW EXPLAIN PRAGMA BEGIN START".split())
+_DIFFERS = re.compile(
+    r"\b(?:rand|random|randomblob|newid|uuid|gen_random_uuid|uuid_generate_\w+|nextval|lastval|clock_timestamp"
+    r"|statement_timestamp|sysdate|timeofday|row_count|changes|last_insert_id)\s*\(|\bpg_stat_|\bpg_locks\b",
+    re.IGNORECASE,
+)
 
 
 def repeated_statement(recording: Recording, *, times: int = 4, pause: float = 0.05) -> Iterator[Finding]:
@@ -27,7 +34,12 @@ def repeated_statement(recording: Recording, *, times: int = 4, pause: float = 0
     written, changes = _written_tables(recording), _changes(recording)
     for group in recording.groups:
         equal = group.samples.equal
-        if equal < times or group.origin.kind != "query" or not _reads_only(group, written):
+        if (
+            equal < times
+            or group.count < times * recording.messages
+            or group.origin.kind != "query"
+            or not _reads_only(group, written)
+        ):
             continue
         if equal - changes < times:
             continue
@@ -37,11 +49,11 @@ def repeated_statement(recording: Recording, *, times: int = 4, pause: float = 0
         lines = ", at different lines" if busiest is not None and busiest[1] < group.count else ""
         seen = equal if group.count <= DIGESTS else f"{equal} of the first {DIGESTS} times"
         often = f"{seen} times" if isinstance(seen, int) else f"{group.count:,} times, {seen}"
-        share = equal / group.samples.compared
+        took = cost_at_once(recording, group) * equal / group.samples.compared
         yield Finding(
             "repeated_statement",
-            f"{name_of(group)} ran {often} with the same parameters{lines}, in {time(cost(group) * share)}.",
-            cost(group) * share * (equal - 1) / equal,
+            f"{name_of(group)} ran {often} with the same parameters{lines}, in {time(took)}.",
+            took * (equal - 1) / equal,
             place(group),
             fix="keep the first result and pass it on, or keep it on request.state",
         )
@@ -50,15 +62,26 @@ def repeated_statement(recording: Recording, *, times: int = 4, pause: float = 0
 def _changes(recording: Recording) -> int:
     """
     How often the same may have meant something else since: what was read before a rollback may hold no longer, and
-    ``SET search_path`` or ``USE`` leads to other tables.
+    ``SET search_path``, a procedure, or a function that is called for its effect may have changed anything.
     """
-    settings = (group.count for group in recording.groups if group.summary.partition(" ")[0].upper() in _SETTINGS)
-    return recording.connections.rollbacks + sum(settings)
+    changing = (group.count for group in recording.groups if _may_change_anything(group))
+    return recording.connections.rollbacks + sum(changing)
+
+
+def _may_change_anything(group: Group) -> bool:
+    operation, *others = group.summary.split()
+    if operation.upper() == "SELECT":
+        return not others and "(" in group.sql  # SELECT set_config(…)
+    return operation.upper() not in _KNOWN and not _writes(group)
 
 
 def _written_tables(recording: Recording) -> set[str]:
-    words = (group.summary.split() for group in recording.groups)
-    return {word for operation, *targets in words if operation.upper() in _WRITES for word in targets}
+    return {word for group in recording.groups if _writes(group) for word in group.summary.split()}
+
+
+def _writes(group: Group) -> bool:
+    """Also ``WITH … INSERT``."""
+    return any(word.upper() in _WRITES for word in group.summary.split())
 
 
 def _reads_only(group: Group, written: set[str]) -> bool:
@@ -66,6 +89,8 @@ def _reads_only(group: Group, written: set[str]) -> bool:
     return (
         operation.upper() == "SELECT"
         and bool(targets)
+        and not _writes(group)
         and written.isdisjoint(targets)
         and "FOR UPDATE" not in group.sql.upper()
+        and _DIFFERS.search(group.sql) is None
     )

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from sqltrace.finding import Finding
-from sqltrace.findings.wording import loaded_by, place_of_longest, plural, subject, time
+from sqltrace.findings.wording import kept_of, loaded_by, place_of_longest, plural, subject, time
 from sqltrace.recording import Recording
 from sqltrace.statement import Group
 
@@ -39,8 +39,7 @@ def slow_statement(recording: Recording, *, slow: float = 0.5) -> Iterator[Findi
 
 def _is_fetched_slowly(recording: Recording, group: Group) -> bool:
     """Whether most of its time went by asking the server for more of the rows, a few at a time."""
-    own = next((kept for other, kept in recording.executions() if other is group), [])
-    longest = max(own, key=lambda execution: execution.elapsed, default=None)
+    longest = max(kept_of(recording, group), key=lambda execution: execution.elapsed, default=None)
     return longest is not None and longest.streamed and 2 * longest.fetch > longest.elapsed
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from sqltrace.callsite import CallSite
+from sqltrace.collector import Execution
+from sqltrace.intervals import Coverage
 from sqltrace.origin import Origin, Parents
+from sqltrace.recording import Recording
 from sqltrace.statement import Group
 
 
@@ -80,6 +83,20 @@ def loaded_by(parents: Parents | None) -> str | None:
 def cost(group: Group) -> float:
     """Seconds of the database and of making objects."""
     return group.total + group.objects
+
+
+def cost_at_once(recording: Recording, group: Group) -> float:
+    """As `cost`, of statements that may have run at the same time: that counts once."""
+    kept, together = kept_of(recording, group), Coverage()
+    for execution in kept:
+        together.add(execution.started, execution.started + execution.elapsed + execution.objects)
+    apart = sum(execution.elapsed + execution.objects for execution in kept)
+    return cost(group) * together.total() / apart if apart else cost(group)
+
+
+def kept_of(recording: Recording, group: Group) -> list[Execution]:
+    """What is known of its single statements, as far as they were kept."""
+    return next((executions for other, executions in recording.executions() if other is group), [])
 
 
 def of_subclass(origin: Origin, *, several: bool = False) -> str:

@@ -1,0 +1,93 @@
+"""The one query in place of many that a loop asks, in words to paste."""
+
+from __future__ import annotations
+
+import re
+
+from sqltrace.findings.wording import listed
+from sqltrace.recording import Recording
+from sqltrace.sql_text import redact
+from sqltrace.statement import Group
+
+LIMIT = re.compile(r"\sLIMIT\s|\sFETCH\s+(FIRST|NEXT)\s|\bSELECT\s+TOP\b", re.IGNORECASE)
+EQUAL = re.compile(r"(?<![<>!:=])=(?![=>])")
+_LOCK = re.compile(
+    r"\sFOR\s+(?:NO\s+KEY\s+UPDATE|(?P<plain>UPDATE)|(?:KEY\s+)?SHARE)\b(?P<more>.*)", re.IGNORECASE | re.DOTALL
+)
+_PLACEHOLDER = r"(?:\?|%s|%\(\w+\)s|:\w+|\$\d+)(?:\s*::\s*\w+)?"
+_EQUALS = re.compile(
+    rf"\bWHERE\b.*?(?:\b(?P<column>\w+\.\w+) = |\s{_PLACEHOLDER} = (?P<reversed>\w+\.\w+))", re.IGNORECASE | re.DOTALL
+)
+_AGGREGATE = re.compile(r"\b(?:(?:COUNT|SUM|AVG|MIN|MAX)\(|(?P<source>FROM)\b)", re.IGNORECASE)
+
+
+def one_for_all(recording: Recording, group: Group) -> str:
+    """A query of the application that is asked once for each object."""
+    lookup = group.widening.lookup if group.widening is not None else None
+    if group.widening is None or lookup is None or not lookup.equal:
+        return _by_text(group)
+    [entity, *_], equal, lock = group.widening.entities, lookup.equal, _lock(group.sql)
+    if lookup.alone and (len(equal) == 1 or lookup.is_key):
+        which = _in(equal[0]) if len(equal) == 1 else f"tuple_({', '.join(equal)}).in_(keys)"
+        select = f"select({entity}).where({which}){lock}"
+        if not lookup.by_get:
+            return f"{select}  # once, before the loop{'' if lookup.is_key else _limited(group.sql)}"
+        if lock or is_one_in_each_transaction(recording, group):
+            return f"{select}  # once for all, in one session, in place of session.get()"
+        return _kept(select, group.is_async, bool(group.widening.collections))
+    limited = _limited(group.sql)
+    if len(equal) == 1:
+        return f"the same query once, before the loop, with {_in(equal[0])}, and {equal[0]} asked for, too{limited}"
+    return f"one query for all, before the loop, with in_() for what differs of {listed(list(equal))}{limited}"
+
+
+def is_one_in_each_transaction(recording: Recording, group: Group) -> bool:
+    """Whether each may have had a transaction of its own, in which the connection goes back to the pool."""
+    return recording.connections.checkouts >= group.count
+
+
+def locks(group: Group) -> bool:
+    return _LOCK.search(group.sql) is not None
+
+
+def _lock(sql: str) -> str:
+    found = _LOCK.search(sql)
+    if found is None:
+        return ""
+    return ".with_for_update()" if found["plain"] and not found["more"].strip() else ".with_for_update(…)"
+
+
+def _limited(sql: str) -> str:
+    return ", with row_number() for each of them in place of LIMIT" if LIMIT.search(sql) else ""
+
+
+def _kept(select: str, is_async: bool, collections: bool) -> str:
+    """For `Session.get`, which finds what is there already."""
+    rows = f"(await session.scalars({select}))" if is_async else f"session.scalars({select})"
+    unique = ".unique()" if collections else ""
+    return f"kept = {rows}{unique}.all()  # once, before the loop, and kept: the session alone keeps no object"
+
+
+def _in(attribute: str) -> str:
+    """``Author.id.in_(ids)``."""
+    return f"{attribute}.in_({attribute.partition('.')[2]}s)"
+
+
+def _is_aggregate(sql: str) -> bool:
+    """Whether what it asks for is counted, added up or the like."""
+    first = _AGGREGATE.search(sql) if "(" in sql else None
+    return first is not None and first["source"] is None
+
+
+def _by_text(group: Group) -> str:
+    sql = redact(group.sql, group.system)  # what looks like a column may be a part of a value
+    grouped, limited = _is_aggregate(sql), _limited(sql)
+    match = _EQUALS.search(sql)
+    if match is None or len(EQUAL.findall(sql, match.start())) != 1:
+        which = "WHERE … IN (…) and GROUP BY" if grouped else "WHERE … IN (…)"
+        return f"one statement for all, before the loop: {which} for what differs{limited}"
+    column = match["column"] or match["reversed"]
+    if grouped:
+        groups = f"{column}, …" if "GROUP BY" in sql.upper() else column
+        return f"one statement for all, before the loop: SELECT {column}, … WHERE {column} IN (…) GROUP BY {groups}"
+    return f"one statement for all, before the loop: WHERE {column} IN (…){limited}"

@@ -1,0 +1,301 @@
+"""Statements that run again and again: what is no loop, and the one query in place of those that are."""
+
+import asyncio
+
+import pytest
+from sqlalchemy import create_engine, insert, select, text
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy.pool import StaticPool
+
+import sqltrace
+from sqltrace.findings.n_plus_one import _is_batch
+from sqltrace.findings.wording import cost_at_once
+from tests import shelf as shelves
+from tests.asgi import Clock, recorded
+from tests.loops import get, observed
+
+IDS = range(1, shelves.AUTHORS + 1)
+
+
+@pytest.fixture
+def shelf():
+    return shelves.mapping()
+
+
+@pytest.fixture
+def engine(shelf):
+    engine = create_engine("sqlite://", poolclass=StaticPool)
+    with engine.connect() as connection:
+        shelves.fill(connection, shelf)
+    yield engine
+    engine.dispose()
+
+
+def record(engine, work):
+    with sqltrace.record() as recording, Session(engine) as session:
+        work(session)
+    return recording
+
+
+def findings(engine, work):
+    return sqltrace.diagnose(record(engine, work))
+
+
+class TestTheSameAgain:
+    @pytest.mark.parametrize(
+        "before",
+        [
+            "WITH new(id) AS (SELECT max(id) + 1 FROM topics) INSERT INTO topics SELECT id FROM new",
+            "CREATE TEMPORARY TABLE IF NOT EXISTS others (id INTEGER)",
+            "SELECT set_tenant(1)",
+        ],
+        ids=["WITH … INSERT", "CREATE", "a function that is called for its effect"],
+    )
+    def test_is_not_told_where_something_may_have_changed_it(self, engine, before):
+        with engine.connect() as connection:
+            connection.connection.driver_connection.create_function("set_tenant", 1, lambda tenant: tenant)
+
+        def work(session):
+            for _ in range(6):
+                session.execute(text(before))
+                session.execute(text("SELECT count(*) FROM topics")).scalar()
+
+        assert findings(engine, work) == []
+
+    def test_is_told_where_another_table_was_written(self, engine):
+        def work(session):
+            for number in range(6):
+                session.execute(text(f"INSERT INTO publishers VALUES ({100 + number}, 'new')"))
+                session.execute(text("SELECT count(*) FROM topics")).scalar()
+
+        assert [finding.kind for finding in findings(engine, work)] == ["repeated_statement"]
+
+    @pytest.mark.parametrize("column", ["random()", "gen_random_uuid()"])
+    def test_is_not_told_of_what_differs_each_time(self, engine, column):
+        with engine.connect() as connection:
+            connection.connection.driver_connection.create_function("gen_random_uuid", 0, lambda: 1)
+
+        def work(session):
+            for _ in range(6):
+                session.execute(text(f"SELECT {column} FROM topics LIMIT 1")).scalar()
+
+        assert findings(engine, work) == []
+
+
+@pytest.mark.parametrize(
+    ("condition", "batch"),
+    [
+        ("t.id IN (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", True),
+        ("t.id in (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", True),
+        ("t.id IN (%(id_1)s, %(id_2)s, %(id_3)s, %(id_4)s, %(id_5)s, %(a)s, %(b)s, %(c)s, %(d)s, %(e)s)", True),
+        ("(t.a, t.b) IN (($1, $2), ($3, $4), ($5, $6), (1, 2), (1, 2), (1, 2), (1, 2), (1, 2), (1, 2), (1, 2))", True),
+        ("t.id = ANY(%(ids)s)", True),
+        ("t.id = any ($1::INTEGER[])", True),
+        ("t.id = ANY(CAST(:ids AS INTEGER[]))", True),
+        ("t.id IN (?, ?, ?, ?, ?)", False),
+        ("(t.a, t.b) IN (($1, $2), ($3, $4), ($5, $6), (1, 2), (1, 2))", False),
+        ("t.id IN (coalesce(?, ?, ?, ?, ?, ?, ?, ?, ?, ?))", False),
+        ("$1 = ANY(t.tags)", False),
+        ("t.id = ?", False),
+    ],
+)
+def test_query_for_many_at_once_is_a_batch(condition, batch):
+    assert _is_batch(f"SELECT t.a FROM t WHERE {condition} AND t.b = ?") is batch
+
+
+class TestOneForAll:
+    def test_says_what_becomes_of_limit(self, engine, shelf):
+        def work(session):
+            for number in IDS:
+                of_author = select(shelf.Book).where(shelf.Book.author_id == number)
+                session.scalars(of_author.order_by(shelf.Book.title).limit(1)).all()
+
+        [finding] = findings(engine, work)
+
+        assert finding.fix == (
+            "select(Book).where(Book.author_id.in_(author_ids))"
+            "  # once, before the loop, with row_number() for each of them in place of LIMIT"
+        )
+
+    def test_needs_no_limit_for_a_key(self, engine, shelf):
+        def work(session):
+            for number in IDS:
+                session.scalars(select(shelf.Book).where(shelf.Book.id == number).limit(1)).all()
+
+        [finding] = findings(engine, work)
+
+        assert finding.fix == "select(Book).where(Book.id.in_(ids))  # once, before the loop"
+
+    def test_says_what_becomes_of_limit_in_raw_sql(self, engine):
+        def work(session):
+            for number in IDS:
+                session.execute(text("SELECT b.id FROM books b WHERE b.author_id = :id LIMIT 1"), {"id": number}).all()
+
+        [finding] = findings(engine, work)
+
+        assert finding.fix == (
+            "one statement for all, before the loop: WHERE b.author_id IN (…), with row_number() for each of them in"
+            " place of LIMIT"
+        )
+
+    def test_names_the_column_also_on_the_right(self, engine):
+        def work(session):
+            for number in IDS:
+                session.execute(text("select b.id from books b where :id = b.author_id"), {"id": number}).all()
+
+        [finding] = findings(engine, work)
+
+        assert finding.fix == "one statement for all, before the loop: WHERE b.author_id IN (…)"
+
+    def test_of_a_loop_with_a_session_for_each_is_in_one_session(self, engine, shelf):
+        def work(_):
+            for number in IDS:
+                with Session(engine) as session:
+                    session.get(shelf.Author, number)
+
+        [finding] = findings(engine, work)
+
+        assert finding.fix == (
+            "select(Author).where(Author.id.in_(ids))  # once for all, in one session, in place of session.get()"
+        )
+
+    @pytest.mark.parametrize(
+        ("lock", "kept"),
+        [
+            (True, ".with_for_update()"),
+            ({"skip_locked": True}, ".with_for_update(…)"),
+            ({"read": True}, ".with_for_update(…)"),
+        ],
+    )
+    @pytest.mark.postgresql
+    def test_keeps_a_lock(self, accounts, lock, kept):
+        def work(session):
+            for number in IDS:
+                session.get(Account, number, with_for_update=lock)
+
+        [finding] = findings(accounts, work)
+
+        assert finding.fix == (
+            f"select(Account).where(Account.id.in_(ids)){kept}"
+            "  # once for all, in one session, in place of session.get()"
+        )
+
+    @pytest.mark.postgresql
+    def test_is_not_asked_for_where_each_is_locked_in_its_own_transaction(self, accounts):
+        def work(session):
+            for number in IDS:
+                with session.begin():
+                    session.get(Account, number, with_for_update=True)
+
+        assert findings(accounts, work) == []
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Account(Base):
+    __tablename__ = "sqltrace_accounts"
+    id: Mapped[int] = mapped_column(primary_key=True)
+
+
+@pytest.fixture
+def accounts(postgres_url):
+    engine = create_engine(postgres_url)
+    Base.metadata.drop_all(engine)
+    Base.metadata.create_all(engine)
+    with engine.begin() as connection:
+        connection.execute(insert(Account), [{"id": number} for number in IDS])
+    yield engine
+    Base.metadata.drop_all(engine)
+    engine.dispose()
+
+
+class TestConversation:
+    """Each message of a websocket, and each of an event stream, may have a loop of its own."""
+
+    @pytest.mark.parametrize(("each", "found"), [(1, False), (6, True)])
+    def test_loads_of_many_messages_are_no_loop(self, engine, shelf, each, found):
+        async def app(scope, receive, send):
+            while (message := await receive())["type"] != "websocket.disconnect":
+                if message["type"] == "websocket.connect":
+                    await send({"type": "websocket.accept"})
+                    continue
+                with Session(engine) as session:
+                    for author in session.scalars(select(shelf.Author).limit(each)):
+                        len(author.books)
+
+        recording = converse(app, "websocket.connect", *12 * ["websocket.receive"], "websocket.disconnect")
+
+        assert ("n_plus_one" in {finding.kind for finding in sqltrace.diagnose(recording)}) is found
+
+    def test_same_question_in_each_message_is_no_repetition(self, engine):
+        async def app(scope, receive, send):
+            while (await receive())["type"] != "websocket.disconnect":
+                with Session(engine) as session:
+                    session.execute(text("SELECT count(*) FROM topics")).scalar()
+
+        recording = converse(app, "websocket.connect", *7 * ["websocket.receive"], "websocket.disconnect")
+
+        assert recording.statement_count == 8
+        assert "repeated_statement" not in {finding.kind for finding in sqltrace.diagnose(recording)}
+
+    @pytest.mark.parametrize(("content_type", "found"), [(b"text/event-stream", False), (b"application/json", True)])
+    def test_loads_of_many_events_are_no_loop(self, engine, shelf, content_type, found):
+        async def app(scope, receive, send):
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", content_type)]})
+            for number in IDS:
+                with Session(engine) as session:
+                    len(session.get(shelf.Author, number).books)
+                await send({"type": "http.response.body", "body": b"data: 1\n\n", "more_body": True})
+            await send({"type": "http.response.body", "body": b""})
+
+        observer, records = observed(app)
+        asyncio.run(get(observer, "/"))
+
+        assert ("n_plus_one" in {finding.kind for finding in sqltrace.diagnose(records["/"])}) is found
+
+
+def converse(app, *kinds):
+    messages = iter(kinds)
+
+    async def receive():
+        return {"type": next(messages), "text": ""}
+
+    async def send(message):
+        pass
+
+    observer, records = observed(app)
+    asyncio.run(observer({"type": "websocket", "path": "/", "headers": [], "query_string": b""}, receive, send))
+    return records["/"]
+
+
+def test_one_load_in_each_of_several_databases_is_no_loop(shelf):
+    engines = [create_engine("sqlite://", poolclass=StaticPool) for _ in range(6)]
+    for engine in engines:
+        with engine.connect() as connection:
+            shelves.fill(connection, shelf)
+    with sqltrace.record() as recording:
+        for engine in engines:
+            with Session(engine) as session:
+                len(session.get(shelf.Author, 1).books)
+    for engine in engines:
+        engine.dispose()
+
+    assert [finding.kind for finding in sqltrace.diagnose(recording)] == []
+
+
+def test_statements_at_once_cost_the_time_that_they_took_together():
+    engine = create_engine("sqlite://", poolclass=StaticPool)
+    with recorded(Clock()) as recording, engine.connect() as connection:
+        for number in IDS:
+            connection.execute(
+                text("SELECT x.x FROM (SELECT 1 AS x) AS x WHERE x.x = :number"), {"number": number}
+            ).all()
+    [(group, executions)] = recording.executions()
+    for execution in executions:  # as twelve tasks would have them
+        execution.started, execution.ended, execution.fetch = 1_000_000_000, 1_500_000_000, 0
+    group.total = 12 * 0.5
+    engine.dispose()
+
+    assert cost_at_once(recording, group) == pytest.approx(0.5)
