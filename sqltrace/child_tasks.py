@@ -14,7 +14,7 @@ from sqltrace.loop_log import LoopLog
 
 # Functions of libraries, by qualified name, which wait for tasks or threads of their caller.
 _WAITS_FOR_OWN: Final = frozenset(
-    "TaskGroup.__aexit__ BaseHTTPMiddleware.__call__ StreamingResponse.listen_for_disconnect _wait"
+    "TaskGroup.__aexit__ TaskGroup._aexit BaseHTTPMiddleware.__call__ StreamingResponse.listen_for_disconnect _wait"
     " to_thread run_in_threadpool run_sync AsyncIOBackend.run_sync_in_worker_thread run_sync_in_worker_thread".split()
     + (["wait_for", "_cancel_and_wait"] if sys.version_info < (3, 12) else [])
 )

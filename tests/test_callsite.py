@@ -385,6 +385,42 @@ def test_session_that_runs_in_a_task_of_its_own_is_told_where_that_is_awaited(wa
     assert (statement.call_site.file, statement.call_site.line) == (HERE, line_of(way))
 
 
+LATER_GROUP = """
+import asyncio
+
+class TaskGroup:
+    async def __aenter__(self):
+        self._group = asyncio.TaskGroup()
+        return await self._group.__aenter__()
+
+    async def __aexit__(self, et, exc, tb):
+        return await self._aexit(et, exc)
+
+    async def _aexit(self, et, exc):
+        return await self._group.__aexit__(et, exc, None)
+"""
+
+
+def test_session_in_a_group_that_waits_where_later_pythons_do_is_told_where_that_is_awaited(tmp_path):
+    # From 3.12.8 and 3.13.1 on.
+    task_group = load(tmp_path / "site-packages" / "asyncio" / "taskgroups.py", LATER_GROUP)["TaskGroup"]
+
+    async def app(scope, receive, send):
+        engine = create_async_engine("sqlite+aiosqlite://", poolclass=StaticPool)
+        session = AsyncSession(engine)
+        async with task_group() as tasks:  # later group
+            tasks.create_task(session.execute(text("SELECT 1")))
+        await session.close()
+        await engine.dispose()
+        await respond(send)
+
+    observer, records = observed(app)
+    asyncio.run(get(observer, "/"))
+
+    [statement] = records["/"].statements
+    assert (statement.call_site.file, statement.call_site.line) == (HERE, line_of("later group"))
+
+
 def test_session_in_a_task_within_a_recording_of_a_part_of_the_request_is_told_where_that_is_awaited():
     recordings = []
 
