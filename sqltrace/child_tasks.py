@@ -61,7 +61,8 @@ def site_awaiting(suspended: Any) -> CallSite | None:
             return None  # all of the application is in that task
         own = call_site_of(frame)
         site, waits = own or site, waits or own is not None
-        if own is None and name not in _WAITS_FOR_OWN:
+        # From Python 3.12 on wait_for() awaits in the task of its caller, what that has started or not.
+        if own is None and name != "wait_for" and name not in _WAITS_FOR_OWN:
             waits = False
     return site if waits else None
 

@@ -360,7 +360,7 @@ def test_line_that_starts_the_event_loop_is_not_the_answer_for_its_tasks(start, 
     assert [statement.call_site for statement in start(main())] == [None]
 
 
-@pytest.mark.parametrize("way", ["gather", "wait_for", "task", "group"])
+@pytest.mark.parametrize("way", ["gather", "wait_for", "limited", "task", "group"])
 def test_session_that_runs_in_a_task_of_its_own_is_told_where_that_is_awaited(way):
     async def app(scope, receive, send):
         engine = create_async_engine("sqlite+aiosqlite://", poolclass=StaticPool)
@@ -369,6 +369,8 @@ def test_session_that_runs_in_a_task_of_its_own_is_told_where_that_is_awaited(wa
             await asyncio.gather(session.execute(statement))  # gather
         elif way == "wait_for":
             await asyncio.wait_for(session.execute(statement), 30)  # wait_for
+        elif way == "limited":
+            await asyncio.wait_for(asyncio.gather(session.execute(statement)), 30)  # limited
         elif way == "task":
             await asyncio.create_task(session.execute(statement))  # task
         else:
