@@ -22,7 +22,6 @@ from datetime import UTC, datetime
 from threading import RLock
 from typing import Any
 
-from sqltrace.callsite import CallSite
 from sqltrace.collector import Clock, Collector, Execution, Part, current, unmeasurable
 from sqltrace.connection import ConnectionUse, Label
 from sqltrace.event_loop import LoopShare
@@ -31,6 +30,7 @@ from sqltrace.intervals import Coverage
 from sqltrace.statement import Group, Statement
 from sqltrace.tally import Counts, Tally
 from sqltrace.time_account import MEASURED, TimeAccount
+from sqltrace.watchdog import Sightings
 
 _SECOND = 1_000_000_000
 
@@ -217,9 +217,9 @@ class Recording:
     @property
     def waited_for(self) -> list[tuple[str, float]]:
         """
-        Names of the recordings that held the event loop while this one waited for it, and seconds, the longest first.
+        Names of the recordings that held the event loop while this one waited for it, and seconds, the longest 5 first.
 
-        At most 5. What is no request is ``(another task or thread)``. Steps under 1 ms have no name.
+        What is no request is ``(another task or thread)``. Steps under 1 ms have no name.
         """
         self._collector.settle()
         return self._loop.waited_for() if self._loop is not None else []
@@ -227,10 +227,9 @@ class Recording:
     @property
     def held_loop(self) -> float | None:
         """
-        Seconds in which this request's task held the event loop, also after the response.
+        Seconds in which this request's task held the event loop, also after the response; `None` of what is none.
 
         Of tasks that it started, only making objects and synchronous SQL count.
-        `None` for what is no request.
         """
         return self._loop.held_until(self._clock())[0] / _SECOND if self._loop is not None else None
 
@@ -240,10 +239,9 @@ class Recording:
         return self._loop.held_until(self._clock())[1] / _SECOND if self._loop is not None else None
 
     @property
-    def held_at(self) -> CallSite | None:
-        """Where it held the loop in one of the longest of them, seen from 50 to 100 ms on; `None` if nobody saw it."""
-        sightings = self._loop.sightings if self._loop is not None else None
-        return sightings.site if sightings is not None else None
+    def sightings(self) -> Sightings | None:
+        """Where it held the loop in one of the longest of these, seen from 50 to 100 ms on; `None` if nobody saw it."""
+        return self._loop.sightings if self._loop is not None else None
 
     @property
     def connections(self) -> ConnectionUse:

@@ -3,8 +3,7 @@ Where an event loop is held: a thread that looks at it from outside.
 
 While a request computes, or calls something that blocks, nothing of ours runs on its thread, and afterwards nobody
 knows at which line that was. So one thread of the process looks at all requests 20 times a second, while there are
-any: a step that was running at the look before as well has lasted since then, and the line that it is at is noted.
-Neither steps nor statements cost more for it.
+any, and notes the line at which a step is that has lasted for a while. Neither steps nor statements cost more for it.
 
 What keeps the GIL all the time, as some C extensions do, is seen when it lets go of it: then all the time since the
 look before counts for the line that it has come to, which is the same one as a rule.
@@ -15,44 +14,83 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Mapping
 from operator import itemgetter
 from threading import Event, Lock, Thread
-from typing import Final, Protocol
+from threading import enumerate as enumerate_threads
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple, Protocol
 
 from sqltrace.callsite import CallSite, site_of_step
 from sqltrace.faults import report_fault
 
 _PAUSE: Final = 0.05  # seconds
 _MAX_LINES: Final = 100
+_LITTLE: Final = 0.02  # less of it is CPU time while a call blocks
+
+
+class _Step:
+    """
+    A step as it was seen: seconds by line, and those of which is known what its thread and the process computed.
+    """
+
+    __slots__ = ("began", "computed", "known", "lines", "process", "seconds")
+
+    def __init__(self, began: int) -> None:
+        self.began = began
+        self.lines: dict[CallSite | None, float] = {}
+        self.seconds = self.known = self.computed = self.process = 0.0
 
 
 class Sightings:
     """
-    Lines at which a request was seen to hold the event loop, of the step that was seen to last longest.
+    What was seen of a request while it held the event loop, of the step that was seen to last longest.
 
     Written by the watchdog, read by any thread.
     """
 
-    __slots__ = ("_began", "_longest", "_seconds")
+    __slots__ = ("_longest", "_step")
 
     def __init__(self) -> None:
-        self._began = 0
-        self._seconds: dict[CallSite | None, float] = {}
-        self._longest = self._seconds
+        self._step = self._longest = _Step(0)
 
-    def add(self, began: int, site: CallSite | None, seconds: float) -> None:
-        """Of the step that began at this reading of the clock."""
-        if began != self._began:
-            self._began, self._seconds = began, {}
-        if site in self._seconds or len(self._seconds) < _MAX_LINES:
-            self._seconds[site] = self._seconds.get(site, 0.0) + seconds
-        if sum(self._seconds.values()) > sum(self._longest.values()):
-            self._longest = self._seconds
+    def add(self, began: int, site: CallSite | None, seconds: float, computed: float | None, process: float) -> None:
+        """
+        Args:
+            began: Reading of the clock, which tells the step.
+            seconds: Since it was looked at before.
+            computed, process: CPU seconds of its thread, where these are known, and of the process.
+        """
+        if began != self._step.began:
+            self._step = _Step(began)
+        step = self._step
+        if site in step.lines or len(step.lines) < _MAX_LINES:
+            step.lines[site] = step.lines.get(site, 0.0) + seconds
+        step.seconds += seconds
+        if computed is not None:
+            step.known += seconds
+            step.computed += computed
+            step.process += process
+        if step.seconds > self._longest.seconds:
+            self._longest = step
 
     @property
     def site(self) -> CallSite | None:
         """The line at which it was seen for the longest time; `None` where that is not known."""
-        return max(self._longest.copy().items(), key=itemgetter(1))[0]
+        return max(self._longest.lines.copy().items(), key=itemgetter(1), default=(None, 0.0))[0]
+
+    @property
+    def waited_for_lock(self) -> float:
+        """
+        The share of that time, from 0 to 1, in which it could not go on as other threads had the interpreter's lock.
+
+        Told by CPU time: its thread had some, as it has not while a call blocks, and all threads together had about
+        all that there is for one. 0.0 where that is not so, or not known.
+        """
+        step = self._longest
+        if not step.known or step.known < step.seconds / 2 or step.computed < _LITTLE * step.known:
+            return 0.0
+        return max(0.0, min(step.known, step.process) - step.computed) / step.known
 
 
 class Guarded(Protocol):
@@ -61,6 +99,10 @@ class Guarded(Protocol):
     began: int
     thread: int
     sightings: Sightings | None
+
+    @property
+    def collector(self) -> Any:
+        """Has the clock."""
 
 
 _guarded: set[Guarded] = set()
@@ -94,34 +136,61 @@ def _wake() -> None:
 
 
 def _watch() -> None:
-    running: dict[Guarded, int] = {}
-    looked = 0.0
+    before = _Look()
     while True:
         if not _guarded:
-            running = {}
+            before = _Look()
             _awake.clear()
             if not _guarded:  # one that came before the flag was cleared has not set it
                 _awake.wait()
         time.sleep(_PAUSE)
         try:
-            before, looked = looked, time.monotonic()
-            running = _look(running, looked - before)
+            before = _look(before)
         except Exception as fault:
             report_fault("looking at the event loop", fault)
 
 
-def _look(before: dict[Guarded, int], seconds: float) -> dict[Guarded, int]:
-    """Note where those are that have not let go of the loop since. The steps that are running, by their begin."""
-    running = {share: share.began for share in list(_guarded) if share.began}
-    for share, began in running.items():
-        if before.get(share) == began:
-            # Not kept: among the frames of all threads is this one, which would keep them all.
-            frame = sys._current_frames().get(share.thread)
-            if frame is not None and share.began == began:
-                site = site_of_step(frame)
-                sightings = share.sightings = share.sightings or Sightings()
-                sightings.add(began, site, seconds)
-    return running
+class _Look(NamedTuple):
+    """When it was, and CPU seconds until then: of the process, and of the threads that had a step running."""
+
+    at: float = 0.0
+    process: float = 0.0
+    computed: Mapping[int, float | None] = MappingProxyType({})
+
+
+def _look(before: _Look) -> _Look:
+    """Note where those are that have not let go of the loop for a while."""
+    at, process = time.monotonic(), time.process_time()
+    running = [(share, began, share.thread) for share in list(_guarded) if (began := share.began)]
+    held = [(step, seen) for step in running if (seen := _see(*step)) is not None]
+    # After that: a file that is read lets others have the lock, and the step go on.
+    computed = {thread: _cpu_time(thread) for _, _, thread in running}
+    for (share, began, thread), (site, lasted) in held:
+        now, then = computed[thread], before.computed.get(thread)
+        own = None if now is None or then is None else now - then
+        sightings = share.sightings = share.sightings or Sightings()
+        sightings.add(began, site, min(lasted, at - before.at), own, process - before.process)
+    return _Look(at, process, computed)
+
+
+def _see(share: Guarded, began: int, thread: int) -> tuple[CallSite | None, float] | None:
+    """The line of a step that has lasted for a while, and its seconds."""
+    lasted = (share.collector.clock() - began) / 1_000_000_000
+    if lasted < _PAUSE:
+        return None
+    # Not kept: among the frames of all threads is this one, which would keep them all.
+    frame = sys._current_frames().get(thread)
+    return (site_of_step(frame), lasted) if frame is not None and share.began == began else None
+
+
+def _cpu_time(thread: int) -> float | None:
+    """Seconds, by the kernel of Linux; `None` elsewhere. To ask the clock of a thread that has ended might crash."""
+    ids = [each.native_id for each in enumerate_threads() if each.ident == thread]
+    try:
+        with open(f"/proc/self/task/{ids[0]}/schedstat", encoding="ascii") as file:
+            return int(file.read().split()[0]) / 1_000_000_000
+    except (LookupError, OSError, ValueError):
+        return None
 
 
 def _forget() -> None:

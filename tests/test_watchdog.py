@@ -3,6 +3,7 @@ import gc
 import os
 import subprocess
 import sys
+import threading
 import time
 import weakref
 from functools import partial
@@ -14,7 +15,7 @@ from sqltrace.callsite import CallSite
 from sqltrace.event_loop import LoopShare
 from sqltrace.findings import blocked_loop
 from sqltrace.watchdog import Sightings
-from tests.loops import RUNNERS, get, observed, respond
+from tests.loops import RUNNERS, get, observed, respond, thrice
 
 HERE = __file__
 PATIENCE = 30  # seconds after which a test gives up
@@ -28,7 +29,7 @@ def line_of(marker):
 
 async def held_until_seen(scope, receive, send):
     recording, deadline = sqltrace.current_recording(), time.monotonic() + PATIENCE
-    while recording.held_at is None and time.monotonic() < deadline:
+    while recording.sightings is None and time.monotonic() < deadline:
         pass  # here it holds
     await respond(send)
 
@@ -43,13 +44,13 @@ class Router:
         await respond(send)
 
 async def serialize_response(recording, deadline):
-    while recording.held_at is None and time.monotonic() < deadline:
+    while recording.sightings is None and time.monotonic() < deadline:
         pass
 """
 
 
 @pytest.mark.parametrize("run", RUNNERS)
-def test_line_that_holds_the_loop_is_told(run):
+def test_line_that_holds_the_loop_is_told(run, no_faults):
     app, records = observed(held_until_seen)
 
     run(get(app, "/"))
@@ -81,7 +82,7 @@ def test_framework_that_computes_is_told_with_its_own_line_and_remedy(tmp_path):
     assert finding.fix.startswith("fewer objects in the body")
 
 
-def test_request_that_lets_go_of_the_loop_is_not_seen():
+def test_request_that_lets_go_of_the_loop_is_not_seen(no_faults):
     async def endpoint(scope, receive, send):
         deadline = time.monotonic() + 0.3
         while time.monotonic() < deadline:
@@ -92,16 +93,20 @@ def test_request_that_lets_go_of_the_loop_is_not_seen():
 
     asyncio.run(get(app, "/"))
 
-    assert records["/"].held_at is None
+    assert records["/"].sightings is None
+
+
+def test_nothing_is_known_before_something_was_seen():
+    assert (Sightings().site, Sightings().waited_for_lock) == (None, 0.0)
 
 
 def test_line_of_the_longest_step_is_told_by_the_time_at_each():
     sightings = Sightings()
 
-    sightings.add(1, FIRST, 0.05)
-    sightings.add(1, FIRST, 0.05)
-    sightings.add(1, SECOND, 0.3)  # the GIL was kept all the time
-    sightings.add(2, FIRST, 0.2)
+    sightings.add(1, FIRST, 0.05, 0.05, 0.05)
+    sightings.add(1, FIRST, 0.05, 0.05, 0.05)
+    sightings.add(1, SECOND, 0.3, 0.3, 0.3)  # the GIL was kept all the time
+    sightings.add(2, FIRST, 0.2, 0.2, 0.2)
 
     assert sightings.site == SECOND
 
@@ -110,14 +115,64 @@ def test_step_that_changes_its_line_all_the_time_keeps_a_hundred_of_them():
     sightings = Sightings()
 
     for line in range(1_000):
-        sightings.add(1, CallSite("/app/api.py", line, "crunch"), 0.05)
-    sightings.add(1, CallSite("/app/api.py", 7, "crunch"), 0.05)
+        sightings.add(1, CallSite("/app/api.py", line, "crunch"), 0.05, 0.05, 0.05)
+    sightings.add(1, CallSite("/app/api.py", 7, "crunch"), 0.05, 0.05, 0.05)
 
     assert sightings.site.line == 7
-    assert len(sightings._longest) == 100
+    assert len(sightings._longest.lines) == 100
 
 
-def test_looking_keeps_nothing_alive():
+@pytest.mark.parametrize(
+    ("computed", "process", "share"),
+    [
+        (0.1, 1.0, 0.9),
+        (0.9, 1.0, 0.1),
+        (0.1, 4.0, 0.9),  # of threads that let go of the lock while they compute
+        (0.5, 0.5, 0.0),
+        (0.0, 1.0, 0.0),  # a call that blocks, beside threads that compute
+        (None, 1.0, 0.0),
+    ],
+)
+def test_time_in_which_others_had_the_lock_is_told_by_the_processors(computed, process, share):
+    sightings = Sightings()
+
+    sightings.add(1, FIRST, 1.0, computed, process)
+
+    assert sightings.waited_for_lock == pytest.approx(share)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/schedstat"), reason="CPU time of another thread is not known here")
+@thrice
+def test_request_that_threads_keep_from_the_interpreter_is_not_blamed_alone(no_faults):
+    async def endpoint(scope, receive, send):
+        recording, done = sqltrace.current_recording(), time.thread_time() + 0.1
+        threads = [threading.Thread(target=compute) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        while time.thread_time() < done:
+            pass
+        working.clear()
+        for thread in threads:
+            thread.join()
+        assert recording.sightings is not None
+        await respond(send)
+
+    def compute():
+        while working.is_set():
+            pass
+
+    working = threading.Event()
+    working.set()
+    app, records = observed(endpoint)
+
+    asyncio.run(get(app, "/"))
+
+    [finding] = sqltrace.diagnose(records["/"], [partial(blocked_loop, hold=0)])
+    assert "other threads had the interpreter's lock" in finding.message
+    assert finding.fix.startswith("less work in threads at once")
+
+
+def test_looking_keeps_nothing_alive(no_faults):
     class Thing:
         pass
 
@@ -131,7 +186,7 @@ def test_looking_keeps_nothing_alive():
     app, records = observed(endpoint)
 
     asyncio.run(get(app, "/"))
-    seen = records["/"].held_at
+    seen = records["/"].sightings
     records.by_path.clear()
     deadline = time.monotonic() + PATIENCE
     while len(shares_alive()) > shares and time.monotonic() < deadline:
@@ -210,7 +265,7 @@ def test_process_that_was_forked_looks_for_itself():
         "child = os.fork()\n"
         "records.by_path.clear()\n"
         "asyncio.run(get(app, '/'))\n"
-        "print('seen' if records['/'].held_at is not None else 'not seen', flush=True)\n"
+        "print('seen' if records['/'].sightings is not None else 'not seen', flush=True)\n"
         "if child:\n"
         "    os.waitpid(child, 0)\n"
     )

@@ -11,6 +11,7 @@ from sqltrace.recording import Recording
 from sqltrace.statement import Group
 
 _NOTABLE = 0.001  # seconds
+_MOSTLY = 0.6
 _ELSEWHERE = "await run_in_threadpool(function) for what computes or blocks"
 _SMALLER = "fewer objects in the body of the request or response: pages, or only the fields that are needed"
 _STREAM = "fewer rows of the stream at once, by yield_per, and more of them in each chunk of the body"
@@ -58,7 +59,17 @@ def _by_python(recording: Recording, held: float) -> Finding:
             worst.origin.relationship,
             fix=_fix_for_objects(recording, worst),
         )
-    site = recording.held_at
+    sightings = recording.sightings
+    site = sightings.site if sightings is not None else None
+    if sightings is not None and sightings.waited_for_lock >= _MOSTLY:
+        return Finding(
+            "blocked_loop",
+            f"the event loop was held for {time(held)} at a stretch, but for about {sightings.waited_for_lock:.0%} of"
+            " it other threads had the interpreter's lock.",
+            held,
+            line(site),
+            fix="less work in threads at once, or in processes of its own: the loop has to share the interpreter",
+        )
     making = f", {time(objects)} of the request making objects" if objects >= _NOTABLE else ""
     return Finding(
         "blocked_loop",
