@@ -578,7 +578,7 @@ def test_wait_for_a_connection_that_is_held_by_the_one_that_waits_is_told_before
 def test_waits_one_after_the_other_after_the_response_were_not_at_once():
     [finding] = sqltrace.diagnose(waited(wait_of(0.5), wait_of(0.2), after_response=True), [pool_wait])
 
-    assert finding.message == "700.0 ms went by waiting for a connection, 5 in use of a pool of 5."
+    assert finding.message == "700.0 ms spent waiting for a connection, 5 in use of a pool of 5."
 
 
 def ask(session):

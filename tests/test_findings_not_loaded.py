@@ -54,8 +54,8 @@ def findings(library, query, touch, **options):
 
 L, R = mapping(), mapping("raise")
 author_alias = orm.aliased(L.Author)
-GREENLET = "and AsyncSession cannot load it as it is touched (MissingGreenlet)."
-FORBIDDEN = "forbids to load it as it is touched."
+GREENLET = "and AsyncSession cannot load it on access (MissingGreenlet)."
+FORBIDDEN = "forbids loading it on access."
 SCENARIOS = {
     "collection": (
         L,
@@ -233,7 +233,7 @@ def test_attributes_that_one_commit_had_expired_are_told_once():
     (finding,) = findings(L, select(L.Book), touch, expire_on_commit=True)
 
     assert finding.message == (
-        "Book.id and Book.author_id had expired with the commit, and AsyncSession cannot load them as they are touched"
+        "Book.id and Book.author_id had expired with the commit, and AsyncSession cannot load them on access"
         " (MissingGreenlet)."
     )
     assert finding.fix == "async_sessionmaker(engine, expire_on_commit=False)"

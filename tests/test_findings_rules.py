@@ -700,7 +700,7 @@ def test_wait_of_a_synchronous_engine_is_mended_at_the_synchronous_engine(tmp_pa
 
     [finding] = sqltrace.diagnose(recording)
 
-    assert re.match(r"\d+\.\d ms went by waiting in vain for a connection, 1 in use of a pool of 1\.$", finding.message)
+    assert re.match(r"\d+\.\d ms spent waiting in vain for a connection, 1 in use of a pool of 1\.$", finding.message)
     assert finding.fix.startswith("create_engine(…, pool_size=6), or give connections back sooner in those who hold")
 
 

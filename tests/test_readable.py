@@ -193,7 +193,7 @@ WIDE = {
     "findings": [
         {
             "kind": "eager_join",
-            "message": "the selectin load of Tag.articles asked for 1 table and was sent with 9, as the mapping joins"
+            "message": "the selectin load of Tag.articles asked for 1 table but was sent with 9, as the mapping joins"
             " Article.user (example_app/guilty/models-of-the-shop.py:83) → User.contents.",
             "cost_ms": 3.1,
             "call_site": "example_app/guilty/some/deep/directory/async_api.py:47 in list_the_authors",

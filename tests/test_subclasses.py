@@ -181,7 +181,7 @@ def test_what_is_told_of_a_column():
     )
     assert missing.message == (
         "Engineer.language was not loaded, a column of a subclass of Employee,"
-        " and AsyncSession cannot load it as it is touched (MissingGreenlet)."
+        " and AsyncSession cannot load it on access (MissingGreenlet)."
     )
 
 

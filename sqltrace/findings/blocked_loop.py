@@ -53,7 +53,7 @@ def _by_python(recording: Recording, held: float) -> Finding:
         return Finding(
             "blocked_loop",
             f"the event loop was held for {time(held)} at a stretch; making objects took {time(objects)},"
-            f" most of it of the {rows} of {name_of(worst)}.",
+            f" most of it for the {rows} of {name_of(worst)}.",
             held,
             place(worst),
             worst.origin.relationship,

@@ -14,12 +14,12 @@ def missing_greenlet(recording: Recording) -> Iterator[Finding]:
     for loads in alike(recording, "missing_greenlet"):
         failed = loads[0]
         attributes = attributes_of(loads)
-        touched = "it as it is" if attributes == failed.attribute else "them as they are"
+        what = "it" if attributes == failed.attribute else "them"
         yield finding(
             "missing_greenlet",
             recording,
             failed,
-            f"{attributes} {state_of(failed)}, and AsyncSession cannot load {touched} touched (MissingGreenlet).",
+            f"{attributes} {state_of(failed)}, and AsyncSession cannot load {what} on access (MissingGreenlet).",
             _fix(recording, failed),
         )
 

@@ -43,7 +43,7 @@ def _message(waits: Sequence[PoolWait], worst: PoolWait, waited: float, at_once:
         vain = f", {in_vain} in vain" if in_vain else ""
         text = f"{len(waits)} waits for a connection took {time(waited)} together, some at once{vain}"
     else:
-        text = f"{time(waited)} went by waiting{' in vain' if worst.timed_out else ''} for a connection"
+        text = f"{time(waited)} spent waiting{' in vain' if worst.timed_out else ''} for a connection"
     text += f", {worst.in_use} in use of a pool of {worst.pool_size}"
     if worst.overflow:
         text += f" and {worst.overflow} beyond it"

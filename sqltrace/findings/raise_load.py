@@ -17,7 +17,7 @@ def raise_load(recording: Recording) -> Iterator[Finding]:
                 "raise_load",
                 recording,
                 failed,
-                f"{failed.attribute} {state_of(failed)}, and {_by_whom(failed)} forbids to load it as it is touched.",
+                f"{failed.attribute} {state_of(failed)}, and {_by_whom(failed)} forbids loading it on access.",
                 load_with_query(recording, failed),
             )
 

@@ -34,7 +34,7 @@ def waited_for_loop(recording: Recording, *, wait: float = 0.25, share: float = 
     about = "about " if recording.loop_wait_estimated else ""
     yield Finding(
         "waited_for_loop",
-        f"{about}{time(waited)} of {time(recording.duration)} went by waiting for the event loop, held by {named}.",
+        f"{about}{time(waited)} of {time(recording.duration)} spent waiting for the event loop, held by {named}.",
         waited,
         fix=_FIXES.get(worst, f"nothing here: see the findings of {worst}"),
     )

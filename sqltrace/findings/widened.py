@@ -47,7 +47,7 @@ def repeats_parents(group: Group, *, rows: int = 500, ratio: float = 10.0) -> bo
 
 
 def asked_and_sent(group: Group, widening: Widening) -> str:
-    """``SELECT contents asked for 1 table and 8 columns and was sent with 7 tables and 28 columns, as …``."""
+    """``SELECT contents asked for 1 table and 8 columns but was sent with 7 tables and 28 columns, as …``."""
     joined = [
         f"{who} {_tree(joins, ())}"
         for who, by_option in (("the mapping joins", False), ("the query's options join", True))
@@ -55,7 +55,7 @@ def asked_and_sent(group: Group, widening: Widening) -> str:
     ]
     return (
         f"{subject(group)} asked for {plural(widening.asked_tables, 'table')} and"
-        f" {plural(widening.asked_columns, 'column')} and was sent with"
+        f" {plural(widening.asked_columns, 'column')} but was sent with"
         f" {plural(widening.sent_tables, 'table')} and {plural(widening.sent_columns, 'column')}, as {listed(joined)}"
     )
 
