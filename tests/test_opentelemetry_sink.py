@@ -319,6 +319,18 @@ def test_propagator_that_looks_through_all_headers_finds_its_own(tracing, monkey
     assert f"{span.context.trace_id:032x}" == TRACE_ID
 
 
+def test_headers_that_can_be_read_once_are_left_to_the_application(tracing):
+    async def app(scope, receive, send):
+        seen.extend(scope["headers"])
+        await sends(START, BODY)(scope, receive, send)
+
+    seen, headers = [], [(b"traceparent", INCOMING["traceparent"].encode()), (b"host", b"shop.test")]
+    span = answer(tracing, app, http_scope(headers=iter(headers)))
+
+    assert seen == headers
+    assert (f"{span.context.trace_id:032x}", span.attributes["server.address"]) == (TRACE_ID, "shop.test")
+
+
 def test_what_the_application_calls_is_in_its_trace(tracing):
     async def app(scope, receive, send):
         inject(carried)

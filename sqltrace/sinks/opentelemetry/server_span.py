@@ -46,6 +46,8 @@ def begin_server_span(
 ) -> tuple[Span, Context]:
     """A span for the request, and the context that it came with. Whether it is sampled is the provider's to say."""
     headers: Headers = scope.get("headers") or ()
+    if iter(headers) is headers:  # which ASGI allows, and the application wants to read them, too
+        headers = scope["headers"] = list(headers)
     parent = propagate.extract(headers, getter=_GETTER)
     span = tracer.start_span(
         http_method(record),
