@@ -2,6 +2,8 @@
 
 import pytest
 from opentelemetry import metrics, trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
@@ -37,6 +39,19 @@ def test_meter_provider_alone_is_enough(client, meters, monkeypatch):
     client.get("/sync/2")
 
     assert [point.count for point in meters.points("sqltrace.request.statements")] == [1]
+
+
+@pytest.mark.usefixtures("no_faults")
+def test_provider_of_the_application_is_one_whatever_its_name(client, tracing, monkeypatch):
+    class ProxyTracerProvider(TracerProvider):
+        pass
+
+    provider = ProxyTracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(tracing.exporter))
+    monkeypatch.setattr(trace, "_TRACER_PROVIDER", provider)
+    client.get("/sync/1")
+
+    assert len(statement_spans(tracing.spans())) == 2
 
 
 def test_sink_that_cannot_be_made_is_reported_once_and_harms_nobody(client, tracing, monkeypatch, caplog):

@@ -10,8 +10,13 @@ from sqltrace.request import RequestRecord
 from sqltrace.route import Scope
 from sqltrace.sinks.protocol import StartingSink
 
-# What stands in where nobody has configured a provider.
-_DEFERRED = ("ProxyTracerProvider", "_ProxyMeterProvider")
+# The API cannot be asked whether somebody has configured it: these stand in until then.
+_DEFERRED = frozenset(("ProxyTracerProvider", "_ProxyMeterProvider", "ProxyLoggerProvider"))
+
+
+def is_configured(provider: Any) -> bool:
+    cls = type(provider)
+    return not (cls.__name__ in _DEFERRED and cls.__module__.startswith("opentelemetry."))
 
 
 class OpenTelemetryWhenConfigured:
@@ -26,7 +31,7 @@ class OpenTelemetryWhenConfigured:
         self._broken = False
 
     def request_started(self, record: RequestRecord, scope: Scope, app: Any) -> None:
-        if self._sink is None and not self._broken and _is_configured():
+        if self._sink is None and not self._broken and _is_any_configured():
             self._sink = self._make()
         if self._sink is not None:
             self._sink.request_started(record, scope, app)
@@ -50,8 +55,8 @@ class OpenTelemetryWhenConfigured:
             return None
 
 
-def _is_configured() -> bool:
+def _is_any_configured() -> bool:
     trace, metrics = sys.modules.get("opentelemetry.trace"), sys.modules.get("opentelemetry.metrics")
-    if trace is not None and type(trace.get_tracer_provider()).__name__ not in _DEFERRED:
+    if trace is not None and is_configured(trace.get_tracer_provider()):
         return True
-    return metrics is not None and type(metrics.get_meter_provider()).__name__ not in _DEFERRED
+    return metrics is not None and is_configured(metrics.get_meter_provider())

@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary, ref
 from opentelemetry import metrics, trace
 
 from sqltrace.route import Scope
-from sqltrace.sinks.opentelemetry.providers import is_configured
+from sqltrace.sinks.automatic import is_configured
 
 _MAX_DEPTH = 100
 _CONTRIB = "opentelemetry.instrumentation."

@@ -8,18 +8,11 @@ from typing import Any, Generic, TypeVar
 
 from opentelemetry import _logs, metrics, trace
 
+from sqltrace.sinks.automatic import is_configured
 from sqltrace.sinks.opentelemetry.metrics import RequestMetrics
 
 SCHEMA_URL = "https://opentelemetry.io/schemas/1.44.0"
 _T = TypeVar("_T")
-
-# The API cannot be asked whether somebody has configured it: these stand in until then.
-_DEFERRED = frozenset(("ProxyTracerProvider", "_ProxyMeterProvider", "ProxyLoggerProvider"))
-
-
-def is_configured(provider: Any) -> bool:
-    cls = type(provider)
-    return not (cls.__name__ in _DEFERRED and cls.__module__.startswith("opentelemetry."))
 
 
 class _Cached(Generic[_T]):
