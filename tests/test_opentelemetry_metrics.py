@@ -3,6 +3,8 @@
 import asyncio
 import gc
 import sys
+import threading
+import time
 from contextlib import suppress
 
 import pytest
@@ -21,7 +23,7 @@ from sqltrace.collector import FOLD_AT, Execution, unmeasurable
 from sqltrace.finding import Finding
 from sqltrace.sinks import OpenTelemetrySink
 from sqltrace.sinks.opentelemetry import metrics as ours
-from tests.asgi import BODY, START, Clock, http_scope, run, timed
+from tests.asgi import BODY, START, Clock, http_scope, run, sends, timed
 from tests.drivers import MARKS, url_of
 from tests.loops import block, get, thrice
 from tests.telemetry import STACKS, Meters, Routes, metric_names, native
@@ -72,6 +74,26 @@ def test_provider_is_asked_for_a_meter_once(memory_engine, meters, monkeypatch):
         client.get("/sync/1")
 
     assert [name for name, *_ in asked] == ["sqltrace"]
+
+
+def test_provider_is_asked_for_a_meter_once_by_several_threads(meters, monkeypatch):
+    asked, get_meter = [], meters.provider.get_meter
+
+    def ask(*args, **kwargs):
+        asked.append(args)
+        time.sleep(0.05)
+        return get_meter(*args)
+
+    monkeypatch.setattr(meters.provider, "get_meter", ask)
+    middleware = SQLTraceMiddleware(sends(START, BODY), sinks=[OpenTelemetrySink(meter_provider=meters.provider)])
+    threads = [threading.Thread(target=run, args=(middleware, http_scope())) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert len(asked) == 1
+    assert [point.count for point in meters.points("sqltrace.request.statements")] == [2]
 
 
 def test_sum_of_durations_is_that_of_the_recordings(memory_engine, meters):

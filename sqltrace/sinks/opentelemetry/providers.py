@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from threading import RLock
 from typing import Any, Generic, TypeVar
 
 from opentelemetry import _logs, metrics, trace
@@ -13,26 +14,31 @@ from sqltrace.sinks.opentelemetry.metrics import RequestMetrics
 
 SCHEMA_URL = "https://opentelemetry.io/schemas/1.44.0"
 _T = TypeVar("_T")
+_lock = RLock()  # two meters of a provider would measure its pools twice
 
 
 class _Cached(Generic[_T]):
     """What a provider gives for our name: asked for once for each provider."""
 
     def __init__(self, given: Any, current: Callable[[], Any], make: Callable[[Any, str, str | None], _T]) -> None:
-        self._given, self._current, self._make = given, current, make
+        self._current = current if given is None else lambda: given
+        self._make = make
         self._known: tuple[Any, _T | None] = (None, None)
 
     def get(self) -> _T | None:
-        """`None` while no provider is configured."""
-        provider = self._given if self._given is not None else self._current()
+        """`None` while no provider is configured. For any thread."""
         known = self._known
-        if known[0] is not provider:
-            made = None
-            if is_configured(provider):
-                version = getattr(sys.modules.get("sqltrace"), "__version__", None)
-                made = self._make(provider, "sqltrace", version)
-            self._known = known = (provider, made)
+        if known[0] is not self._current():
+            with _lock:
+                known, provider = self._known, self._current()
+                if known[0] is not provider:  # no other thread was faster
+                    known = self._known = provider, self._ask(provider)
         return known[1]
+
+    def _ask(self, provider: Any) -> _T | None:
+        if not is_configured(provider):
+            return None
+        return self._make(provider, "sqltrace", getattr(sys.modules.get("sqltrace"), "__version__", None))
 
 
 class Tracers(_Cached[trace.Tracer]):
