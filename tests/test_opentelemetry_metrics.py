@@ -9,7 +9,7 @@ from contextlib import suppress
 
 import pytest
 from fastapi import FastAPI
-from sqlalchemy import text
+from sqlalchemy import create_engine, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import create_async_engine
 from starlette.applications import Starlette
@@ -94,6 +94,31 @@ def test_provider_is_asked_for_a_meter_once_by_several_threads(meters, monkeypat
 
     assert len(asked) == 1
     assert [point.count for point in meters.points("sqltrace.request.statements")] == [2]
+
+
+@pytest.mark.parametrize("max_statements", [500, 1])
+def test_each_of_two_providers_measures_all(memory_engine, meters, max_statements):
+    both = [meters, Meters()]
+    app = Starlette(routes=Routes(memory_engine).list)
+    sinks = [OpenTelemetrySink(meter_provider=each.provider) for each in both]
+    app.add_middleware(SQLTraceMiddleware, sinks=sinks, max_statements=max_statements)
+    TestClient(app).get("/many/20")
+
+    for name in ("http.server.request.duration", "sqltrace.request.statements", "db.client.operation.duration"):
+        assert [sum(point.count for point in each.points(name)) for each in both] == [20 if "db." in name else 1] * 2
+    both[1].provider.shutdown()
+
+
+def test_provider_of_two_sinks_measures_once(meters, tmp_path):
+    engine = create_engine(f"sqlite:///{tmp_path}/test.db")
+    app = Starlette(routes=Routes(engine).list)
+    sinks = [OpenTelemetrySink(meter_provider=meters.provider) for _ in range(2)]
+    app.add_middleware(SQLTraceMiddleware, sinks=sinks)
+    TestClient(app).get("/sync/1")
+    engine.dispose()
+
+    for name in ("http.server.request.duration", "db.client.connection.use_time"):
+        assert [point.count for point in meters.points(name)] == [1]
 
 
 def test_sum_of_durations_is_that_of_the_recordings(memory_engine, meters):

@@ -550,6 +550,18 @@ def test_log_line_needs_no_traces(logs):
     assert (data.log_record.event_name, data.log_record.trace_id) == ("sqltrace.request", 0)
 
 
+def test_sink_for_the_log_line_alone_takes_no_spans_from_another(memory_engine, tracing, logs):
+    async def app(scope, receive, send):
+        select(memory_engine)
+        await sends(START, BODY)(scope, receive, send)
+
+    provider, exporter = logs
+    lines = OpenTelemetrySink(logger_provider=provider, log_line=True)
+    run(SQLTraceMiddleware(app, sinks=[lines, OpenTelemetrySink(tracer_provider=tracing.provider)]), http_scope())
+
+    assert len(statement_spans(tracing.spans())) == len(exporter.get_finished_logs()) == 1
+
+
 def test_log_line_without_a_provider_is_not_sent(tracing):
     assert answer(tracing, sends(START, BODY), log_line=True).name == "GET"
 

@@ -28,7 +28,6 @@ COUNT_BUCKETS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 5000)
 
 PARTS = ("connection", "database", "objects", "loop_wait", "python")
 _MAX_SUMMARIES = 1_000  # told apart in one process, each a time series for every bucket
-_NOTE = "opentelemetry.metrics"
 _SECOND = 1_000_000_000
 
 Attributes = Mapping[str, Any]
@@ -67,25 +66,34 @@ class RequestMetrics:
         self._findings = meter.create_counter("sqltrace.findings", "{finding}", "Findings in requests.")
         self._pools = PoolMetrics(meter)
         self._summaries: set[str] = set()
+        self._note = f"opentelemetry.metrics.{id(self)}"
 
     def begin(self, record: RequestRecord, scope: Scope, *, measured_elsewhere: bool) -> None:
         """
         Args:
             measured_elsewhere: Whether somebody else measures ``http.server.request.duration``.
         """
-        unkept = Unkept(OPERATION_BUCKETS, ROW_BUCKETS)
-        record.recording.collector.unkept = unkept
+        if self._note in record.notes:
+            return  # another sink of the same provider measures it
+        record.notes[self._note] = None, None  # if the rest fails, the request is measured
+        unkept, collector = Unkept(OPERATION_BUCKETS, ROW_BUCKETS), record.recording.collector
+        if isinstance(collector.unkept, Unkept):
+            unkept = collector.unkept  # of the sink of another provider
+        collector.unkept = unkept
         http = None
         if record.protocol == "http" and not measured_elsewhere:
             http = {"url.scheme": scope.get("scheme") or "http", "network.protocol.version": scope.get("http_version")}
-        record.notes[_NOTE] = unkept, http
+        record.notes[self._note] = unkept, http
 
     def finish(self, record: RequestRecord, context: Context | None) -> None:
         """
         Args:
             context: Of the server span, for exemplars.
         """
-        unkept, http = record.notes.pop(_NOTE, (None, None))
+        note = record.notes.pop(self._note, None)
+        if note is None:
+            return
+        unkept, http = note
         if http is not None:
             self._http.record(record.duration, _of_http(record, http), context)
         self._measure_request(record, context)

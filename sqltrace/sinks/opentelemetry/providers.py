@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from threading import RLock
 from typing import Any, Generic, TypeVar
+from weakref import WeakValueDictionary
 
 from opentelemetry import _logs, metrics, trace
 
@@ -15,6 +16,7 @@ from sqltrace.sinks.opentelemetry.metrics import RequestMetrics
 SCHEMA_URL = "https://opentelemetry.io/schemas/1.44.0"
 _T = TypeVar("_T")
 _lock = RLock()  # two meters of a provider would measure its pools twice
+_measured: WeakValueDictionary[int, RequestMetrics] = WeakValueDictionary()
 
 
 class _Cached(Generic[_T]):
@@ -61,8 +63,12 @@ class Loggers(_Cached[_logs.Logger]):
 
 class Meters(_Cached[RequestMetrics]):
     def __init__(self, provider: metrics.MeterProvider | None) -> None:
-        super().__init__(
-            provider,
-            metrics.get_meter_provider,
-            lambda p, name, version: RequestMetrics(p.get_meter(name, version, schema_url=SCHEMA_URL)),
-        )
+        super().__init__(provider, metrics.get_meter_provider, _metrics_of)
+
+
+def _metrics_of(provider: metrics.MeterProvider, name: str, version: str | None) -> RequestMetrics:
+    """The same for all sinks, as long as one of them has the provider."""
+    known = _measured.get(id(provider))
+    if known is None:
+        known = _measured[id(provider)] = RequestMetrics(provider.get_meter(name, version, schema_url=SCHEMA_URL))
+    return known

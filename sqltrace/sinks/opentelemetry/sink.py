@@ -28,8 +28,6 @@ from sqltrace.sinks.opentelemetry.statement_spans import StatementSpans, epoch_t
 from sqltrace.sinks.opentelemetry.telling import TOLD_ELSEWHERE, choose
 
 _CONTRIB = "opentelemetry.instrumentation.sqlalchemy"
-_KEY = "opentelemetry"
-_METRICS = "opentelemetry.meter"
 _TRACE_ID_LIMIT = 1 << 64
 
 
@@ -75,6 +73,9 @@ class OpenTelemetrySink:
     is made here. Statements become spans below it, when the request is over
     and only if it is sampled. Where a meter provider is configured, requests and
     statements are measured, each of them. Nothing happens where no provider is configured.
+
+    Of several in one middleware, the first that finds a server span, or can make one, tells
+    the spans of a request. Each meter provider measures all requests, and each of them once.
 
     Args:
         keep:
@@ -129,6 +130,7 @@ class OpenTelemetrySink:
         self._loggers = Loggers(_checked_provider("logger", logger_provider))
         self._meters = Meters(_checked_provider("meter", meter_provider))
         self._insides = Insides()
+        self._note = f"opentelemetry.{id(self)}"
 
     # The moments
 
@@ -138,7 +140,6 @@ class OpenTelemetrySink:
             record.recording.collector.comment = Commenter(record, scope)
         span, metrics = trace.get_current_span(), self._meters.get()
         if metrics is not None:
-            record.notes[_METRICS] = metrics
             metrics.begin(record, scope, measured_elsewhere=self._insides.measures_http(app, scope, span))
         context = span.get_span_context()
         if context.is_valid and not context.is_remote:
@@ -158,7 +159,7 @@ class OpenTelemetrySink:
                 self._follow(record, request)
 
     def response_ready(self, record: RequestRecord) -> None:
-        request = record.notes.get(_KEY)
+        request = record.notes.get(self._note)
         if request is None or request.made:
             return  # a span of our own can wait: all is known at the end, and the client does not
         if request.span is None:
@@ -166,13 +167,13 @@ class OpenTelemetrySink:
         self._enrich(request, record)
 
     def request_finished(self, record: RequestRecord) -> None:
-        request = record.notes.pop(_KEY, None)
+        request = record.notes.pop(self._note, None)
         try:
             if request is not None and request.traced:
                 self._finish(request, record)
             if request is not None or self._log_line:
                 self._log(record, request)
-            metrics = record.notes.pop(_METRICS, None)
+            metrics = self._meters.get()
             if metrics is not None:
                 metrics.finish(record, _context_of(request))
         finally:
@@ -183,13 +184,13 @@ class OpenTelemetrySink:
 
     def _follow(self, record: RequestRecord, request: _Request) -> None:
         if not request.traced:
-            record.notes[_KEY] = request  # to leave it
+            record.notes[self._note] = request  # to leave it
             return
         sampled = request.span_context is None or request.span_context.trace_flags.sampled
         probe = _CurrentSpanBesideContrib() if _CONTRIB in sys.modules else _CurrentSpan()
         if sampled and not record.recording.collector.note_spans(probe) and not request.made:
             return  # called from within another request, that tells all of it
-        record.notes[_KEY] = request
+        record.notes[self._note] = request
 
     def _enrich(self, request: _Request, record: RequestRecord) -> None:
         span = request.span
