@@ -25,7 +25,7 @@ from sqltrace import SQLTraceMiddleware
 from sqltrace.database import Database
 from sqltrace.sinks import OpenTelemetrySink
 from sqltrace.sinks.opentelemetry.attributes import of_operation, of_statement
-from tests.asgi import BODY, START, Clock, http_scope, run, select, timed
+from tests.asgi import BODY, START, Clock, http_scope, run, select, sends, timed
 from tests.databases import books
 from tests.telemetry import (
     UNSAMPLED,
@@ -186,7 +186,62 @@ def test_rest_of_many_groups_lasts_from_the_first_to_the_last_of_them(memory_eng
 
     [rest] = [span for span in statements if compressed(span)]
     assert placed(rest, server) == [0, 12]
-    assert compressed(rest) == {"count": 2, "sum": 3.0}
+    assert compressed(rest) == {"count": 2, "sum": 3.0, "min": 1.0, "max": 2.0, "rows": 2}
+
+
+def test_cap_keeps_what_is_known_of_groups_that_were_compressed_before(memory_engine, tracing):
+    *_, rest = ask_by_clock(tracing, memory_engine, 5, 1, 2, 3, 4, max_spans=1)[1]
+
+    assert (rest.name, compressed(rest)) == (
+        "(other statements) ×5",
+        {"count": 5, "sum": 30.0, "min": 2.0, "max": 10.0, "rows": 10},
+    )
+
+
+def test_least_beyond_the_cap_is_not_known_where_that_of_a_group_is_not(memory_engine, tracing):
+    first = ["SELECT wait(9), 1"]
+    *_, rest = ask_by_clock(tracing, memory_engine, 4, 1, 2, 3, 5, first=first, max_statements=4, max_spans=1)[1]
+
+    assert compressed(rest) == {"count": 6, "sum": 39.0, "max": 10.0, "rows": 11}
+
+
+def test_failures_beyond_the_cap_are_counted(memory_engine, tracing):
+    first = [f"SELECT * FROM nowhere{letter}" for letter in "abcd"]
+    _, statements = ask_by_clock(tracing, memory_engine, 1, first=first, max_spans=3)
+
+    failed = [span for span in statements if span.status.status_code is StatusCode.ERROR]
+    [rest] = [span for span in statements if compressed(span)]
+    assert len(failed) == 2
+    assert compressed(rest) == {"count": 3, "sum": 2.0, "min": 0.0, "max": 2.0, "rows": 2, "failed": 2}
+
+
+@pytest.mark.parametrize(
+    ("max_spans", "expected"),
+    [
+        (1, ["(other statements) ×8"]),
+        (2, ["(other statements) ×4"] * 2),
+        (3, ["SELECT", "(other statements) ×3", "(other statements) ×4"]),
+        (8, ["SELECT"] * 8),
+    ],
+)
+def test_work_after_the_response_does_not_exceed_the_cap(memory_engine, tracing, max_spans, expected):
+    clock = Clock()
+
+    async def app(scope, receive, send):
+        with memory_engine.connect() as connection:
+            connection.connection.create_function("wait", 1, clock.advance)
+            for number in range(4):
+                connection.execute(text(f"SELECT wait(2) AS before{number}")).all()
+            await sends(START, BODY)(scope, receive, send)
+            clock.advance(0.001)
+            for number in range(4):
+                connection.execute(text(f"SELECT wait(1) AS after{number}")).all()
+
+    run(timed(app, OpenTelemetrySink(tracer_provider=tracing.provider, max_spans=max_spans), clock), http_scope())
+
+    statements = statement_spans(tracing.spans())
+    assert names(statements) == expected
+    assert sum(compressed(span).get("count", 1) for span in statements) == 8
 
 
 def test_as_many_as_the_cap_are_told_one_by_one(memory_engine, tracing):

@@ -7,6 +7,7 @@ stands for the rest, with its exact count and sum.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
 from operator import attrgetter
 
@@ -29,7 +30,7 @@ class Rest:
         count, total: Exact.
         least, most: As far as they are known.
         rows: All that reached Python; `None` where no statement returned any.
-        failed: Those that have no span of their own, as too many statements ran to keep them.
+        failed: Those that have no span of their own, as too many statements ran to keep or to tell them.
     """
 
     count: int
@@ -69,7 +70,8 @@ def choose(recording: Recording, *, repeats: int, most: int) -> list[Told]:
 
     Args:
         repeats: Statements of one group that get a span each. Failed ones always do.
-        most: Spans in all: the failed and the costliest, and one of each phase with the totals of the others.
+        most: Spans in all: the failed and the costliest, and one of each phase with the totals of the others;
+            of both phases if there may be no more than one.
     """
     told: list[Told] = []
     for group, kept in recording.executions():
@@ -140,18 +142,39 @@ def _elapsed(executions: list[Execution]) -> list[float]:
 
 def _capped(told: list[Told], most: int) -> list[Told]:
     told.sort(key=lambda span: (_is_failed(span), span.cost), reverse=True)
-    others: dict[Phase, Told] = {}
-    for span in told[most - 1 :]:
-        phase, count = span.group.phase, 1 if span.rest is None else span.rest.count
-        other = others.get(phase)
-        if other is None or other.rest is None:
-            group = Group(OTHER_STATEMENTS, "", OTHER_STATEMENTS, "other_sql", phase)
-            others[phase] = Told(group, None, span.start, span.end, Rest(count, span.cost))
-        else:
-            other.rest.count += count
-            other.rest.total += span.cost
-            other.start, other.end = min(other.start, span.start), max(other.end, span.end)
-    return told[: most - 1] + list(others.values())
+    room = most - len({span.group.phase for span in told[most - 1 :]})
+    if room < 0:
+        return [_together(told, "response")]  # one in all
+    by_phase: dict[Phase, list[Told]] = defaultdict(list)
+    for span in told[room:]:
+        by_phase[span.group.phase].append(span)
+    return told[:room] + [_together(spans, phase) for phase, spans in by_phase.items()]
+
+
+def _together(spans: list[Told], phase: Phase) -> Told:
+    rests = [_rest_in(span) for span in spans]
+    least = [rest.least for rest in rests if rest.least is not None]
+    most = [rest.most for rest in rests if rest.most is not None]
+    rows = [rest.rows for rest in rests if rest.rows is not None]
+    rest = Rest(
+        count=sum(rest.count for rest in rests),
+        total=sum(rest.total for rest in rests),
+        least=min(least) if len(least) == len(rests) else None,
+        most=max(most, default=None),
+        rows=sum(rows) if rows else None,
+        failed=sum(rest.failed for rest in rests),
+    )
+    group = Group(OTHER_STATEMENTS, "", OTHER_STATEMENTS, "other_sql", phase)
+    return Told(group, None, min(span.start for span in spans), max(span.end for span in spans), rest)
+
+
+def _rest_in(span: Told) -> Rest:
+    """What it stands for."""
+    one = span.execution
+    if span.rest is not None or one is None:
+        return span.rest or Rest(0, 0.0)  # the latter for the type checker: one of both is there
+    seconds = one.elapsed / _SECOND
+    return Rest(1, seconds, seconds, seconds, one.rows, int(one.failure is not None))
 
 
 def _is_failed(span: Told) -> bool:
