@@ -657,6 +657,34 @@ def test_statements_that_another_instrumentation_tells_are_not_told_twice(memory
     assert server_span(spans).attributes["sqltrace.statement.count"] == statements
 
 
+@pytest.mark.parametrize("max_statements", [500, 8])
+def test_statements_of_an_engine_that_another_instrumentation_leaves_out_are_told(
+    memory_engine, tracing, max_statements
+):
+    contrib = pytest.importorskip("opentelemetry.instrumentation.sqlalchemy")
+    other = create_engine("sqlite://")
+
+    async def app(scope, receive, send):
+        repeat(memory_engine, 1)
+        repeat(other, 10)
+        repeat(memory_engine, 1)
+        await sends(START, BODY)(scope, receive, send)
+
+    instrumentor = contrib.SQLAlchemyInstrumentor()
+    instrumentor.instrument(engine=memory_engine, tracer_provider=tracing.provider, skip_dep_check=True)
+    sink = OpenTelemetrySink(tracer_provider=tracing.provider)
+    try:
+        run(SQLTraceMiddleware(app, sinks=[sink], max_statements=max_statements), http_scope())
+    finally:
+        instrumentor.uninstrument()
+        other.dispose()
+
+    *singles, rest = [s for s in statement_spans(tracing.spans()) if s.instrumentation_scope.name == "sqltrace"]
+    count = 7 if max_statements == 500 else 8  # of one that is not kept nobody knows whether it has a span
+    assert names(singles) == ["SELECT"] * 3
+    assert (rest.name, rest.attributes["sqltrace.compressed.rows"]) == (f"SELECT ×{count}", count)
+
+
 def test_wait_for_a_connection_of_a_request_without_a_span_has_none(tracing, small_pool):
     asgi = pytest.importorskip("opentelemetry.instrumentation.asgi")
     excluded = pytest.importorskip("opentelemetry.util.http").ExcludeList(["wait"])

@@ -8,7 +8,8 @@ stands for the rest, with its exact count and sum.
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import starmap
 from operator import attrgetter
 
 from sqltrace.collector import Execution
@@ -74,9 +75,7 @@ def choose(recording: Recording, *, repeats: int, most: int) -> list[Told]:
             of both phases if there may be no more than one.
     """
     told: list[Told] = []
-    for group, kept in recording.executions():
-        if TOLD_ELSEWHERE in map(_SPAN, kept):
-            continue
+    for group, kept in starmap(_left_over, recording.executions()):
         singles, rest = _split(group, kept, repeats)
         began = recording.started
         told += [Told(group, one, one.started - began, _end_of(one) - began) for one in singles]
@@ -86,6 +85,25 @@ def choose(recording: Recording, *, repeats: int, most: int) -> list[Told]:
         told = _capped(told, most)
     told.sort(key=attrgetter("start"))
     return told
+
+
+def _left_over(group: Group, kept: list[Execution]) -> tuple[Group, list[Execution]]:
+    """What another instrumentation does not tell. Where it tells all that were kept, it tells the others, too."""
+    if TOLD_ELSEWHERE not in map(_SPAN, kept):
+        return group, kept
+    ours = [execution for execution in kept if execution.span is not TOLD_ELSEWHERE]
+    if not ours:
+        return replace(group, count=0), []
+    theirs = [execution for execution in kept if execution.span is TOLD_ELSEWHERE]
+    left = replace(
+        group,
+        count=group.count - len(theirs),
+        failed=group.failed - sum(execution.failure is not None for execution in theirs),
+        total=group.total - sum(_elapsed(theirs)),
+        rows=None if group.rows is None else group.rows - sum(execution.rows or 0 for execution in theirs),
+        _longest=max(execution.elapsed for execution in ours),
+    )
+    return left, ours
 
 
 def _split(group: Group, kept: list[Execution], repeats: int) -> tuple[list[Execution], list[Execution]]:
