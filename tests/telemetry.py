@@ -57,9 +57,9 @@ class Tracing(SpanProcessor):
 class Meters:
     """A provider whose points can be asked for by the name of their metric."""
 
-    def __init__(self):
+    def __init__(self, **options):
         self.reader = InMemoryMetricReader()
-        self.provider = MeterProvider(metric_readers=[self.reader])
+        self.provider = MeterProvider(metric_readers=[self.reader], **options)
 
     def metrics(self):
         data = self.reader.get_metrics_data()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from opentelemetry.context import Context
@@ -13,6 +13,7 @@ from sqltrace.database import Database, database_of
 from sqltrace.request import RequestRecord
 from sqltrace.route import Scope
 from sqltrace.sinks.opentelemetry.attributes import known, of_failure, of_operation
+from sqltrace.sinks.opentelemetry.measurements import Attributes, Measurement, record_all
 from sqltrace.sinks.opentelemetry.pool_metrics import PoolMetrics
 from sqltrace.sinks.opentelemetry.server_span import http_method
 from sqltrace.sinks.opentelemetry.unkept import Unkept
@@ -30,15 +31,14 @@ PARTS = ("connection", "database", "objects", "loop_wait", "python")
 _MAX_SUMMARIES = 1_000  # told apart in one process, each a time series for every bucket
 _SECOND = 1_000_000_000
 
-Attributes = Mapping[str, Any]
-
 
 class RequestMetrics:
     """
     The instruments of one meter.
 
     Every statement is measured, also those of which the recording keeps no
-    more than their group. `None` in a time account is not measured.
+    more than their group. `record_all` says when they arrive. `None` in a time
+    account is not measured.
     """
 
     def __init__(self, meter: Meter) -> None:
@@ -97,11 +97,15 @@ class RequestMetrics:
         if http is not None:
             self._http.record(record.duration, _of_http(record, http), context)
         self._measure_request(record, context)
-        for group, executions in record.recording.executions():
-            self._measure_group(group, executions, context)
+        statements = [
+            measurement
+            for group, executions in record.recording.executions()
+            for measurement in self._of_group(group, executions)
+        ]
         if unkept is not None:
-            self._measure_unkept(unkept, context)
-        self._pools.measure_ended()
+            statements += self._of_unkept(unkept)
+        record_all(statements, context)
+        record_all(self._pools.take_ended(), None)
 
     def _measure_request(self, record: RequestRecord, context: Context | None) -> None:
         route = _of_route(record)
@@ -116,7 +120,7 @@ class RequestMetrics:
         for finding in record.findings:
             self._findings.add(1, {**route, "sqltrace.finding.kind": finding.kind}, context)
 
-    def _measure_group(self, group: Group, executions: list[Execution], context: Context | None) -> None:
+    def _of_group(self, group: Group, executions: list[Execution]) -> Iterator[Measurement]:
         known: dict[tuple[Any, bool, Failure | None], Attributes] = {}
         for execution in executions:
             batch = execution.executemany  # of several sets of parameters: one alone SQLAlchemy gives to execute()
@@ -125,17 +129,16 @@ class RequestMetrics:
             if attributes is None:
                 summary, database = f"BATCH {group.summary}" if batch else group.summary, database_of(execution.dialect)
                 attributes = known[kind] = self._of_operation(group.system, summary, database, execution.failure)
-            self._operation.record(execution.elapsed / _SECOND, attributes, context)
+            yield self._operation, execution.elapsed / _SECOND, attributes, 1
             if execution.rows is not None:
-                self._returned_rows.record(execution.rows, attributes, context)
+                yield self._returned_rows, execution.rows, attributes, 1
 
-    def _measure_unkept(self, unkept: Unkept, context: Context | None) -> None:
+    def _of_unkept(self, unkept: Unkept) -> Iterator[Measurement]:
         for (system, summary, database, failure), measured in unkept.settle().items():
             attributes = self._of_operation(system, summary, database, failure)
             for histogram, buckets in ((self._operation, measured.durations), (self._returned_rows, measured.rows)):
                 for bucket in buckets.values():
-                    for _ in range(bucket.count):
-                        histogram.record(bucket.total / bucket.count, attributes, context)
+                    yield histogram, bucket.total / bucket.count, attributes, bucket.count
 
     def _of_operation(
         self, system: str, summary: str, database: Database | None, failure: Failure | None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from weakref import finalize
 
 from opentelemetry.metrics import CallbackOptions, Histogram, Meter, Observation
@@ -12,6 +12,7 @@ from sqltrace import connection
 from sqltrace.capture.pools import PoolState, pool_states
 from sqltrace.connection import Checkout
 from sqltrace.faults import report_fault
+from sqltrace.sinks.opentelemetry.measurements import Measurement
 
 # The conventions give none. A connection costs milliseconds, and is held for up to minutes.
 BUCKETS = (0.0001, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60)
@@ -64,26 +65,28 @@ class PoolMetrics:
             meter, "use_time", "The time between borrowing a connection and returning it to the pool."
         )
 
-    def measure_ended(self) -> None:
-        """Measure the checkouts that have ended since. For any thread."""
+    def take_ended(self) -> list[Measurement]:
+        """What is to be recorded of the checkouts that have ended since; timeouts are counted. For any thread."""
+        measurements: list[Measurement] = []
         while self._ended:
             try:
                 checkout = self._ended.popleft()
             except IndexError:  # another thread was faster
-                return
-            self._measure(checkout)
+                break
+            measurements += self._of_checkout(checkout)
+        return measurements
 
-    def _measure(self, checkout: Checkout) -> None:
+    def _of_checkout(self, checkout: Checkout) -> Iterator[Measurement]:
         name = {NAME: checkout.neighbours.pool_name}
         if checkout.pool_wait is not None and checkout.pool_wait.timed_out:
             self._timeouts.add(1, name)
         taken = checkout.taken
         if taken is None:
             return
-        self._wait.record((taken - checkout.asked) / _SECOND, name)
-        self._use.record(checkout.held(taken) / _SECOND, name)
+        yield self._wait, (taken - checkout.asked) / _SECOND, name, 1
+        yield self._use, checkout.held(taken) / _SECOND, name, 1
         if checkout.connect:
-            self._create.record(checkout.connect / _SECOND, name)
+            yield self._create, checkout.connect / _SECOND, name, 1
 
     def _observe(
         self, meter: Meter, name: str, description: str, readings: dict[str | None, Reading], unit: str = "{connection}"

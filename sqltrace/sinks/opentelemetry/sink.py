@@ -72,7 +72,8 @@ class OpenTelemetrySink:
     has begun gets the time account and the counts. Where nobody begins one it
     is made here. Statements become spans below it, when the request is over
     and only if it is sampled. Where a meter provider is configured, requests and
-    statements are measured, each of them. Nothing happens where no provider is configured.
+    statements are measured, each of them; many of one request arrive soon after it, from a
+    thread of the event loop's executor. Nothing happens where no provider is configured.
 
     Of several in one middleware, the first that finds a server span, or can make one, tells
     the spans of a request. Each meter provider measures all requests, and each of them once.
