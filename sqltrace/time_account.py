@@ -6,15 +6,12 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from sqltrace.collector import Part
+from sqltrace.collector import PARTS, Part
 from sqltrace.intervals import Coverage
 
 _SECOND = 1_000_000_000
 
-# Work that overlaps is counted once, for the first of these that it belongs to. Making objects holds
-# the processor, whatever a sibling task is waiting for; a reply that lies ready is not the database's.
-PRIORITY: tuple[Part, ...] = ("objects", "loop_wait", "database", "connection")
-MEASURED: frozenset[Part] = frozenset(PRIORITY)
+MEASURED: frozenset[Part] = frozenset(PARTS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +76,7 @@ class Spent:
         union = Coverage()
         spent: dict[Part, int] = {}
         before = total = 0
-        for part in PRIORITY:
+        for part in PARTS:
             if part in self._covered:
                 union.merge(self._covered[part])
                 total = union.until(end)
@@ -103,7 +100,7 @@ class Spent:
             duration: Nanoseconds, of which the parts are parts.
             measured: The parts that could be measured; the others are `None`.
         """
-        spent = dict.fromkeys(PRIORITY, 0)
+        spent = dict.fromkeys(PARTS, 0)
         if self._covered or self._settled:
             for part, unsettled in self._spent_until(end).items():
                 spent[part] = unsettled + self._settled.get(part, 0)

@@ -75,7 +75,6 @@ class Widening:
         asked_tables, asked_columns: Of what was asked for, explicit joins included.
         sent_tables, sent_columns: Of what was sent.
         joins: The eager joins, in the order of the statement; empty where it was not widened.
-        limited: LIMIT was kept right by wrapping the SELECT in a subquery.
         lookup: What a query of the application looks for; `None` for a load, and where nothing is known of that.
         contained: What a query joins itself and takes along (`contains_eager`): no table or column was added for it.
     """
@@ -86,7 +85,6 @@ class Widening:
     sent_tables: int
     sent_columns: int
     joins: tuple[EagerJoin, ...]
-    limited: bool = False
     lookup: Lookup | None = None
     contained: tuple[EagerJoin, ...] = ()
 

@@ -411,12 +411,6 @@ def test_expressions_over_subqueries_belong_to_their_class(engine):
     assert (str(join), join.tables, join.columns) == ("Car.company", 1, 2)
 
 
-def test_limit_wraps_the_query_only_for_collections(engine):
-    assert widening(engine, select(C).limit(1)).limited is True
-    assert widening(engine, select(C)).limited is False
-    assert widening(engine, select(E).limit(1)).limited is False
-
-
 def test_siblings_and_nested_collections(engine):
     nested = widening(engine, select(G).options(joinedload(G.cars).options(lazyload("*"), joinedload(V.garages))))
     library = mapping("joined", of_books="joined")

@@ -44,7 +44,6 @@ def _widening(state: join_internals.SelectState) -> Widening:
         sent_tables=sent,
         sent_columns=state.sent_columns,
         joins=joins,
-        limited=state.wrapped,
         lookup=None if state.conditions is None else _lookup(state, state.conditions, asked),
         contained=tuple(map(_contained, state.contained)),
     )

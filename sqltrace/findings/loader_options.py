@@ -9,6 +9,7 @@ from itertools import groupby
 from sqltrace.findings.wording import listed
 from sqltrace.origin import QUERY, Origin, Parents
 from sqltrace.recording import Recording
+from sqltrace.sql_text import WRITES
 from sqltrace.statement import Group
 from sqltrace.widening import Widening
 
@@ -18,7 +19,6 @@ _MAX_DEPTH = 6
 _LEVELS = 3  # as many, and it is a tree; fewer may have been written one by one
 _FOR_ALL_LEVELS = "selectinload({}, recursion_depth=-1)"
 _ALIAS = re.compile(r"(?P<written>\w+\((?P<entity>\w+)(?:, \[(?P<others>[^]]*)\])?\))")
-_WRITES = frozenset({"INSERT", "UPDATE", "DELETE", "MERGE"})
 _GET, _ONE_OF = "session.get", "one of "
 
 
@@ -78,7 +78,7 @@ def takes_joins(recording: Recording, parents: Parents | None) -> bool:
     query = query_above(recording, parents)
     if query is None:
         return True
-    if query.summary.partition(" ")[0].upper() in _WRITES:
+    if query.summary.partition(" ")[0].upper() in WRITES:
         return False  # RETURNING
     widening = _widening_of(recording, query)
     return widening is None or widening.lookup is None or widening.lookup.joinable

@@ -10,11 +10,11 @@ from sqltrace.findings.n_plus_one import mean_pause
 from sqltrace.findings.wording import cost_at_once, name_of, place, time
 from sqltrace.recording import Recording
 from sqltrace.samples import DIGESTS
+from sqltrace.sql_text import WRITES
 from sqltrace.statement import Group
 
-_WRITES = frozenset({"INSERT", "UPDATE", "DELETE", "MERGE", "REPLACE"})
 # Of all others, as CALL, CREATE or SET, nobody knows what they change.
-_KNOWN = _WRITES | frozenset("SELECT VALUES SAVEPOINT RELEASE SHOW EXPLAIN PRAGMA BEGIN START".split())
+_KNOWN = WRITES | frozenset("SELECT VALUES SAVEPOINT RELEASE SHOW EXPLAIN PRAGMA BEGIN START".split())
 _DIFFERS = re.compile(
     r"\b(?:rand|random|randomblob|newid|uuid|gen_random_uuid|uuid_generate_\w+|nextval|lastval|clock_timestamp"
     r"|statement_timestamp|sysdate|timeofday|row_count|changes|last_insert_id)\s*\(|\bpg_stat_|\bpg_locks\b",
@@ -81,7 +81,7 @@ def _written_tables(recording: Recording) -> set[str]:
 
 def _writes(group: Group) -> bool:
     """Also ``WITH … INSERT``."""
-    return any(word.upper() in _WRITES for word in group.summary.split())
+    return any(word.upper() in WRITES for word in group.summary.split())
 
 
 def _reads_only(group: Group, written: set[str]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from sqltrace.connection import PoolWait
@@ -71,7 +72,7 @@ def log_line(record: RequestRecord, *, top: int = 5, literals: bool = False) -> 
         "findings": [_finding(finding) for finding in record.findings[:_MOST_FINDINGS]] or None,
         "sql.statements": [_statement(group, literals) for group in recording.groups[:top]],
     }
-    return _known(line)
+    return known(line)
 
 
 def level_of(record: RequestRecord, slow: float) -> str:
@@ -103,7 +104,7 @@ def _finding(finding: Finding) -> dict[str, Any]:
         "loaded_for": finding.parents,
         "fix": finding.fix,
     }
-    return _known(line)
+    return known(line)
 
 
 def _waited_for(recording: Recording) -> list[dict[str, Any]] | None:
@@ -135,7 +136,7 @@ def _statement(group: Group, literals: bool) -> dict[str, Any]:
         "call_site": place(group),
         "parameters": group.parameters,
     }
-    return _known(line)
+    return known(line)
 
 
 def _eager_joins(widening: Widening | None) -> dict[str, Any] | None:
@@ -163,12 +164,12 @@ def _wait(wait: PoolWait) -> dict[str, Any]:
             for holder in wait.holders
         ],
     }
-    return _known(line)
+    return known(line)
 
 
-def _known(line: dict[str, Any]) -> dict[str, Any]:
+def known(values: Mapping[str, Any]) -> dict[str, Any]:
     """Without what is `None`."""
-    return {key: value for key, value in line.items() if value is not None}
+    return {key: value for key, value in values.items() if value is not None}
 
 
 def _milliseconds(seconds: float | None) -> float | None:

@@ -11,7 +11,7 @@ from typing import Any
 import structlog
 
 from sqltrace.checks import checked_flag, checked_size
-from sqltrace.findings.wording import by_name
+from sqltrace.findings.wording import by_name, plural, time
 
 _INDENT = " " * 9
 _COLUMNS = re.compile(r"\bSELECT (?P<columns>(?:(?! FROM ).){40,}?) FROM ", re.DOTALL)
@@ -99,9 +99,9 @@ class ReadableRenderer:
         failed = ", " + self._paint("error", f"{event['sql.failed']} failed") if event["sql.failed"] else ""
         if not count:
             return f"no statements; {later} after the response{failed}" if later else "no statements"
-        text = f"{_plural(count, 'statement')}, {event['sql.distinct']} distinct"
+        text = f"{plural(count, 'statement')}, {event['sql.distinct']} distinct"
         if event.get("sql.rows"):
-            text += f", {_plural(event['sql.rows'], 'row')}"
+            text += f", {plural(event['sql.rows'], 'row')}"
         text += f", {_time(event['time.database_ms'])} in the database"
         commit = event.get("connection.commit_ms", 0.0)
         # It may have been after the response, as the database time is not: an exit of a dependency, a background task.
@@ -190,7 +190,9 @@ def _parts(event: Mapping[str, Any]) -> str:
     total = event["duration_ms"]
     parts = {part: event.get(f"time.{part}_ms") or 0.0 for part in _PARTS}
     seen = [
-        f"{_time(time)} {part.replace('_', ' ')}" for part, time in parts.items() if time >= max(_NOTABLE, total / 200)
+        f"{_time(spent)} {part.replace('_', ' ')}"
+        for part, spent in parts.items()
+        if spent >= max(_NOTABLE, total / 200)
     ]
     worth_it = len(seen) > 1 or (total >= _LONG and sum(parts.values()) > 0.9 * total)
     return f"{_time(total)} = {' + '.join(seen)}{_off_the_loop(event)}" if worth_it else ""
@@ -216,7 +218,7 @@ def _waited(event: Mapping[str, Any]) -> str:
 
 
 def _cost(statement: Mapping[str, Any]) -> str:
-    text = f"  {_plural(statement['rows'], 'row')}" if "rows" in statement else ""
+    text = f"  {plural(statement['rows'], 'row')}" if "rows" in statement else ""
     if statement.get("objects_ms", 0.0) >= _NOTABLE:
         text += f", objects {_time(statement['objects_ms'])}"
     return text
@@ -229,7 +231,7 @@ def _why(statement: Mapping[str, Any]) -> Iterator[str]:
         yield f"{what} for {statement['loaded_for']}" if "loaded_for" in statement else what
     if "eager_joins" in statement:
         joins = statement["eager_joins"]
-        asked = _plural(joins["asked_tables"], "table")
+        asked = plural(joins["asked_tables"], "table")
         yield f"asked {asked}, sent {joins['sent_tables']}: {', '.join(joins['joins'])}"
 
 
@@ -237,7 +239,7 @@ def _elide(match: re.Match[str]) -> str:
     columns = match["columns"]
     if "(" in columns:  # a call or a subquery: its commas are no columns
         return match[0]
-    return f"SELECT [{_plural(columns.count(',') + 1, 'column')}] FROM "  # noqa: S608 - for eyes, never run
+    return f"SELECT [{plural(columns.count(',') + 1, 'column')}] FROM "  # noqa: S608 - for eyes, never run
 
 
 def _wait(wait: Mapping[str, Any]) -> str:
@@ -251,11 +253,7 @@ def _wait(wait: Mapping[str, Any]) -> str:
 
 
 def _time(milliseconds: float) -> str:
-    return f"{milliseconds / 1_000:.2f} s" if milliseconds >= 1_000 else f"{milliseconds:.1f} ms"
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+    return time(milliseconds / 1_000)
 
 
 def _printable(value: Any, key: str = "") -> Any:

@@ -9,6 +9,7 @@ from sqltrace.database import Database, database_of
 from sqltrace.origin import QUERY
 from sqltrace.recording import Recording
 from sqltrace.request import RequestRecord
+from sqltrace.sinks.log_line import known
 from sqltrace.sinks.opentelemetry.telling import Rest
 from sqltrace.sql_text import redact
 from sqltrace.statement import Failure, Group
@@ -142,8 +143,3 @@ def _add_database(attributes: Attributes, database: Database | None, system: str
 
 def _holders(recording: Recording) -> list[str] | None:
     return list(dict.fromkeys(holder.name for wait in recording.connections.waits for holder in wait.holders)) or None
-
-
-def known(attributes: Attributes) -> Attributes:
-    """Without what is `None`."""
-    return {name: value for name, value in attributes.items() if value is not None}

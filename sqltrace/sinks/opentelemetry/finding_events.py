@@ -11,7 +11,7 @@ from opentelemetry.trace import Span
 
 from sqltrace.finding import Finding
 from sqltrace.request import RequestRecord
-from sqltrace.sinks.opentelemetry.attributes import known
+from sqltrace.sinks.log_line import known
 
 EVENT = "sqltrace.finding"
 

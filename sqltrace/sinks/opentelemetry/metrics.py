@@ -12,7 +12,8 @@ from sqltrace.collector import Execution
 from sqltrace.database import Database, database_of
 from sqltrace.request import RequestRecord
 from sqltrace.route import Scope
-from sqltrace.sinks.opentelemetry.attributes import known, of_failure, of_operation
+from sqltrace.sinks.log_line import known
+from sqltrace.sinks.opentelemetry.attributes import of_failure, of_operation
 from sqltrace.sinks.opentelemetry.measurements import Attributes, Measurement, record_all
 from sqltrace.sinks.opentelemetry.pool_metrics import PoolMetrics
 from sqltrace.sinks.opentelemetry.server_span import http_method

@@ -14,6 +14,7 @@ from opentelemetry.trace import Span, SpanKind, StatusCode, Tracer
 
 from sqltrace.request import RequestRecord
 from sqltrace.route import Scope
+from sqltrace.sinks.log_line import known
 
 Headers = Iterable[tuple[bytes, bytes]]
 
@@ -114,10 +115,10 @@ def _attributes_at_start(record: RequestRecord, scope: Scope, headers: Headers, 
             agent = value.decode("latin-1")
     address, port = _server(host, scheme, scope)
     query = (scope.get("query_string") or b"").decode("latin-1")
-    known = record.method in _known_methods
+    usual = record.method in _known_methods
     attributes = {
-        "http.request.method": None if websocket else record.method if known else "_OTHER",
-        "http.request.method_original": None if websocket or known else record.method,
+        "http.request.method": None if websocket else record.method if usual else "_OTHER",
+        "http.request.method_original": None if websocket or usual else record.method,
         "url.scheme": scheme,
         "url.path": record.path,
         "url.query": redact_query(query, values=url_query) or None,
@@ -128,7 +129,7 @@ def _attributes_at_start(record: RequestRecord, scope: Scope, headers: Headers, 
         "network.protocol.name": "websocket" if websocket else None,
         "network.protocol.version": scope.get("http_version") or None,
     }
-    return {name: value for name, value in attributes.items() if value is not None}
+    return known(attributes)
 
 
 def _server(host: str | None, scheme: str, scope: Scope) -> tuple[str | None, int | None]:
