@@ -123,6 +123,9 @@ def test_import_loads_nothing_that_is_not_needed():
 def test_public_names_exist_and_have_docstrings():
     import sqltrace
 
-    undocumented = [name for name in sqltrace.__all__ if not (getattr(sqltrace, name).__doc__ or "").strip()]
+    docstrings = {name: (getattr(sqltrace, name).__doc__ or "").strip() for name in sqltrace.__all__}
+    undocumented = [
+        name for name, text in docstrings.items() if not text or text.startswith(f"{name}(")
+    ]  # a dataclass's
 
     assert undocumented == []
