@@ -54,10 +54,10 @@ def n_plus_one(recording: Recording, *, loads: int = 5, queries: int = 10, pause
                     yield _of_load(recording, group)
                 elif not _same_each_time(group) and mean_pause(group, loop_wait) < pause:
                     yield refreshed_one_by_one(recording, group)
-        elif group.origin.kind != "query" or (locks(group) and is_one_in_each_transaction(recording, group)):
-            continue
-        elif each >= queries and _asks_for_one(group) and mean_pause(group, loop_wait) < pause:
-            yield _of_query(recording, group)
+        elif each >= queries and group.origin.kind == "query" and _asks_for_one(group):
+            meant = locks(group) and is_one_in_each_transaction(recording, group)
+            if not meant and mean_pause(group, loop_wait) < pause:
+                yield _of_query(recording, group)
 
 
 def mean_pause(group: Group, loop_wait: float) -> float:

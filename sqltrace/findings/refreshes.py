@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqltrace.finding import Finding
 from sqltrace.findings.loader_options import loader_for, options
-from sqltrace.findings.wording import cost, listed, loaded_by, place, plural, time
+from sqltrace.findings.wording import cost_at_once, listed, loaded_by, place, plural, time
 from sqltrace.recording import Recording
 from sqltrace.statement import Group
 
@@ -18,7 +18,7 @@ def is_within(group: Group) -> bool:
 
 def cost_with_loads(recording: Recording, group: Group) -> float:
     """Seconds of a refresh, and of the relationships that are loaded along with it."""
-    return cost(group) + sum(map(cost, _loads_within(recording, group)))
+    return sum(cost_at_once(recording, each) for each in (group, *_loads_within(recording, group)))
 
 
 def refreshed_one_by_one(recording: Recording, group: Group) -> Finding:
