@@ -184,6 +184,21 @@ def test_missing_greenlet_that_the_application_caught_is_noted_as_it_is_raised(l
     assert (failed.error, str(failed.origin)) == ("missing_greenlet", "lazy Author.books")
 
 
+def test_missing_greenlet_of_an_engine_that_is_not_instrumented_is_not_noted(memory_engine):
+    async def main():
+        engine = await open_async_library(mapping())
+        async with sqltrace.record() as recording, AsyncSession(engine) as session:
+            author = await find(session, mapping().Author)
+            with pytest.raises((MissingGreenlet, StatementError)):
+                touch(author, "books")
+        await engine.dispose()
+        return recording
+
+    sqltrace.instrument(memory_engine)
+
+    assert asyncio.run(main()).failed_loads == []
+
+
 def raise_in_mapping(session, library):
     touch(session.scalars(select(library.Author)).first(), "books")
 

@@ -1,4 +1,5 @@
 import threading
+from contextlib import nullcontext
 
 import pytest
 from sqlalchemy import create_engine, event, text
@@ -119,6 +120,37 @@ def test_threads_may_instrument_and_uninstrument_at_the_same_time(engine):
     assert statement_count(engine) == 1
 
 
+@pytest.mark.parametrize("open_recording", [False, True], ids=["idle", "recording"])
+@pytest.mark.parametrize(
+    ("instrumented_alone", "meanwhile"),
+    [(False, sqltrace.uninstrument), (True, sqltrace.uninstrument), (True, sqltrace.instrument)],
+    ids=["uninstrument all", "uninstrument one", "instrument all after one"],
+)
+def test_what_is_instrumented_may_change_while_statements_run(engine, instrumented_alone, meanwhile, open_recording):
+    sqltrace.instrument(*[engine] * instrumented_alone)
+    target = engine if instrumented_alone else Engine
+    listener = (target, "do_execute", lambda *_: meanwhile())
+    event.listen(*listener)
+    try:
+        with sqltrace.record() if open_recording else nullcontext(), engine.connect() as connection:
+            answer = connection.scalar(text("SELECT 1"))
+    finally:
+        event.remove(*listener)
+
+    assert answer == 1
+
+
+def test_engine_that_was_given_back_hides_no_listener_of_the_application(engine):
+    other, seen = create_engine("sqlite://"), []
+    sqltrace.instrument(engine, other)
+    event.listen(engine, "do_execute", lambda *arguments: seen.append(arguments[1]))
+
+    sqltrace.uninstrument(engine)
+
+    assert (statement_count(engine), seen) == (0, ["SELECT 1"])
+    other.dispose()
+
+
 @pytest.mark.parametrize(
     ("wrong", "got"),
     [("sqlite://", "str: 'sqlite://'"), (None, "NoneType: None"), (Engine, "type: <class")],
@@ -234,16 +266,23 @@ def test_batch_size_that_cannot_be_read_is_none():
     assert internals.batch_size(object(), ()) is None
 
 
+def unlisten(listeners):
+    """They stay for the life of the process, which is one for all tests."""
+    for listener in listeners:
+        if event.contains(Engine, listener.__name__, listener):
+            event.remove(Engine, listener.__name__, listener)
+
+
 class TestFallback:
     """Where SQLAlchemy would no longer fire do_execute, the cursor events record."""
 
     @pytest.fixture(autouse=True)
     def deaf(self, monkeypatch):
-        sqltrace.uninstrument()
+        unlisten(instrument_module._LISTENERS)
         instrument_module._do_execute_fires.cache_clear()
         monkeypatch.setattr(internals, "do_execute_fires", lambda: False)
         yield
-        sqltrace.uninstrument()
+        unlisten(instrument_module._FALLBACK)
         instrument_module._do_execute_fires.cache_clear()
 
     def test_it_is_told_once(self, engine, caplog):
@@ -292,9 +331,11 @@ class TestFallback:
         sqltrace.instrument()
         sqltrace.instrument(engine)
 
-        sqltrace.uninstrument()
+        with sqltrace.record() as recording, engine.connect() as connection:
+            sqltrace.uninstrument()
+            connection.execute(text("SELECT 1"))
 
-        assert not event.contains(Engine, "before_cursor_execute", instrument_module._FALLBACK[0])
+        assert (recording.statement_count, recording.late_count) == (0, 0)
 
     def test_statement_outside_any_recording_is_counted(self, engine):
         sqltrace.instrument()

@@ -26,6 +26,7 @@ from sqlalchemy.pool import ConnectionPoolEntry, Pool, PoolProxiedConnection
 from sqltrace import connection as measures
 from sqltrace.capture import internals, pool_wait, sessions, transactions
 from sqltrace.capture.replacements import Replacements
+from sqltrace.capture.wanted import is_wanted
 from sqltrace.collector import FOLD_AT, Collector, current, mark, unmeasurable
 from sqltrace.connection import NEGLIGIBLE, Checkout, Occupants
 from sqltrace.database import database_of, note_database
@@ -39,15 +40,12 @@ _asking: Final = transactions.asking
 _lock: Final = threading.RLock()  # a finalizer run by the garbage collector may come back in
 _held: dict[int, tuple[ref[Pool], Occupants]] = {}
 _replacements: Final = Replacements()
-_is_wanted: Callable[[Dialect], bool] = lambda _: False  # noqa: E731 - until it is installed
 
 
-def install(is_wanted: Callable[[Dialect], bool]) -> None:
-    """Measure the connections of these dialects. Called again, nothing changes."""
-    global _is_wanted
+def install() -> None:
+    """Measure the connections of engines that are wanted. Called again, nothing changes."""
     if _replacements or not works()["raw_connection"]:
         return
-    _is_wanted = is_wanted
     sessions.install_when_imported()
     _replacements.replace(Engine, "raw_connection", _measure_checkout)
     for place, wrapper in ((internals.waiting(), pool_wait.measure_wait), (internals.connecting(), _measure_connect)):
@@ -168,7 +166,7 @@ def _ask_for_several(innermost: Collector, engine: Engine, neighbours: Occupants
 
 def _neighbours(engine: Engine) -> Occupants | None:
     """Of a pool that comes up for the first time."""
-    if not _is_wanted(engine.dialect):
+    if not is_wanted(engine.dialect):
         return None
     sessions.install_when_imported()  # whoever uses it by now
     transactions.watch(engine.dialect)

@@ -7,40 +7,40 @@ for success only; `handle_error` for errors, cancellation and disconnects.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from sqltrace.capture.statements import describe, note
+from sqltrace.capture.wanted import is_wanted
 from sqltrace.collector import current, missed
 from sqltrace.faults import report_fault
 
 
-def listeners(is_wanted: Callable[[Any], bool]) -> tuple[Callable[..., None], ...]:
-    """The three listeners, for the dialects that `is_wanted` says."""
+def before_cursor_execute(
+    _connection: Any, _cursor: Any, statement: str, parameters: Any, context: Any, _executemany: bool
+) -> None:
+    try:
+        collector = current.get()
+        if not is_wanted(context.dialect):
+            return
+        if collector is None:
+            missed.unattributed += 1
+        else:
+            context._sqltrace_started = collector, statement, parameters, collector.clock()
+    except Exception as fault:
+        report_fault("recording a statement", fault)
 
-    def before_cursor_execute(
-        _connection: Any, _cursor: Any, statement: str, parameters: Any, context: Any, _executemany: bool
-    ) -> None:
-        try:
-            collector = current.get()
-            if not is_wanted(context.dialect):
-                return
-            if collector is None:
-                missed.unattributed += 1
-            else:
-                context._sqltrace_started = collector, statement, parameters, collector.clock()
-        except Exception as fault:
-            report_fault("recording a statement", fault)
 
-    def after_cursor_execute(
-        _connection: Any, _cursor: Any, _statement: str, _parameters: Any, context: Any, _executemany: bool
-    ) -> None:
-        _finish(context, None)
+def after_cursor_execute(
+    _connection: Any, _cursor: Any, _statement: str, _parameters: Any, context: Any, _executemany: bool
+) -> None:
+    _finish(context, None)
 
-    def handle_error(exception_context: Any) -> None:
-        _finish(exception_context.execution_context, exception_context.original_exception)
 
-    return before_cursor_execute, after_cursor_execute, handle_error
+def handle_error(exception_context: Any) -> None:
+    _finish(exception_context.execution_context, exception_context.original_exception)
+
+
+LISTENERS: Final = (before_cursor_execute, after_cursor_execute, handle_error)
 
 
 def _finish(context: Any, error: BaseException | None) -> None:

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from sqlalchemy.engine.interfaces import DBAPICursor, ExecutionContext
 
+from sqltrace.capture import wanted
 from sqltrace.capture.statements import describe, note
 from sqltrace.collector import current, missed
 
@@ -22,6 +23,8 @@ _collector: Final = current.get
 
 
 def do_execute(cursor: DBAPICursor, statement: str, parameters: Any, context: ExecutionContext) -> bool | None:
+    if not wanted.everyone and id(context.dialect) not in wanted.dialects:
+        return None
     collector = _collector()
     if collector is None:
         missed.unattributed += 1
@@ -55,6 +58,8 @@ LISTENERS: Final = (do_execute, do_executemany, do_execute_no_params)
 
 def _observe(listener: Any, context: Any, statement: str, parameters: Any, arguments: tuple[Any, ...]) -> bool | None:
     """The same as `do_execute`, for its rarer sisters."""
+    if not wanted.everyone and id(context.dialect) not in wanted.dialects:
+        return None
     collector = _collector()
     if collector is None:
         missed.unattributed += 1

@@ -30,6 +30,7 @@ from sqltrace.capture.origin import (
 from sqltrace.capture.orm_internals import imported_session
 from sqltrace.capture.query_options import options_leaving
 from sqltrace.capture.replacements import Replacements
+from sqltrace.capture.wanted import is_wanted
 from sqltrace.collector import Collector, current
 from sqltrace.failed_load import FailedLoad, LoadError
 from sqltrace.faults import report_fault
@@ -46,7 +47,7 @@ _replacements = Replacements()
 def handle_error(context: Any) -> None:
     """Listener of SQLAlchemy's event. Must not raise: that would take the place of the error."""
     try:
-        if isinstance(context.original_exception, MissingGreenlet) and work():
+        if isinstance(context.original_exception, MissingGreenlet) and is_wanted(context.dialect) and work():
             collector = current.get()
             if collector is not None:
                 found = load_internals.failing_load(load_internals.frames_above())

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import threading
 from typing import Any
-from weakref import WeakSet
 
-from sqlalchemy import event
 from sqlalchemy.engine import Dialect, Engine
 
 from sqltrace.capture import (
@@ -20,12 +18,12 @@ from sqltrace.capture import (
     origin,
     replies,
     rows,
+    wanted,
 )
 from sqltrace.capture.compatibility import self_test
+from sqltrace.capture.replacements import listen_for_good
 
 _lock = threading.RLock()
-_instrumented: WeakSet[Dialect] = WeakSet()
-_all_engines = False
 
 
 def instrument(*engines: Any) -> None:
@@ -35,32 +33,30 @@ def instrument(*engines: Any) -> None:
     Engines made before and after count, `~sqlalchemy.engine.Engine` and
     `~sqlalchemy.ext.asyncio.AsyncEngine`. Called twice nothing changes, and a
     statement is recorded once, however many ways lead to its engine.
-    Safe from any thread. Engines are not kept alive. Call it at start-up if the application
-    listens to ``do_execute`` itself: SQLAlchemy takes no listener while others are being called.
+    Safe from any thread. Engines are not kept alive. Call it at start-up for the first time if the
+    application listens to ``do_execute`` itself: SQLAlchemy takes no listener while others are being
+    called. None is added later. Where only some engines are instrumented, statements of the others pass the
+    same listeners, which return at once.
 
     Raises:
         TypeError: for anything that is not an engine.
 
     .. versionadded:: 0.1.0
     """
-    global _all_engines
     dialects = [dialect_of(engine) for engine in engines]
     with _lock:
         rows.work()  # tested here, and not within the first statement
         objects.install()
         failed_loads.install()
-        connections.install(_is_wanted)
-        if not engines and not _all_engines:
-            _listen(Engine)
-            _all_engines = True
-            # A dialect that is heard twice would count what is in no recording twice.
-            for dialect in list(_instrumented):
-                _instrumented.discard(dialect)
-                _unlisten(dialect)
-        for dialect in dialects:
-            if not _all_engines and dialect not in _instrumented:
-                _listen(dialect)
-                _instrumented.add(dialect)
+        connections.install()
+        for listener in _LISTENERS if _do_execute_fires() else _FALLBACK:
+            listen_for_good(Engine, listener.__name__, listener)
+        if not engines:
+            wanted.everyone = True
+            wanted.dialects.clear()
+        elif not wanted.everyone:
+            for dialect in dialects:
+                wanted.add(dialect)
 
 
 def uninstrument(*engines: Any) -> None:
@@ -68,24 +64,21 @@ def uninstrument(*engines: Any) -> None:
     Undo `instrument` for these engines; with no argument, for all of them.
 
     While all engines are instrumented, one that is named here still is.
-    Safe from any thread.
+    Safe from any thread, also while statements run: the listeners stay with SQLAlchemy, and do nothing.
 
     Raises:
         TypeError: for anything that is not an engine.
 
     .. versionadded:: 0.1.0
     """
-    global _all_engines
     dialects = [dialect_of(engine) for engine in engines]
     with _lock:
-        if not engines and _all_engines:
-            _all_engines = False
-            _unlisten(Engine)
-        for dialect in dialects or list(_instrumented):
-            if dialect in _instrumented:
-                _instrumented.discard(dialect)
-                _unlisten(dialect)
-            if not _is_wanted(dialect):
+        if not engines:
+            wanted.everyone = False
+            wanted.dialects.clear()
+        for dialect in dialects:
+            wanted.discard(dialect)
+            if not wanted.is_wanted(dialect):
                 connections.release(dialect)
         if not is_instrumented():
             objects.uninstall()
@@ -95,7 +88,7 @@ def uninstrument(*engines: Any) -> None:
 
 def is_instrumented() -> bool:
     """Whether any engine is instrumented."""
-    return _all_engines or bool(_instrumented)
+    return wanted.everyone or bool(wanted.dialects)
 
 
 def capabilities() -> dict[str, bool]:
@@ -146,28 +139,5 @@ def _do_execute_fires() -> bool:
     return internals.do_execute_fires()
 
 
-def _listen(target: Any) -> None:
-    if _do_execute_fires():
-        for listener in _LISTENERS:
-            event.listen(target, listener.__name__, listener)
-    elif not is_instrumented():
-        # Cursor events know engines, not dialects: heard from all, and sorted out by `_is_wanted`.
-        for listener in _FALLBACK:
-            event.listen(Engine, listener.__name__, listener)
-
-
-def _unlisten(target: Any) -> None:
-    if _do_execute_fires():
-        for listener in _LISTENERS:
-            event.remove(target, listener.__name__, listener)
-    elif not is_instrumented():
-        for listener in _FALLBACK:
-            event.remove(Engine, listener.__name__, listener)
-
-
-def _is_wanted(dialect: Dialect) -> bool:
-    return _all_engines or dialect in _instrumented
-
-
 _LISTENERS = (*engine.LISTENERS, failed_loads.handle_error)
-_FALLBACK = (*cursor_events.listeners(_is_wanted), failed_loads.handle_error)
+_FALLBACK = (*cursor_events.LISTENERS, failed_loads.handle_error)

@@ -10,6 +10,16 @@ from sqlalchemy import event
 _INHERITED: Final = object()
 
 
+def listen_for_good(target: type, name: str, listener: Callable[..., object]) -> None:
+    """
+    To an event of a class. Called again, nothing changes.
+
+    To remove the listener, while another thread is within the event, would make that raise.
+    """
+    if not event.contains(target, name, listener):
+        event.listen(target, name, listener)
+
+
 class Replacements:
     """True while there are any. Not thread-safe: its owner holds a lock around each use."""
 
@@ -27,12 +37,8 @@ class Replacements:
         setattr(owner, name, ours)
 
     def listen(self, target: type, name: str, listener: Callable[..., object]) -> None:
-        """
-        To a class. The listener stays, and must do nothing afterwards: to remove it while another thread is within
-        the event would make that raise.
-        """
-        if not event.contains(target, name, listener):
-            event.listen(target, name, listener)
+        """For good, as `listen_for_good`: the listener must do nothing afterwards."""
+        listen_for_good(target, name, listener)
         self._listening = True
 
     def undo(self) -> None:
