@@ -1172,6 +1172,21 @@ def test_uninstrument_of_one_engine_puts_its_dialect_back(sqlite):
     assert recording.connections.checkouts == 1
 
 
+def test_uninstrument_of_one_engine_leaves_it_known_who_holds_connections_of_others(sqlite):
+    sqltrace.uninstrument()
+    one, other = sqlite.engine(), sqlite.engine()
+    sqltrace.instrument(one, other)
+    with sqltrace.record("holder"), one.connect() as first, other.connect() as second:
+        first.execute(text("SELECT 1"))
+        second.execute(text("SELECT 1"))
+
+        sqltrace.uninstrument(one)
+
+        assert [(pool, [held.labels[0].name for held in holders]) for pool, holders in connections.watched_pools()] == [
+            (other.pool, ["holder"])
+        ]
+
+
 def test_wrapper_of_somebody_else_stays(sqlite, monkeypatch):
     engine = sqlite.engine()
     called = []

@@ -38,7 +38,7 @@ KEY: Final = transactions.KEY
 _collector: Final = current.get
 _asking: Final = transactions.asking
 _lock: Final = threading.RLock()  # a finalizer run by the garbage collector may come back in
-_held: dict[int, tuple[ref[Pool], Occupants]] = {}
+_held: dict[int, tuple[ref[Pool], Occupants, ref[Dialect]]] = {}
 _replacements: Final = Replacements()
 
 
@@ -61,7 +61,7 @@ def uninstall() -> None:
     sessions.uninstall()
     transactions.release_all()
     with _lock:
-        tables = [table for _, table in list(_held.values())]
+        tables = [table for _, table, _ in list(_held.values())]
         _held.clear()
     for table in tables:
         for checkout in table.copy():
@@ -69,10 +69,12 @@ def uninstall() -> None:
 
 
 def release(dialect: Dialect) -> None:
-    """Put back what was replaced on this dialect object."""
+    """Put back what was replaced on this dialect object. A pool of it that comes up again is watched anew."""
     transactions.release(dialect)
     with _lock:
-        _held.clear()  # whose pool comes up again is watched anew
+        for key, (_, _, pooled) in list(_held.items()):
+            if pooled() is dialect:
+                _held.pop(key, None)
 
 
 @cache
@@ -98,7 +100,7 @@ def watched_pools() -> list[tuple[Pool, Occupants]]:
     """Those that a recording has asked for a connection, and that still exist."""
     with _lock:
         known = list(_held.values())
-    return [(pool, occupants) for pool, occupants in ((held(), occupants) for held, occupants in known) if pool]
+    return [(pool, occupants) for pool, occupants in ((held(), occupants) for held, occupants, _ in known) if pool]
 
 
 def _measure_checkout(original: Wrapper) -> Wrapper:
@@ -177,7 +179,7 @@ def _neighbours(engine: Engine) -> Occupants | None:
     note_database(engine.dialect, engine.url)
     occupants = Occupants(pool.logging_name or str(database_of(engine.dialect)))
     with _lock:
-        return _held.setdefault(id(pool), (ref(pool, lambda _: forget()), occupants))[1]
+        return _held.setdefault(id(pool), (ref(pool, lambda _: forget()), occupants, ref(engine.dialect)))[1]
 
 
 def _take(collector: Collector, checkout: Checkout, dialect: Dialect, connection: Any) -> None:
