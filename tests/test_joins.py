@@ -1,11 +1,13 @@
 """What a SELECT was asked for and what was sent, held against the text of the very statement."""
 
 import re
+from dataclasses import dataclass, field
 
 import pytest
 from sqlalchemy import (
     Column,
     ForeignKey,
+    Integer,
     Table,
     column,
     create_engine,
@@ -29,6 +31,7 @@ from sqlalchemy.orm import (
     lazyload,
     mapped_column,
     raiseload,
+    registry,
     relationship,
     selectinload,
     subqueryload,
@@ -39,6 +42,7 @@ from sqlalchemy.pool import StaticPool
 import sqltrace
 from example_app import guilty
 from sqltrace import Lookup, Widening
+from sqltrace.capture.joins import link_of
 from sqltrace.sql_text import redact
 from tests.library import mapping, open_library
 
@@ -497,6 +501,32 @@ def test_where_a_relationship_is_declared(engine, query, relationship, text):
     (join,) = {join.declaration for join in widening(engine, query).joins if join.relationship == relationship}
 
     assert join.find() == f"{HERE}:{line_of(text)}"
+
+
+@dataclass
+class HasParts:
+    __sa_dataclass_metadata_key__ = "sa"
+    parts: list = field(init=False, metadata={"sa": lambda: relationship("Part")})
+
+
+def test_relationship_is_declared_in_the_dataclass_that_has_it_as_a_field_only():
+    models = registry()
+
+    @models.mapped
+    @dataclass
+    class Machine(HasParts):
+        __tablename__ = "machines"
+        id: int = field(init=False, metadata={"sa": Column(Integer, primary_key=True)})
+
+    @models.mapped
+    class Part:
+        __tablename__ = "parts"
+        id = Column(Integer, primary_key=True)
+        machine_id = Column(ForeignKey("machines.id"))
+
+    models.configure()
+
+    assert link_of(Machine.parts.property).declaration.find() == f"{HERE}:{line_of('    parts: list')}"
 
 
 def test_objects_asked_for_are_counted_once_however_often_somebody_looks():

@@ -121,7 +121,7 @@ class Link:
         declaring = [
             (cls.__module__, cls.__qualname__)
             for cls in owner.__mro__
-            if key in cls.__dict__ or key in cls.__dict__.get("__annotations__", ())  # noqa: RUF063 - its own, unevaluated
+            if key in cls.__dict__ or key in cls.__dict__.get("__dataclass_fields__", ())
         ]
         self.declaration = Declaration(key, tuple(declaring))
 
