@@ -28,7 +28,6 @@ from sqltrace.capture.origin import (
     parents_of_one,
 )
 from sqltrace.capture.orm_internals import imported_session
-from sqltrace.capture.query_options import options_leaving
 from sqltrace.capture.replacements import Replacements
 from sqltrace.capture.wanted import is_wanted
 from sqltrace.collector import Collector, current
@@ -166,7 +165,7 @@ def _same(one: FailedLoad, other: FailedLoad) -> bool:
 
 def _origin(collector: Collector, prop: Any, state: Any, names: frozenset[str]) -> Origin:
     if hasattr(prop, "uselist"):
-        by_options = options_leaving(state, prop.key)
+        by_options = load_internals.options_leaving(state, prop.key)
         return of_relationship("lazy", prop, base=base_of_relationship(prop, state), by_options=by_options)
     attributes = names or frozenset((prop.key,) if prop is not None else ())
     kind = kind_for_one(attributes, state)
@@ -174,7 +173,7 @@ def _origin(collector: Collector, prop: Any, state: Any, names: frozenset[str]) 
     expired_by = None
     if kind == "refresh":
         expired_by = expiry.expired_by(state, collector) or expiry.by_flush(state, attributes)
-    by_options = options_leaving(state, *attributes)
+    by_options = load_internals.options_leaving(state, *attributes)
     return of_attributes(kind, entity, attributes, False, expired_by, base, None, by_options)
 
 

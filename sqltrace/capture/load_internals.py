@@ -14,6 +14,8 @@ from typing import Any
 
 from sqlalchemy.sql import compiler
 
+from sqltrace.capture.compatibility import self_test
+
 _LEAVING = {
     ("lazy", "select"): "lazyload",
     ("lazy", "immediate"): "immediateload",
@@ -133,6 +135,7 @@ def queried_entity(state: Any) -> Any:
     return path[-1] if path else None
 
 
+@self_test("keeps options in a way that is not known here: which of them a fix replaces is not told")
 def options_are_told() -> bool:
     """Self-test: whether an object tells the options of the query that found it. Imports `sqlalchemy.orm`."""
     try:
@@ -147,8 +150,10 @@ def options_are_told() -> bool:
         return False
 
 
-def options_leaving(state: Any, names: tuple[str, ...]) -> tuple[str, ...]:
+def options_leaving(state: Any, *names: str) -> tuple[str, ...]:
     """Options of the query that found an object which name these attributes of it, and leave them for later."""
+    if not options_are_told():
+        return ()
     above = state.load_path.path[1::2]
     found: list[str] = []
     for option in state.load_options:

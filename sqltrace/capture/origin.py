@@ -10,7 +10,6 @@ from sqltrace.capture.building import building
 from sqltrace.capture.compatibility import self_test
 from sqltrace.capture.joins import find_widening, link_of
 from sqltrace.capture.orm_internals import load_number
-from sqltrace.capture.query_options import options_leaving
 from sqltrace.collector import Collector, Execution, ParentKey
 from sqltrace.declaration import Declaration
 from sqltrace.faults import report_fault
@@ -148,7 +147,7 @@ def _explain_load(execution: Execution, purpose: Purpose, load: tuple[Any, bool,
         if purpose.inherits and state is not None:
             base = base_of_relationship(purpose.relationship, state)
     # What a statement has of the query's options is a part of it, but for that of a deferred column.
-    by_options = options_leaving(state, *purpose.attributes) if kind == "deferred" else ()
+    by_options = load_internals.options_leaving(state, *purpose.attributes) if kind == "deferred" else ()
     key = kind, asked_for, expired_by, entity, base, by_options
     origin = purpose.origins.get(key)
     if origin is None:
@@ -264,7 +263,7 @@ def _origin(
             expired_by = expired_by or expiry.by_flush(state, attributes)
         return of_attributes(kind, entity or purpose.entity, attributes, asked_for, expired_by, base, key, by_options)
     if state is not None:
-        by_options = options_leaving(state, prop.key)
+        by_options = load_internals.options_leaving(state, prop.key)
     return of_relationship(kind, prop, asked_for, expired_by, base, by_options)
 
 
