@@ -4,6 +4,8 @@ What Starlette runs in a task of its own within a request.
 Applications inside of `BaseHTTPMiddleware` (``@app.middleware("http")``), and the body of a `StreamingResponse`
 under servers that speak ASGI before 2.4, as uvicorn does. There the request's own task only waits: who holds the
 event loop, and waits for it, is the task inside. Its steps count as the request's.
+
+Not undone by `uninstrument()`, which ends the recording of statements: the middleware goes on to tell of the loop.
 """
 
 from __future__ import annotations

@@ -119,6 +119,26 @@ def test_each_step_counts_once(count):
     assert records["/endpoint"].held_loop == pytest.approx(sum(held))
 
 
+def test_inner_tasks_are_observed_also_after_uninstrument():
+    held = []
+
+    async def chunks():
+        held.append(block(0.1))
+        yield "all"
+
+    async def endpoint(request):
+        held.append(block(0.1))
+        return StreamingResponse(chunks())
+
+    app, records = below(endpoint=endpoint)
+    run_by_clock(get(app, "/endpoint"))  # the middleware is made by now
+    held.clear()
+    sqltrace.uninstrument()
+    run_by_clock(get(app, "/endpoint"))
+
+    assert records["/endpoint"].held_loop == pytest.approx(sum(held)) == pytest.approx(0.2)
+
+
 def test_application_that_runs_in_the_task_of_the_request_counts_once():
     class Sometimes(BaseHTTPMiddleware):
         async def __call__(self, scope, receive, send):

@@ -65,6 +65,9 @@ def uninstrument(*engines: Any) -> None:
 
     While all engines are instrumented, one that is named here still is.
     Safe from any thread, also while statements run: the listeners stay with SQLAlchemy, and do nothing.
+    What `SQLTraceMiddleware` has wrapped in Starlette stays, too: the body of a `StreamingResponse`, and
+    applications inside of `BaseHTTPMiddleware`. It watches the event loop for requests that pass that
+    middleware, whatever is instrumented, and passes on all else.
 
     Raises:
         TypeError: for anything that is not an engine.
