@@ -188,7 +188,7 @@ class Collector:
         self.loop: LoopObserver | None = None
         self.loop_observed = self.loop_wait_estimated = False
         self.probe: Callable[[Any], Any] | None = None  # is asked for the span of each statement and checkout
-        self.comment: Callable[[str, Any], str] | None = None  # says what a dialect is sent; must not raise
+        self.comment: Callable[[str, Any, str], str] | None = None  # what a dialect's method is sent; must not raise
         self.unkept: Callable[[list[Execution]], None] | None = None  # is told of those that are let go; must not raise
         self.pending: list[Execution] | None = []
         self.marks: Marks = {part: [] for part in PARTS}

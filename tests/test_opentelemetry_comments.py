@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from urllib.parse import unquote
 
 import pytest
-from sqlalchemy import event, text
+from sqlalchemy import bindparam, event, text
 from sqlalchemy.dialects import mssql, mysql, oracle, postgresql, sqlite
 
 from sqltrace import RequestRecord, SQLTraceMiddleware
@@ -83,20 +83,62 @@ def test_all_kinds_of_statements_run_with_it(database, tracing):
         connection.execute(books.insert(), {"id": 1, "title": "100%"})
         connection.execute(books.insert(), [{"id": number, "title": f"{number}"} for number in range(2, 9)])
         connection.execute(books.update().where(books.c.id == 1).values(title="50%"))
+        rename = books.update().where(books.c.id == bindparam("number")).values(title=bindparam("name"))
+        connection.execute(rename, [{"number": number, "name": f"{number}"} for number in (2, 3)])
         connection.execute(books.delete().where(books.c.title.like("5%")))
         remaining.append(connection.execute(books.select().where(books.c.id.in_([1, 2, 3]))).all())
-        remaining.append(connection.exec_driver_sql("SELECT title FROM books WHERE id = 4").all())
+        for options in ({}, {"no_parameters": True}):
+            question = "SELECT title FROM books WHERE id = 4;"
+            remaining.append(connection.exec_driver_sql(question, execution_options=options).all())
 
     remaining = []
     commented(lambda: database.run(work), tracing=tracing)
 
-    assert remaining[0] == [(2, "2"), (3, "3")]
-    assert len(remaining[1]) == 1
+    assert remaining == [[(2, "2"), (3, "3")], [("4",)], [("4",)]]
+
+
+def test_statements_for_many_rows_and_without_parameters_have_it(memory_engine, tracing):
+    statements = seen_by_sqlite(memory_engine)
+
+    def work():
+        with memory_engine.connect() as connection:
+            connection.exec_driver_sql("CREATE TABLE t (x INTEGER)")
+            connection.exec_driver_sql("INSERT INTO t VALUES (?)", [(1,), (2,)])
+            connection.exec_driver_sql("SELECT x FROM t", execution_options={"no_parameters": True}).all()
+
+    commented(work, tracing=tracing)
+
+    assert [statement.partition("*")[0] for statement in statements if statement.startswith(("INSERT", "SELECT"))] == [
+        "INSERT INTO t VALUES (1) /",
+        "INSERT INTO t VALUES (2) /",
+        "SELECT x FROM t /",
+    ]
+
+
+def test_percent_sign_is_told_once_where_there_are_no_parameters(database, tracing):
+    if database.driver.system == "sqlite":
+        pytest.skip("SQLite has nothing to be asked")
+    question = ITSELF[database.driver.system].removesuffix(" AND 1 = :one")
+    seen, options = [], {"no_parameters": True}
+
+    def work():
+        database.run(
+            lambda connection: seen.append(connection.exec_driver_sql(question, execution_options=options).scalar_one())
+        )
+
+    commented(work, tracing=tracing)
+
+    assert pairs(seen[0])["route"] == "/100%/{item}/*'"
 
 
 @pytest.mark.parametrize(
     "sql",
-    ["SELECT 1 -- why", "SELECT 1 /* mine */", "SELECT 1;", "PRAGMA user_version"],
+    [
+        "SELECT 1 -- why",
+        "SELECT 1 /* mine */",
+        "SELECT 'a--b' /* mine */",
+        "PRAGMA user_version",
+    ],
 )
 def test_what_a_comment_could_break_is_left_alone(memory_engine, tracing, sql):
     statements = seen_by_sqlite(memory_engine)
@@ -108,6 +150,42 @@ def test_what_a_comment_could_break_is_left_alone(memory_engine, tracing, sql):
     commented(work, tracing=tracing)
 
     assert sql in statements
+
+
+@pytest.mark.parametrize(
+    ("sql", "commented"),
+    [
+        ("SELECT 'a--b', '/*'", "SELECT 'a--b', '/*' /*route='x'*/"),
+        ("SELECT 1;\n", "SELECT 1 /*route='x'*/;\n"),
+        ("SELECT ';'", "SELECT ';' /*route='x'*/"),
+        ("(SELECT 1) UNION (SELECT 2)", "(SELECT 1) UNION (SELECT 2) /*route='x'*/"),
+        ("merge INTO t USING s ON 1=1;", "merge INTO t USING s ON 1=1 /*route='x'*/;"),
+        ("CALL p()", "CALL p() /*route='x'*/"),
+        ("REPLACE INTO t VALUES (1)", "REPLACE INTO t VALUES (1) /*route='x'*/"),
+        ("VALUES (1)", "VALUES (1) /*route='x'*/"),
+        ("SELECT 1;;", "SELECT 1;;"),
+        ("EXPLAIN SELECT 1", "EXPLAIN SELECT 1"),
+    ],
+)
+def test_comment_stands_at_the_end_of_what_can_have_one(monkeypatch, sql, commented):
+    monkeypatch.setattr("sqltrace.sinks.opentelemetry.comments.find_call_site", lambda: None)
+
+    assert Commenter(RequestRecord(Recording(), "http", "/", route="x"), {})(sql, sqlite.dialect()) == commented
+
+
+@pytest.mark.parametrize(
+    ("dialect", "sql", "comments"),
+    [
+        (postgresql.psycopg.dialect, "INSERT INTO t VALUES (%s)", True),
+        (mysql.dialect, "INSERT INTO t VALUES (%s)", False),
+        (mysql.dialect, "replace INTO t VALUES (%s)", False),
+        (mysql.dialect, "UPDATE t SET x = %s", True),
+    ],
+)
+def test_insert_of_many_rows_that_a_driver_may_make_one_of_is_left_alone(dialect, sql, comments):
+    comment = Commenter(RequestRecord(Recording(), "http", "/", route="x"), {})
+
+    assert (comment(sql, dialect(), "do_executemany") != sql) is comments
 
 
 def test_comments_are_off_unless_asked_for(memory_engine, tracing):

@@ -36,7 +36,7 @@ def do_execute(cursor: DBAPICursor, statement: str, parameters: Any, context: Ex
     try:
         if len(listeners) == 1 or not _call_others(listeners, do_execute, cursor, statement, parameters, context):
             comment = collector.comment
-            sent = statement if comment is None else comment(statement, dialect)
+            sent = statement if comment is None else comment(statement, dialect, "do_execute")
             dialect.do_execute(cursor, sent, parameters, context)
     except BaseException as error:
         note(collector, context, statement, parameters, started, clock(), describe(error))
@@ -46,18 +46,21 @@ def do_execute(cursor: DBAPICursor, statement: str, parameters: Any, context: Ex
 
 
 def do_executemany(cursor: DBAPICursor, statement: str, parameters: Any, context: ExecutionContext) -> bool | None:
-    return _observe(do_executemany, context, statement, parameters, (cursor, statement, parameters, context))
+    return _observe(do_executemany, cursor, statement, parameters, (parameters, context))
 
 
 def do_execute_no_params(cursor: DBAPICursor, statement: str, context: ExecutionContext) -> bool | None:
-    return _observe(do_execute_no_params, context, statement, None, (cursor, statement, context))
+    return _observe(do_execute_no_params, cursor, statement, None, (context,))
 
 
 LISTENERS: Final = (do_execute, do_executemany, do_execute_no_params)
 
 
-def _observe(listener: Any, context: Any, statement: str, parameters: Any, arguments: tuple[Any, ...]) -> bool | None:
-    """The same as `do_execute`, for its rarer sisters."""
+def _observe(
+    listener: Any, cursor: DBAPICursor, statement: str, parameters: Any, arguments: tuple[Any, ...]
+) -> bool | None:
+    """The same as `do_execute`, for its rarer sisters. Their arguments behind the statement end with the context."""
+    context = arguments[-1]
     if not wanted.everyone and id(context.dialect) not in wanted.dialects:
         return None
     collector = _collector()
@@ -68,8 +71,10 @@ def _observe(listener: Any, context: Any, statement: str, parameters: Any, argum
     listeners = getattr(context.dialect.dispatch, name)
     started = collector.clock()
     try:
-        if not _call_others(listeners, listener, *arguments):
-            getattr(context.dialect, name)(*arguments)
+        if not _call_others(listeners, listener, cursor, statement, *arguments):
+            comment = collector.comment
+            sent = statement if comment is None else comment(statement, context.dialect, name)
+            getattr(context.dialect, name)(cursor, sent, *arguments)
     except BaseException as error:
         note(collector, context, statement, parameters, started, collector.clock(), describe(error), many=True)
         raise

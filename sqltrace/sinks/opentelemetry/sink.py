@@ -94,7 +94,11 @@ class OpenTelemetrySink:
             Append ``/*call_site='…',route='…',traceparent='…'*/`` to statements, for the database's
             own log. A text that is new in every request is never a prepared statement that
             psycopg would reuse; asyncpg, Oracle and SQL Server, whose caches it would fill, get
-            no ``traceparent``.
+            no ``traceparent``. Left as they are: statements that have a comment; an INSERT or REPLACE of
+            many parameter sets, but for SQLite, PostgreSQL, Oracle and SQL Server: drivers of others would
+            send row by row; what is no SELECT, INSERT, UPDATE, DELETE, WITH, MERGE, REPLACE, VALUES or CALL;
+            those that end in more than one semicolon; and all where `sqltrace.capabilities` has no
+            ``do_execute``, or a ``do_execute`` listener of the application runs the statement itself.
         tracer_provider, logger_provider, meter_provider: By default the global ones.
 
     Raises:
