@@ -101,7 +101,19 @@ def test_private_attributes_of_sqlalchemy_are_read_in_one_room():
         if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__")
     }
 
-    ours = {"_sqltrace", "_sqltrace_purpose", "_sqltrace_started", "_recording", "_entered", "_replaced", "_listening"}
+    ours = {
+        "_sqltrace",
+        "_sqltrace_purpose",
+        "_sqltrace_started",
+        "_recording",
+        "_entered",
+        "_replaced",
+        "_made",
+        "_make",
+        "_replacements",
+        "_lock",
+        "_wanted",
+    }
     assert {attribute for _, attribute in private} <= ours
 
 

@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session, SessionTransaction
 
 import sqltrace
-from sqltrace.capture import expiry
+from sqltrace.capture import expiry, sessions
 from tests.library import mapping, open_async_library, open_library
 
 pytestmark = pytest.mark.usefixtures("no_faults")
@@ -186,6 +186,16 @@ def test_session_is_given_back_as_it_was():
 
     assert [ours.__wrapped__ for ours in during] == before
     assert methods() == before
+
+
+def test_methods_stay_given_back_where_a_checkout_was_on_its_way():
+    before = Session.expire_all
+    sqltrace.instrument()
+    sqltrace.uninstrument()
+
+    sessions.install_when_imported()  # as for a pool that comes up for the first time
+
+    assert Session.expire_all is before
 
 
 @pytest.mark.parametrize("moment", ["after_commit", "after_rollback", "before_flush", "after_flush_postexec"])

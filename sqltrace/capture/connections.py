@@ -46,7 +46,6 @@ def install() -> None:
     """Measure the connections of engines that are wanted. Called again, nothing changes."""
     if _replacements or not works()["raw_connection"]:
         return
-    sessions.install_when_imported()
     _replacements.replace(Engine, "raw_connection", _measure_checkout)
     for place, wrapper in ((internals.waiting(), pool_wait.measure_wait), (internals.connecting(), _measure_connect)):
         if place is not None:
@@ -58,7 +57,6 @@ def install() -> None:
 def uninstall() -> None:
     """Put everything back."""
     _replacements.undo()
-    sessions.uninstall()
     transactions.release_all()
     with _lock:
         tables = [table for _, table, _ in list(_held.values())]

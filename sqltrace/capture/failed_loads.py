@@ -8,7 +8,6 @@ at hand, is found in the exception that ends the request.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Any
@@ -27,8 +26,7 @@ from sqltrace.capture.origin import (
     owner_of_attributes,
     parents_of_one,
 )
-from sqltrace.capture.orm_internals import imported_session
-from sqltrace.capture.replacements import Replacements
+from sqltrace.capture.replacements import ORMReplacements, Replacements
 from sqltrace.capture.wanted import is_wanted
 from sqltrace.collector import Collector, current
 from sqltrace.failed_load import FailedLoad, LoadError
@@ -38,9 +36,6 @@ from sqltrace.tally import parents_from
 
 _MAX_FAILED = 20  # of a recording, different ones
 _MAX_EXCEPTIONS = 50  # of one chain
-_lock = threading.RLock()
-_wanted = False
-_replacements = Replacements()
 
 
 def handle_error(context: Any) -> None:
@@ -53,31 +48,6 @@ def handle_error(context: Any) -> None:
                 _note(collector, "missing_greenlet", found, find_call_site())
     except Exception as fault:
         report_fault("describing a failed load", fault)
-
-
-def install() -> None:
-    """Notice raising loads, from now or from when the application imports `sqlalchemy.orm`."""
-    global _wanted
-    with _lock:
-        _wanted = True
-        install_when_imported()
-
-
-def install_when_imported() -> None:
-    if _wanted and not _replacements and imported_session() is not None:
-        with _lock:
-            sessions.install_when_imported()
-            if not _replacements and work():
-                for owner, name in load_internals.raising_methods():
-                    _replacements.replace(owner, name, _noticed)
-                _replacements.replace(load_internals.detached_error(), "__init__", _made)
-
-
-def uninstall() -> None:
-    global _wanted
-    with _lock:
-        _wanted = False
-        _replacements.undo()
 
 
 def note_exception(error: BaseException) -> None:
@@ -98,6 +68,18 @@ def note_exception(error: BaseException) -> None:
 def work() -> bool:
     """Self-test: whether the installed SQLAlchemy raises where it is known here. Imports `sqlalchemy.orm`."""
     return load_internals.failed_loads_are_told()
+
+
+def _replace(replacements: Replacements) -> None:
+    sessions.install_when_imported()
+    if work():
+        for owner, name in load_internals.raising_methods():
+            replacements.replace(owner, name, _noticed)
+        replacements.replace(load_internals.detached_error(), "__init__", _made)
+
+
+_replaced = ORMReplacements(_replace)
+install, install_when_imported, uninstall = _replaced.install, _replaced.install_when_imported, _replaced.uninstall
 
 
 def _noticed(original: Callable[..., Any]) -> Callable[..., Any]:

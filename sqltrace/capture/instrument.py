@@ -18,6 +18,7 @@ from sqltrace.capture import (
     origin,
     replies,
     rows,
+    sessions,
     wanted,
 )
 from sqltrace.capture.compatibility import self_test
@@ -46,6 +47,7 @@ def instrument(*engines: Any) -> None:
     dialects = [dialect_of(engine) for engine in engines]
     with _lock:
         rows.work()  # tested here, and not within the first statement
+        sessions.install()
         objects.install()
         failed_loads.install()
         connections.install()
@@ -84,6 +86,7 @@ def uninstrument(*engines: Any) -> None:
             if not wanted.is_wanted(dialect):
                 connections.release(dialect)
         if not is_instrumented():
+            sessions.uninstall()
             objects.uninstall()
             failed_loads.uninstall()
             connections.uninstall()

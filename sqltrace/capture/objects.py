@@ -8,71 +8,50 @@ on. It is replaced while engines are instrumented, and `sqlalchemy.orm` is not i
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import partial, wraps
 from itertools import chain
 from typing import Any
 
 from sqltrace.capture import orm_internals
 from sqltrace.capture.building import Block, building
 from sqltrace.capture.compatibility import self_test
+from sqltrace.capture.replacements import ORMReplacements, Replacements
 from sqltrace.capture.rows import execution_of
 from sqltrace.collector import Execution, unmeasurable
 from sqltrace.faults import report_fault
 
 _MAX_LOADS = 1_000  # of a recording, of which it is known that objects came from them
-_lock = threading.RLock()
-_wanted = False
-_original: Callable[[Any, Any], Any] | None = None
 
 
-def install() -> None:
-    """Measure the making of objects, from now or from when the application imports `sqlalchemy.orm`."""
-    global _wanted
-    with _lock:
-        _wanted = True
-        install_when_imported()
+def _replace(replacements: Replacements) -> None:
+    if work():
+        replacements.replace(orm_internals.orm_loading(), "instances", _measured)
 
 
-def install_when_imported() -> None:
-    """For the first statements of each kind: an ORM query comes here before it makes an object."""
-    global _original
-    if _original is None and _wanted and orm_internals.imported_session() is not None:
-        with _lock:
-            if _original is None and _wanted and work():
-                loading = orm_internals.orm_loading()
-                _original, loading.instances = loading.instances, instances
+_replaced = ORMReplacements(_replace)
+install, install_when_imported, uninstall = _replaced.install, _replaced.install_when_imported, _replaced.uninstall
 
 
-def uninstall() -> None:
-    global _wanted, _original
-    with _lock:
-        _wanted = False
-        # Under somebody else's wrapper ours stays: it passes everything on, as no statement is noted.
-        if _original is not None and (loading := orm_internals.orm_loading()).instances is instances:
-            loading.instances, _original = _original, None
+def _measured(original: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    @wraps(original)
+    def instances(cursor: Any, context: Any) -> Any:
+        execution = execution_of(getattr(cursor, "context", None))
+        if execution is None:
+            return original(cursor, context)
+        execution.open = True
+        if orm_internals.is_prebuffered(context):
+            return _make_at_once(original, cursor, context, execution)
+        started = execution.collector.clock()
+        try:
+            result = original(cursor, context)
+        except BaseException:
+            execution.open = False
+            raise
+        _follow(result, execution, context, started)
+        return result
 
-
-def instances(cursor: Any, context: Any) -> Any:
-    """In the place of `sqlalchemy.orm.loading.instances`."""
-    original = _original
-    if original is None:  # taken out a moment ago, while this call was on its way
-        return orm_internals.orm_loading().instances(cursor, context)
-    execution = execution_of(getattr(cursor, "context", None))
-    if execution is None:
-        return original(cursor, context)
-    execution.open = True
-    if orm_internals.is_prebuffered(context):
-        return _make_at_once(original, cursor, context, execution)
-    started = execution.collector.clock()
-    try:
-        result = original(cursor, context)
-    except BaseException:
-        execution.open = False
-        raise
-    _follow(result, execution, context, started)
-    return result
+    return instances
 
 
 def _make_at_once(original: Callable[[Any, Any], Any], cursor: Any, context: Any, execution: Execution) -> Any:

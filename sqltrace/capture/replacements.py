@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any, Final
 
 from sqlalchemy import event
+
+from sqltrace.capture.orm_internals import imported_session
 
 _INHERITED: Final = object()
 
@@ -24,31 +27,67 @@ class Replacements:
     """True while there are any. Not thread-safe: its owner holds a lock around each use."""
 
     def __init__(self) -> None:
-        self._replaced: list[tuple[Any, str, Any, Any]] = []
-        self._listening = False
+        self._replaced: dict[tuple[Any, str], tuple[Any, Any]] = {}
+        self._made = False
 
     def __bool__(self) -> bool:
-        return bool(self._replaced or self._listening)
+        return self._made
 
-    def replace(self, owner: type, name: str, wrapper: Callable[[Any], Any]) -> None:
-        """Put what `wrapper` makes of a method in its place."""
-        ours = wrapper(getattr(owner, name))
-        self._replaced.append((owner, name, vars(owner).get(name, _INHERITED), ours))
-        setattr(owner, name, ours)
+    def replace(self, owner: Any, name: str, wrapper: Callable[[Any], Any]) -> None:
+        """Put what `wrapper` makes of a method, or a module's function, in its place: once, as long as it is there."""
+        self._made = True
+        found = vars(owner).get(name, _INHERITED)
+        known = self._replaced.get((owner, name))
+        if known is None or found is known[0]:
+            ours = wrapper(getattr(owner, name))
+            self._replaced[owner, name] = found, ours
+            setattr(owner, name, ours)
 
     def listen(self, target: type, name: str, listener: Callable[..., object]) -> None:
         """For good, as `listen_for_good`: the listener must do nothing afterwards."""
+        self._made = True
         listen_for_good(target, name, listener)
-        self._listening = True
 
     def undo(self) -> None:
-        """Under somebody else's wrapper ours stays: it passes everything on."""
-        self._listening = False
-        while self._replaced:
-            owner, name, original, ours = self._replaced.pop()
+        """Under somebody else's wrapper ours stays: it passes everything on, and serves again when we come again."""
+        self._made = False
+        for (owner, name), (original, ours) in list(self._replaced.items()):
             if vars(owner).get(name) is not ours:
                 continue
+            del self._replaced[owner, name]
             if original is _INHERITED:
                 delattr(owner, name)
             else:
                 setattr(owner, name, original)
+
+
+class ORMReplacements:
+    """
+    Those in `sqlalchemy.orm`: made when the application has imported it, which is not done for it. For any thread.
+
+    Args:
+        make: Makes them, unless SQLAlchemy is not as it is known here.
+    """
+
+    def __init__(self, make: Callable[[Replacements], None]) -> None:
+        self._make = make
+        self._lock = threading.RLock()
+        self._wanted = False
+        self._replacements = Replacements()
+
+    def install(self) -> None:
+        """Now, or when it is imported. Called again, nothing changes."""
+        with self._lock:
+            self._wanted = True
+            self.install_when_imported()
+
+    def install_when_imported(self) -> None:
+        if self._wanted and not self._replacements and imported_session() is not None:
+            with self._lock:
+                if self._wanted and not self._replacements:
+                    self._make(self._replacements)
+
+    def uninstall(self) -> None:
+        with self._lock:
+            self._wanted = False
+            self._replacements.undo()

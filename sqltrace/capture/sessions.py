@@ -7,38 +7,28 @@ another thread is within the same event, or the application's own listener is, m
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from functools import wraps
 from typing import Any, Final
 
 from sqltrace.capture import expiry, flushes, orm_internals
-from sqltrace.capture.replacements import Replacements
+from sqltrace.capture.replacements import ORMReplacements, Replacements
 from sqltrace.faults import report_fault
 
-_lock: Final = threading.RLock()
-_replacements: Final = Replacements()
+
+def _replace(replacements: Replacements) -> None:
+    session, transaction = orm_internals.imported_session(), orm_internals.session_transaction()
+    replacements.replace(session, "expire", expiry.noticed)
+    replacements.replace(session, "expire_all", expiry.noticed_all)
+    replacements.replace(transaction, "commit", _commit)
+    replacements.replace(transaction, "rollback", _rollback)
+    flushing = orm_internals.flushing() if flushes.work() else None
+    if flushing is not None:
+        replacements.replace(*flushing, _flush)
 
 
-def install_when_imported() -> None:
-    """Of the sessions of the process, if there can be any. Called again, nothing changes."""
-    session = orm_internals.imported_session()
-    if not _replacements and session is not None:
-        with _lock:
-            if not _replacements:
-                transaction = orm_internals.session_transaction()
-                _replacements.replace(session, "expire", expiry.noticed)
-                _replacements.replace(session, "expire_all", expiry.noticed_all)
-                _replacements.replace(transaction, "commit", _commit)
-                _replacements.replace(transaction, "rollback", _rollback)
-                flushing = orm_internals.flushing() if flushes.work() else None
-                if flushing is not None:
-                    _replacements.replace(*flushing, _flush)
-
-
-def uninstall() -> None:
-    with _lock:
-        _replacements.undo()
+_replaced: Final = ORMReplacements(_replace)
+install, install_when_imported, uninstall = _replaced.install, _replaced.install_when_imported, _replaced.uninstall
 
 
 def _flush(original: Callable[..., None]) -> Callable[..., None]:
