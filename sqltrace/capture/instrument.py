@@ -140,7 +140,7 @@ def dialect_of(engine: Any) -> Dialect:
     return sync_engine.dialect
 
 
-@self_test("does not fire its do_execute events: statements are recorded by the dearer cursor events")
+@self_test("does not fire its do_execute events: statements are recorded by the slower cursor events")
 def _do_execute_fires() -> bool:
     return internals.do_execute_fires()
 
