@@ -25,6 +25,7 @@ from sqltrace.callsite import CallSite, site_of_step
 from sqltrace.faults import report_fault
 
 _PAUSE: Final = 0.05  # seconds
+_PAUSES: Final = 100  # of what a look takes, at least: of thousands of websockets it is a millisecond
 _MAX_LINES: Final = 100
 _LITTLE: Final = 0.02  # less of it is CPU time while a call blocks
 
@@ -136,18 +137,25 @@ def _wake() -> None:
 
 
 def _watch() -> None:
-    before = _Look()
+    before, pause = _Look(), _PAUSE
     while True:
         if not _guarded:
             before = _Look()
             _awake.clear()
             if not _guarded:  # one that came before the flag was cleared has not set it
                 _awake.wait()
-        time.sleep(_PAUSE)
+        time.sleep(pause)
         try:
+            began = time.thread_time()
             before = _look(before)
+            pause = _pause_after(time.thread_time() - began)
         except Exception as fault:
             report_fault("looking at the event loop", fault)
+
+
+def _pause_after(look: float) -> float:
+    """Seconds, so that looking takes no more than a hundredth of a processor."""
+    return max(_PAUSE, _PAUSES * look)
 
 
 class _Look(NamedTuple):

@@ -14,7 +14,7 @@ import sqltrace
 from sqltrace.callsite import CallSite
 from sqltrace.event_loop import LoopShare
 from sqltrace.findings import blocked_loop
-from sqltrace.watchdog import Sightings
+from sqltrace.watchdog import Sightings, _pause_after
 from tests.loops import RUNNERS, get, observed, respond, thrice
 
 HERE = __file__
@@ -200,6 +200,11 @@ def test_looking_keeps_nothing_alive(no_faults):
 def shares_alive():
     gc.collect()
     return [one for one in gc.get_objects() if isinstance(one, LoopShare)]
+
+
+@pytest.mark.parametrize(("look", "pause"), [(0.0001, 0.05), (0.002, 0.2)])
+def test_looking_takes_no_more_than_a_hundredth_of_a_processor(look, pause):
+    assert _pause_after(look) == pytest.approx(pause)
 
 
 def test_fault_in_looking_is_told_once_and_the_response_sent(monkeypatch, caplog):
