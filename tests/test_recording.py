@@ -185,11 +185,13 @@ def test_same_statement_for_two_reasons_is_one_distinct_statement(engine, clock)
 
     Base.metadata.create_all(engine)
     with Session(engine) as session:
-        session.add(Thing(id=1))
+        thing = Thing(id=1)
+        session.add(thing)
         session.commit()
-    with Opened(clock) as recording, Session(engine) as session:
-        thing = session.get(Thing, 1)
-        session.refresh(thing)
+        with Opened(clock) as recording:
+            assert thing.id == 1  # had expired with the commit
+            session.expire(thing)
+            assert thing.id == 1
 
     assert len(recording.groups) == 2
     assert recording.distinct_count == 1
