@@ -67,8 +67,8 @@ class LoopShare:
     """
 
     __slots__ = (
-        "_blamed", "_estimates", "_waited_for", "began", "collector", "held", "label", "late", "left", "log", "longest",
-        "name_route", "observed", "responded", "sightings", "suspended", "suspensions", "thread",
+        "__weakref__", "_blamed", "_estimates", "_waited_for", "began", "collector", "held", "label", "late", "left",
+        "log", "longest", "name_route", "observed", "responded", "sightings", "suspended", "suspensions", "thread",
     )  # fmt: skip
 
     def __init__(self, collector: Collector, name_route: Callable[[], None] | None = None) -> None:

@@ -20,6 +20,7 @@ from threading import Event, Lock, Thread
 from threading import enumerate as enumerate_threads
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple, Protocol
+from weakref import ref
 
 from sqltrace.callsite import CallSite, site_of_step
 from sqltrace.faults import report_fault
@@ -85,13 +86,14 @@ class Sightings:
         """
         The share of that time, from 0 to 1, in which it could not go on as other threads had the interpreter's lock.
 
-        Told by CPU time: its thread had some, as it has not while a call blocks, and all threads together had about
-        all that there is for one. 0.0 where that is not so, or not known.
+        Told by CPU time, without what other processes had: its thread had some, as it has not while a call blocks, and
+        all threads together most that there is for one. 0.0 where that is not so, or not known.
         """
         step = self._longest
-        if not step.known or step.known < step.seconds / 2 or step.computed < _LITTLE * step.known:
+        together = min(step.known, step.process)
+        if not step.known or step.known < step.seconds / 2 or together < step.known / 2:
             return 0.0
-        return max(0.0, min(step.known, step.process) - step.computed) / step.known
+        return max(0.0, 1 - step.computed / together) if step.computed >= _LITTLE * step.known else 0.0
 
 
 class Guarded(Protocol):
@@ -106,7 +108,8 @@ class Guarded(Protocol):
         """Has the clock."""
 
 
-_guarded: set[Guarded] = set()
+# By identity, and not kept alive: a loop may abandon its requests.
+_guarded: Final[dict[int, ref[Guarded]]] = {}
 _awake = Event()
 _starting = Lock()
 _thread: Thread | None = None
@@ -114,14 +117,14 @@ _thread: Thread | None = None
 
 def guard(share: Guarded) -> None:
     """Look at it from now on. Never raises."""
-    _guarded.add(share)
+    _guarded[id(share)] = ref(share)
     if not _awake.is_set():
         _wake()
 
 
 def release(share: Guarded) -> None:
     """Look at it no more."""
-    _guarded.discard(share)
+    _guarded.pop(id(share), None)
 
 
 def _wake() -> None:
@@ -169,7 +172,8 @@ class _Look(NamedTuple):
 def _look(before: _Look) -> _Look:
     """Note where those are that have not let go of the loop for a while."""
     at, process = time.monotonic(), time.process_time()
-    running = [(share, began, share.thread) for share in list(_guarded) if (began := share.began)]
+    shares = [share for reference in list(_guarded.values()) if (share := reference()) is not None]
+    running = [(share, began, share.thread) for share in shares if (began := share.began)]
     held = [(step, seen) for step in running if (seen := _see(*step)) is not None]
     # After that: a file that is read lets others have the lock, and the step go on.
     computed = {thread: _cpu_time(thread) for _, _, thread in running}

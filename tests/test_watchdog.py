@@ -129,6 +129,8 @@ def test_step_that_changes_its_line_all_the_time_keeps_a_hundred_of_them():
         (0.9, 1.0, 0.1),
         (0.1, 4.0, 0.9),  # of threads that let go of the lock while they compute
         (0.5, 0.5, 0.0),
+        (0.1, 0.8, 0.875),  # beside another process
+        (0.1, 0.4, 0.0),  # what waits for something else, beside threads that compute a little
         (0.0, 1.0, 0.0),  # a call that blocks, beside threads that compute
         (None, 1.0, 0.0),
     ],
@@ -195,6 +197,28 @@ def test_looking_keeps_nothing_alive(no_faults):
     assert seen is not None
     assert kept[0]() is None
     assert len(shares_alive()) <= shares
+
+
+def test_request_that_its_loop_has_abandoned_is_not_kept_alive():
+    class Thing:
+        pass
+
+    kept = []
+
+    async def endpoint(scope, receive, send):
+        thing = Thing()
+        kept.append(weakref.ref(thing))
+        await asyncio.Event().wait()
+
+    app, _ = observed(endpoint)
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(get(app, "/"))
+    loop.run_until_complete(asyncio.sleep(0.01))
+    loop.close()
+    del task, loop
+    gc.collect()
+
+    assert [reference() for reference in kept] == [None]
 
 
 def shares_alive():
