@@ -265,9 +265,11 @@ class Recording:
 
     def executions(self) -> list[tuple[Group, list[Execution]]]:
         """All groups, each with what its `statements` are made of: for who is in a hurry."""
-        with self._lock:
-            self.fold()
-            return self._tally.kept_by_group(self._response_ended)
+        kept: list[tuple[Group, list[Execution]]] = self._answer("executions", self._kept)
+        return kept.copy()
+
+    def _kept(self) -> list[tuple[Group, list[Execution]]]:
+        return self._tally.kept_by_group(self._response_ended)
 
     @property
     def groups(self) -> list[Group]:

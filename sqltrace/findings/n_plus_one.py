@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 
 from sqltrace.finding import Finding
 from sqltrace.findings.loader_options import (
@@ -93,6 +94,7 @@ def _asks_for_one(group: Group) -> bool:
     return not (paged or offset or _is_batch(group.sql) or _goes_on(group))
 
 
+@lru_cache(maxsize=1_024)
 def _is_batch(sql: str) -> bool:
     """Whether it asks for many at once already, by ``IN`` or ``= ANY``."""
     if _ANY.search(sql):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 from sqltrace.findings.wording import listed
 from sqltrace.recording import Recording
@@ -25,7 +26,7 @@ def one_for_all(recording: Recording, group: Group) -> str:
     """A query of the application that is asked once for each object."""
     lookup = group.widening.lookup if group.widening is not None else None
     if group.widening is None or lookup is None or not lookup.equal:
-        return _by_text(group)
+        return _by_text(group.sql, group.system)
     [entity, *_], equal, lock = group.widening.entities, lookup.equal, _lock(group.sql)
     if lookup.alone and (len(equal) == 1 or lookup.is_key):
         which = _in(equal[0]) if len(equal) == 1 else f"tuple_({', '.join(equal)}).in_(keys)"
@@ -79,8 +80,9 @@ def _is_aggregate(sql: str) -> bool:
     return first is not None and first["source"] is None
 
 
-def _by_text(group: Group) -> str:
-    sql = redact(group.sql, group.system)  # what looks like a column may be a part of a value
+@lru_cache(maxsize=1_024)
+def _by_text(sql: str, system: str) -> str:
+    sql = redact(sql, system)  # what looks like a column may be a part of a value
     grouped, limited = _is_aggregate(sql), _limited(sql)
     match = _EQUALS.search(sql)
     if match is None or len(EQUAL.findall(sql, match.start())) != 1:

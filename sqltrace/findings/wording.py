@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from operator import add
 
 from sqltrace.callsite import CallSite
 from sqltrace.collector import Execution
@@ -86,11 +87,15 @@ def cost(group: Group) -> float:
 
 
 def cost_at_once(recording: Recording, group: Group) -> float:
-    """As `cost`, of statements that may have run at the same time: that counts once."""
+    """As `cost`; what ran at the same time counts once, where all of it had no time one after the other."""
+    span = (group.samples.last - group.samples.first) / 1_000_000_000 + group.max
+    if cost(group) <= span:
+        return cost(group)
     kept, together = kept_of(recording, group), Coverage()
-    for execution in kept:
-        together.add(execution.started, execution.started + execution.elapsed + execution.objects)
-    apart = sum(execution.elapsed + execution.objects for execution in kept)
+    lengths = [execution.elapsed + execution.objects for execution in kept]
+    starts = [execution.started for execution in kept]
+    together.add_all(starts, list(map(add, starts, lengths)))
+    apart = sum(lengths)
     return cost(group) * together.total() / apart if apart else cost(group)
 
 
