@@ -82,6 +82,7 @@ def test_framework_that_computes_is_told_with_its_own_line_and_remedy(tmp_path):
     assert finding.fix.startswith("fewer objects in the body")
 
 
+@thrice
 def test_request_that_lets_go_of_the_loop_is_not_seen(no_faults):
     async def endpoint(scope, receive, send):
         deadline = time.monotonic() + 0.3
