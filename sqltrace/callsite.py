@@ -162,13 +162,10 @@ def site_of_step(frame: FrameType) -> CallSite | None:
         kind = _kinds[code.co_filename]
         if kind == _APPLICATION:
             return _site(caller)
-        if kind == _END:
+        awaits = kind == _SKIP and code.co_flags & CO_COROUTINE
+        if kind == _END or (awaits and code.co_name == "__call__"):
             break
-        if kind == _SKIP and code.co_flags & CO_COROUTINE:
-            if code.co_name == "__call__":
-                break
-            best.setdefault(kind, caller)
-        elif kind != _SKIP:
+        if kind != _SKIP or awaits:
             best.setdefault(kind, caller)
         caller = caller.f_back
     return _call_site(_line_of(best[max(best)])) if best else None

@@ -360,37 +360,10 @@ def test_line_that_starts_the_event_loop_is_not_the_answer_for_its_tasks(start, 
     assert [statement.call_site for statement in start(main())] == [None]
 
 
-@pytest.mark.parametrize("way", ["gather", "wait_for", "limited", "task", "group"])
-def test_session_that_runs_in_a_task_of_its_own_is_told_where_that_is_awaited(way):
-    async def app(scope, receive, send):
-        engine = create_async_engine("sqlite+aiosqlite://", poolclass=StaticPool)
-        session, statement = AsyncSession(engine), text("SELECT 1")
-        if way == "gather":
-            await asyncio.gather(session.execute(statement))  # gather
-        elif way == "wait_for":
-            await asyncio.wait_for(session.execute(statement), 30)  # wait_for
-        elif way == "limited":
-            await asyncio.wait_for(asyncio.gather(session.execute(statement)), 30)  # limited
-        elif way == "task":
-            await asyncio.create_task(session.execute(statement))  # task
-        else:
-            async with asyncio.TaskGroup() as group:  # group
-                group.create_task(session.execute(statement))
-        await session.close()
-        await engine.dispose()
-        await respond(send)
-
-    observer, records = observed(app)
-    asyncio.run(get(observer, "/"))
-
-    [statement] = records["/"].statements
-    assert (statement.call_site.file, statement.call_site.line) == (HERE, line_of(way))
-
-
 LATER_GROUP = """
 import asyncio
 
-class TaskGroup:
+class TaskGroup:  # waits where it does from 3.12.8 and 3.13.1 on
     async def __aenter__(self):
         self._group = asyncio.TaskGroup()
         return await self._group.__aenter__()
@@ -403,15 +376,27 @@ class TaskGroup:
 """
 
 
-def test_session_in_a_group_that_waits_where_later_pythons_do_is_told_where_that_is_awaited(tmp_path):
-    # From 3.12.8 and 3.13.1 on.
-    task_group = load(tmp_path / "site-packages" / "asyncio" / "taskgroups.py", LATER_GROUP)["TaskGroup"]
+@pytest.mark.parametrize("way", ["gather", "wait_for", "limited", "task", "group", "later group"])
+def test_session_that_runs_in_a_task_of_its_own_is_told_where_that_is_awaited(way, tmp_path):
+    later_group = load(tmp_path / "site-packages" / "asyncio" / "taskgroups.py", LATER_GROUP)["TaskGroup"]
 
     async def app(scope, receive, send):
         engine = create_async_engine("sqlite+aiosqlite://", poolclass=StaticPool)
-        session = AsyncSession(engine)
-        async with task_group() as tasks:  # later group
-            tasks.create_task(session.execute(text("SELECT 1")))
+        session, statement = AsyncSession(engine), text("SELECT 1")
+        if way == "gather":
+            await asyncio.gather(session.execute(statement))  # gather
+        elif way == "wait_for":
+            await asyncio.wait_for(session.execute(statement), 30)  # wait_for
+        elif way == "limited":
+            await asyncio.wait_for(asyncio.gather(session.execute(statement)), 30)  # limited
+        elif way == "task":
+            await asyncio.create_task(session.execute(statement))  # task
+        elif way == "group":
+            async with asyncio.TaskGroup() as group:  # group
+                group.create_task(session.execute(statement))
+        else:
+            async with later_group() as group:  # later group
+                group.create_task(session.execute(statement))
         await session.close()
         await engine.dispose()
         await respond(send)
@@ -420,7 +405,7 @@ def test_session_in_a_group_that_waits_where_later_pythons_do_is_told_where_that
     asyncio.run(get(observer, "/"))
 
     [statement] = records["/"].statements
-    assert (statement.call_site.file, statement.call_site.line) == (HERE, line_of("later group"))
+    assert (statement.call_site.file, statement.call_site.line) == (HERE, line_of(way))
 
 
 def test_session_in_a_task_within_a_recording_of_a_part_of_the_request_is_told_where_that_is_awaited():

@@ -34,14 +34,9 @@ def repeated_statement(recording: Recording, *, times: int = 4, pause: float = 0
     written, changes = _written_tables(recording), _changes(recording)
     for group in recording.groups:
         equal = group.samples.equal
-        if (
-            equal < times
-            or group.count < times * recording.messages
-            or group.origin.kind != "query"
-            or not _reads_only(group, written)
-        ):
+        if equal - changes < times or group.count < times * recording.messages:
             continue
-        if equal - changes < times:
+        if group.origin.kind != "query" or not _reads_only(group, written):
             continue
         if mean_pause(group, loop_wait) >= pause:
             continue
