@@ -141,29 +141,9 @@ class Collector:
     """
 
     __slots__ = (
-        "capture_parameters",
-        "checkouts",
-        "clock",
-        "comment",
-        "dialects",
-        "expired_by",
-        "failed_loads",
-        "label",
-        "late",
-        "loads",
-        "loop",
-        "loop_observed",
-        "loop_wait_estimated",
-        "marks",
-        "max_sql_length",
-        "max_statements",
-        "parent",
-        "pending",
-        "plain",
-        "probe",
-        "recording",
-        "sites_taken",
-        "unkept",
+        "capture_parameters", "checkouts", "clock", "comment", "dialects", "expired_by", "failed_loads", "label",
+        "late", "loads", "loop", "loop_observed", "loop_wait_estimated", "marks", "max_sql_length",
+        "max_statements", "parent", "pending", "plain", "probe", "recording", "sites_taken", "unkept",
     )  # fmt: skip
 
     def __init__(
@@ -191,7 +171,7 @@ class Collector:
         self.comment: Callable[[str, Any, str], str] | None = None  # what a dialect's method is sent; must not raise
         self.unkept: Callable[[list[Execution]], None] | None = None  # is told of those that are let go; must not raise
         self.pending: list[Execution] | None = []
-        self.marks: Marks = {part: [] for part in PARTS}
+        self.marks = _no_marks()
         self.label = label or Label("")
         self.checkouts: list[Checkout] = []
         self.loads: dict[int, Execution] = {}
@@ -263,11 +243,15 @@ class Collector:
         self.recording = None
         self.probe = self.comment = self.unkept = None
         self.pending = None
-        self.marks = {part: [] for part in PARTS}
+        self.marks = _no_marks()
         self.checkouts = []
         self.loads = {}
         self.failed_loads = []
         self.sites_taken = {}
+
+
+def _no_marks() -> Marks:
+    return {"objects": [], "loop_wait": [], "database": [], "connection": []}
 
 
 def mark(collector: Collector | None, dialect: Any, part: Part, start: int, end: int) -> None:

@@ -145,13 +145,13 @@ class ConnectionTotals:
         acquired: Of the longest acquisitions of a millisecond or more: start, end and `Checkout.span`.
     """
 
-    def __init__(self) -> None:
-        self.checkouts = self.failed = self.timeouts = 0
-        self.wait = self.connect = self.ping = self.begin = self.commit = self.rollback = 0
-        self.held = self.idle_in_transaction = self.rollbacks = 0
-        self.waits: list[PoolWait] = []
-        self.idle_stretches: list[IdleStretch] = []
-        self.acquired: list[tuple[int, int, Any]] = []
+    # Of the class: most requests without SQL add nothing.
+    checkouts = failed = timeouts = 0
+    wait = connect = ping = begin = commit = rollback = 0
+    held = idle_in_transaction = rollbacks = 0
+    waits: Sequence[PoolWait] = ()
+    idle_stretches: Sequence[IdleStretch] = ()
+    acquired: Sequence[tuple[int, int, Any]] = ()
 
     def add(self, checkout: Checkout, now: int) -> None:
         """Count a checkout, up to the reading `now` if it is still open."""

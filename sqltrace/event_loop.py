@@ -21,7 +21,6 @@ it waits for, only holds of which is known that they are another's count.
 from __future__ import annotations
 
 from asyncio import _get_running_loop
-from collections import deque
 from collections.abc import Awaitable, Callable, Generator
 from threading import get_ident
 from types import coroutine
@@ -39,6 +38,7 @@ _SECOND: Final = 1_000_000_000
 _NAMED: Final = 5
 _MAX_WAITED_FOR: Final = 64
 _MAX_SUSPENSIONS: Final = 64
+_MAX_ESTIMATES: Final = 8
 _MAX_BLAMED: Final = 64
 _TICK: Final = 5_000_000  # nanoseconds by which the kernel may think that data came later than they did
 
@@ -81,10 +81,10 @@ class LoopShare:
         self.late: list[tuple[int, int]] = []
         self.suspended: Any = None
         self.sightings: Sightings | None = None
-        self.suspensions: deque[tuple[int, int]] = deque(maxlen=_MAX_SUSPENSIONS)
+        self.suspensions: list[tuple[int, int]] = []
         self._waited_for: dict[Label, int] = {}
         self._blamed = Coverage()
-        self._estimates: deque[tuple[int, int]] = deque(maxlen=8)
+        self._estimates: list[tuple[int, int]] = []
 
     # What it tells
 
@@ -133,7 +133,7 @@ class LoopShare:
     def resume(self, log: LoopLog, left: int, now: int, awaited: Any, suspended: Any) -> None:
         """The task goes on now, having been suspended for a while."""
         try:
-            self.suspensions.append((left, now))
+            self.suspensions = [*self.suspensions[1 - _MAX_SUSPENSIONS :], (left, now)]
             log.notice(now)
             waits = log.tail(
                 left, now, self.label, lambda: not waits_for_own(awaited, suspended, self.collector, log, left)
@@ -194,7 +194,7 @@ class LoopShare:
         """Take a wait for real, for want of better knowledge."""
         mark_estimate(current.get() or self.collector, since, until)
         self.blame(since, until)
-        self._estimates.append((since, until))
+        self._estimates = [*self._estimates[1 - _MAX_ESTIMATES :], (since, until)]
 
     def blame(self, since: int, until: int, *, unknown: bool = True) -> int:
         """

@@ -119,15 +119,18 @@ class LoopLog:
     def leave(self) -> None:
         self.active -= 1
         if self.active == 0:
+            self.loop = None
             if self.beat is not None:
                 self.beat.cancel()
-            self.beat = self.loop = None
-            self.holds.clear()
-            self.sums.clear()
-            self._names.clear()
-            self.task_counts = {}
-            self.busy_until = self.counted_at = self.recent = self.run_since = self.third_turn = 0
-            self.unknown_turns = (0, 0)
+                self.beat = None
+                self.task_counts = {}
+                self.busy_until = self.counted_at = 0
+            if self.holds:
+                self.holds.clear()
+                self.sums.clear()
+                self._names.clear()
+                self.recent = self.run_since = self.third_turn = 0
+                self.unknown_turns = (0, 0)
 
     def add(self, start: int, end: int, label: Label) -> None:
         if label is UNKNOWN:  # of every log

@@ -248,8 +248,11 @@ class _Exchange:
             if record.status is not None and record.status < 500:
                 record.recording.failed_loads.clear()  # the application has coped with them
             self._describe(record)
-            with record.recording.at_one_moment():
+            record.recording.freeze()
+            try:
                 self._tell("response_ready", record)
+            finally:
+                record.recording.thaw()
 
     def finish(self, error: BaseException | None) -> None:
         record, self._record = self._record, None

@@ -16,8 +16,7 @@ operation), and read by one folder at a time under a lock.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import UTC, datetime
 from threading import RLock
 from typing import Any
@@ -29,7 +28,7 @@ from sqltrace.faults import report_fault
 from sqltrace.intervals import Coverage
 from sqltrace.statement import Group, Statement
 from sqltrace.tally import Counts, Tally
-from sqltrace.time_account import MEASURED, TimeAccount
+from sqltrace.time_account import TimeAccount
 from sqltrace.watchdog import Sightings
 
 _SECOND = 1_000_000_000
@@ -127,16 +126,14 @@ class Recording:
             self._collector.close()
             self._tally.close()
 
-    @contextmanager
-    def at_one_moment(self) -> Iterator[None]:
-        """Answer as of now what is asked within, and each thing once: for who asks much while it is open."""
+    def freeze(self) -> None:
+        """Answer as of now, and each thing once, until `thaw`: for who asks much while it is open."""
         self._moment = self._clock()
-        try:
-            yield
-        finally:
-            self._moment = None
-            if self._ended is None:
-                self._answers = {}
+
+    def thaw(self) -> None:
+        self._moment = None
+        if self._ended is None:
+            self._answers = {}
 
     def observe_loop(self, name_route: Callable[[], None] | None = None) -> LoopShare:
         """
@@ -185,10 +182,10 @@ class Recording:
     def _settle_account(self) -> TimeAccount:
         self._collector.settle()
         self.fold()
-        end, measured = self._response_end(), MEASURED - unmeasurable
+        end, unknown = self._response_end(), unmeasurable
         if not (self._collector.loop_observed if self._loop is None else self._loop.observed):
-            measured -= {"loop_wait"}
-        return self._tally.spent.account(end, end - self.started, measured)
+            unknown = {"loop_wait", *unmeasurable}
+        return self._tally.spent.account(end, end - self.started, unknown)
 
     def stretches(self, *parts: Part) -> Coverage:
         """When the time of parts of the account went by, also after the response. Readings of the clock."""
@@ -254,7 +251,7 @@ class Recording:
     @property
     def row_count(self) -> int:
         """Rows that reached Python, as far as they could be counted; those after the response included."""
-        return self._counts().rows
+        return self.counts.rows
 
     @property
     def statements(self) -> list[Statement]:
@@ -280,33 +277,35 @@ class Recording:
     def _sorted_groups(self) -> list[Group]:
         return sorted(self._tally.groups.values(), key=lambda group: -group.total)
 
-    def _counts(self) -> Counts:
+    @property
+    def counts(self) -> Counts:
+        """All of the following at once."""
         counts: Counts = self._answer("counts", self._tally.counted)
         return counts
 
     @property
     def statement_count(self) -> int:
         """All statements, those after the response included; exact beyond `max_statements`."""
-        return self._counts().statements
+        return self.counts.statements
 
     @property
     def after_response_count(self) -> int:
         """Statements that began after the end of the response."""
-        return self._counts().after_response
+        return self.counts.after_response
 
     @property
     def distinct_count(self) -> int:
         """Different statements during the response; at most `max_statements` are told apart."""
-        return self._counts().distinct
+        return self.counts.distinct
 
     @property
     def on_loop_count(self) -> int:
         """Synchronous statements during the response that ran on an event loop, which stood still meanwhile."""
-        return self._counts().on_loop
+        return self.counts.on_loop
 
     @property
     def failed_count(self) -> int:
-        return self._counts().failed
+        return self.counts.failed
 
     @property
     def late_count(self) -> int:
@@ -317,7 +316,7 @@ class Recording:
         """The longest of connections: readings of the clock at both ends, and what a sink has had noted."""
         with self._lock:
             self.fold()
-            return self._tally.connections.acquired.copy()
+            return list(self._tally.connections.acquired)
 
     def _response_end(self) -> int:
         known = self._moment if self._response_ended is None else self._response_ended

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Set as AbstractSet
+from typing import NamedTuple
 
 from sqltrace.collector import PARTS, Part
 from sqltrace.intervals import Coverage
 
 _SECOND = 1_000_000_000
 
-MEASURED: frozenset[Part] = frozenset(PARTS)
 
-
-@dataclass(frozen=True, slots=True)
-class TimeAccount:
+class TimeAccount(NamedTuple):
     """
     A recording's duration, split into parts that add up to it. Wall-clock seconds; overlapping work counts once.
 
@@ -92,22 +90,21 @@ class Spent:
                 union.merge(self._covered[part])
         return union
 
-    def account(self, end: int, duration: int, measured: frozenset[Part]) -> TimeAccount:
+    def account(self, end: int, duration: int, unknown: AbstractSet[Part] = frozenset()) -> TimeAccount:
         """
         The account of the stretches before the reading `end`.
 
         Args:
             duration: Nanoseconds, of which the parts are parts.
-            measured: The parts that could be measured; the others are `None`.
+            unknown: The parts that could not be measured, which are `None`.
         """
-        spent = dict.fromkeys(PARTS, 0)
-        if self._covered or self._settled:
-            for part, unsettled in self._spent_until(end).items():
-                spent[part] = unsettled + self._settled.get(part, 0)
+        spent = self._spent_until(end) if self._covered else dict.fromkeys(PARTS, 0)
+        for part, settled in self._settled.items():
+            spent[part] += settled
         return TimeAccount(
-            connection=spent["connection"] / _SECOND if "connection" in measured else None,
+            connection=None if "connection" in unknown else spent["connection"] / _SECOND,
             database=spent["database"] / _SECOND,
-            objects=spent["objects"] / _SECOND if "objects" in measured else None,
-            loop_wait=spent["loop_wait"] / _SECOND if "loop_wait" in measured or spent["loop_wait"] else None,
+            objects=None if "objects" in unknown else spent["objects"] / _SECOND,
+            loop_wait=None if "loop_wait" in unknown and not spent["loop_wait"] else spent["loop_wait"] / _SECOND,
             python=max(0, duration - sum(spent.values())) / _SECOND,
         )

@@ -2,7 +2,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sqltrace.intervals import Coverage
-from sqltrace.time_account import MEASURED, Spent
+from sqltrace.time_account import Spent
 
 INTERVAL = st.tuples(st.integers(1, 300), st.integers(1, 300)).map(sorted).map(tuple)
 
@@ -32,7 +32,7 @@ def test_intervals_may_come_in_bulk(bulks, end):
 
 
 def account_of(spent, end):
-    return spent.account(end, end, MEASURED)
+    return spent.account(end, end)
 
 
 def test_time_beyond_the_limit_is_exact_for_parts_that_take_turns():

@@ -183,3 +183,25 @@ def test_statement_of_an_excluded_request_is_in_no_recording(witness, engine):
     run(SQLTraceMiddleware(app, sinks=[witness], exclude=["/health"]), http_scope("/health"))
 
     assert sqltrace.missed_statements().unattributed == before + 1
+
+
+class Interrupted(Witness):
+    """Is interrupted when it has looked at the statements of a request."""
+
+    def response_ready(self, record):
+        assert record.recording.groups == []
+        raise KeyboardInterrupt
+
+
+def test_interrupt_of_a_sink_reaches_the_application_and_what_comes_after_it_is_told(engine):
+    witness = Interrupted()
+
+    async def app(scope, receive, send):
+        await send(START)
+        with pytest.raises(KeyboardInterrupt):
+            await send(BODY)
+        select(engine)
+
+    run(SQLTraceMiddleware(app, sinks=[witness]), http_scope())
+
+    assert [group.summary for group in witness.record.recording.groups] == ["SELECT"]

@@ -530,38 +530,28 @@ def test_only_the_dialects_asked_for_are_recorded_and_the_recording_around_has_a
     assert (everything.statement_count, some.statement_count) == (2, 1)
 
 
-def test_answers_at_one_moment_agree_and_time_goes_on_after_it():
+def test_answers_of_a_frozen_recording_agree_and_time_goes_on_after_it():
     readings = iter(range(0, 10_000_000_000, 1_000_000))
     recording = Recording(clock=lambda: next(readings))
-    with recording.at_one_moment():
-        first, account = recording.duration, recording.time_account
-        assert recording.duration == first
-        assert recording.time_account is account
-        assert account.python == first
+    recording.freeze()
+    first, account = recording.duration, recording.time_account
+    assert recording.duration == first
+    assert recording.time_account is account
+    assert account.python == first
 
+    recording.thaw()
     assert recording.duration > first
     assert recording.time_account is not account
 
 
-def test_moment_that_an_exception_leaves_is_over(engine, clock):
-    with Opened(clock) as recording:
-        with pytest.raises(KeyboardInterrupt), recording.at_one_moment():
-            assert (recording.duration, recording.groups) == (0.0, [])
-            raise KeyboardInterrupt
-        run(engine, 1)
-
-        assert (recording.duration, len(recording.groups)) == (1.0, 1)
-
-    assert len(recording.groups) == 1
-
-
-def test_recording_that_ends_within_a_moment_keeps_its_answers():
+def test_recording_that_ends_while_it_is_frozen_keeps_its_answers():
     readings = iter(range(0, 10_000_000_000, 1_000_000))
     recording = Recording(clock=lambda: next(readings))
-    with recording.at_one_moment():
-        recording.end()
-        account = recording.time_account
+    recording.freeze()
+    recording.end()
+    account = recording.time_account
 
+    recording.thaw()
     assert recording.time_account is account
     assert account.python == recording.duration
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sqltrace.connection import PoolWait
+from sqltrace.connection import ConnectionUse, PoolWait
 from sqltrace.finding import Finding
 from sqltrace.findings.wording import loaded_by, place
 from sqltrace.origin import QUERY
@@ -32,8 +32,7 @@ def log_line(record: RequestRecord, *, top: int = 5, literals: bool = False) -> 
         literals: Leave literals that were written into raw SQL as they are.
     """
     recording = record.recording
-    account = recording.time_account
-    connections = recording.connections
+    account, counts = recording.time_account, recording.counts
     line = {
         "http.request.method": record.method,
         "http.route": record.route,
@@ -52,18 +51,13 @@ def log_line(record: RequestRecord, *, top: int = 5, literals: bool = False) -> 
         "loop.held_ms": _milliseconds(recording.held_loop),
         "loop.longest_hold_ms": _milliseconds(recording.longest_hold),
         "loop.waited_for": _waited_for(recording) if (account.loop_wait or 0.0) >= _NOTABLE_WAIT else None,
-        "connection.checkouts": None if connections.held is None else connections.checkouts,
-        "connection.wait_ms": _milliseconds(connections.wait),
-        "connection.held_ms": _milliseconds(connections.held),
-        "connection.commit_ms": _milliseconds(connections.commit),
-        "connection.idle_in_transaction_ms": _milliseconds(connections.idle_in_transaction),
-        "connection.waits": [_wait(wait) for wait in connections.waits] or None,
-        "sql.count": recording.statement_count - recording.after_response_count,
-        "sql.rows": recording.row_count,
-        "sql.distinct": recording.distinct_count,
-        "sql.failed": recording.failed_count,
-        "sql.on_loop": recording.on_loop_count,
-        "sql.after_response": recording.after_response_count,
+        **_connections(recording.connections),
+        "sql.count": counts.statements - counts.after_response,
+        "sql.rows": counts.rows,
+        "sql.distinct": counts.distinct,
+        "sql.failed": counts.failed,
+        "sql.on_loop": counts.on_loop or None,
+        "sql.after_response": counts.after_response,
         "after_response_ms": _milliseconds(recording.after_response),
         "network.protocol.name": record.protocol,
         "client.address": record.client_address,
@@ -148,6 +142,19 @@ def _eager_joins(widening: Widening | None) -> dict[str, Any] | None:
         "asked_columns": widening.asked_columns,
         "sent_columns": widening.sent_columns,
         "joins": [f"{join} ({'option' if join.by_option else 'mapping'})" for join in widening.joins],
+    }
+
+
+def _connections(use: ConnectionUse) -> dict[str, Any]:
+    if not (use.checkouts or use.failed):
+        return {}  # none was asked for
+    return {
+        "connection.checkouts": None if use.held is None else use.checkouts,
+        "connection.wait_ms": _milliseconds(use.wait),
+        "connection.held_ms": _milliseconds(use.held),
+        "connection.commit_ms": _milliseconds(use.commit),
+        "connection.idle_in_transaction_ms": _milliseconds(use.idle_in_transaction),
+        "connection.waits": [_wait(wait) for wait in use.waits] or None,
     }
 
 
