@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import sys
 import sysconfig
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
-from inspect import CO_COROUTINE
+from inspect import CO_ASYNC_GENERATOR, CO_COROUTINE, CO_GENERATOR, CO_ITERABLE_COROUTINE
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -51,6 +52,7 @@ _OUTERMOST = (
 _SKIP, _HELPER, _LIBRARY, _APPLICATION, _END = range(5)  # the first is false, the better is greater
 _MAX_CALLERS = 2  # from a repository past the service to the endpoint
 _COMPREHENSIONS = frozenset({"<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>"})
+_AWAITS = CO_COROUTINE | CO_ITERABLE_COROUTINE | CO_GENERATOR | CO_ASYNC_GENERATOR
 _FRAMES = range(200)
 _MAX_FILES = 10_000
 
@@ -153,21 +155,46 @@ def site_of_step(frame: FrameType) -> CallSite | None:
     As `find_call_site`; but middleware of the application that waits for the framework inside is not at work:
     there it is the framework's line, as where a response is made of what an endpoint returned.
     """
-    best: dict[int, FrameType] = {}
-    caller: FrameType | None = frame
+    return _site_among(_callers(frame))
+
+
+def site_of_task(frame: FrameType) -> CallSite | None:
+    """
+    As `site_of_step`, of a thread that may run any task or callback, or none.
+
+    `None` where it is not clear what the event loop has called: it may be implemented in C, and have no frame.
+    """
+    inside: list[FrameType] = []
+    awaits = 0
+    for caller in _callers(frame):
+        flags = caller.f_code.co_flags
+        if _kinds[caller.f_code.co_filename] == _END or (awaits and not flags & _AWAITS):
+            return _site_among(inside)
+        awaits |= flags & CO_COROUTINE
+        inside.append(caller)
+    return None
+
+
+def _callers(frame: FrameType | None) -> Iterator[FrameType]:
     for _ in _FRAMES:
-        if caller is None:
-            break
-        code = caller.f_code
+        if frame is None:
+            return
+        yield frame
+        frame = frame.f_back
+
+
+def _site_among(frames: Iterable[FrameType]) -> CallSite | None:
+    best: dict[int, FrameType] = {}
+    for frame in frames:
+        code = frame.f_code
         kind = _kinds[code.co_filename]
         if kind == _APPLICATION:
-            return _site(caller)
+            return _site(frame)
         awaits = kind == _SKIP and code.co_flags & CO_COROUTINE
         if kind == _END or (awaits and code.co_name == "__call__"):
             break
         if kind != _SKIP or awaits:
-            best.setdefault(kind, caller)
-        caller = caller.f_back
+            best.setdefault(kind, frame)
     return _call_site(_line_of(best[max(best)])) if best else None
 
 

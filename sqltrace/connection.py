@@ -26,12 +26,14 @@ class Label:
 
     Attributes:
         turns: Ends of the latest two stretches in which it held an event loop, the latest first.
+        known: `False` of what is no recording, as other tasks that hold a loop.
     """
 
-    __slots__ = ("name", "turns")
+    __slots__ = ("known", "name", "turns")
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, known: bool = True) -> None:
         self.name = name
+        self.known = known
         self.turns = (0, 0)
 
 

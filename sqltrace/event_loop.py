@@ -31,7 +31,7 @@ from sqltrace.collector import Collector, current, mark_estimate
 from sqltrace.connection import Label
 from sqltrace.faults import report_fault
 from sqltrace.intervals import Coverage
-from sqltrace.loop_log import HOLD, UNKNOWN, LoopLog, log_of
+from sqltrace.loop_log import HOLD, LoopLog, log_of
 from sqltrace.watchdog import Sightings, guard, release
 
 _SECOND: Final = 1_000_000_000
@@ -205,10 +205,10 @@ class LoopShare:
         known = 0
         if self.log is not None:
             for label, held in self.log.holders(since, until):
-                known += held if label is not self.label and label is not UNKNOWN else 0
+                known += held if label is not self.label and label.known else 0
             pieces = [] if self.responded else self._blamed.gaps(since, until)
             for label, held in (holder for piece in pieces for holder in self.log.holders(*piece)):
-                if label is not self.label and (unknown or label is not UNKNOWN):
+                if label is not self.label and (unknown or label.known):
                     self._waited_for[label] = self._waited_for.get(label, 0) + held
             for piece in pieces:
                 self._blamed.add(*piece)
@@ -222,8 +222,8 @@ class LoopShare:
         """The parts of a stretch in which other requests are known to have held the loop."""
         if self.log is None:  # pragma: no cover - for the type checker: it is asked in the request's own task
             return []
-        own = (self.label, UNKNOWN)
-        return [(start, end) for start, end, label in self.log.within(since, until) if label not in own]
+        held = self.log.within(since, until)
+        return [(start, end) for start, end, label in held if label is not self.label and label.known]
 
     def without_own_holds(self, since: int, until: int) -> list[tuple[int, int]]:
         """What is left of a stretch in which child tasks are not known to have held the loop, the latest first."""

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextvars import Context
 from itertools import islice
 from operator import itemgetter
 from typing import Final
 
+from sqltrace.callsite import CallSite
 from sqltrace.connection import Label
 from sqltrace.faults import report_fault
 
@@ -35,7 +36,8 @@ _END: Final = itemgetter(1)
 
 Hold = tuple[int, int, Label]
 Sum = tuple[int, int, list[tuple[Label, int, int, int]]]
-UNKNOWN: Final = Label("(another task or thread)")
+UNKNOWN: Final = Label("(another task or thread)", known=False)
+UNKNOWN_AT: Final = "(another task: {})"  # where the watchdog has seen its line
 SINKS: Final = "(sinks of sqltrace)"
 
 
@@ -55,6 +57,7 @@ class LoopLog:
         held_until: End of the latest step or hold that was told, however short.
         beat_due: The loop is not known to be late before this.
         busy_since, busy_until: The latest stretch in which a due beat did not get its turn.
+        seen: Since then, by the watchdog: readings of the clock, and lines at which something that is no request was.
         holds: The latest, one by one.
         recent: How many of the latest are in none of the `sums`.
         sums:
@@ -62,7 +65,7 @@ class LoopLog:
             loop for how long in all, first and last. A name is what it was then.
         run_since: Start of the latest hold in `sums`, or right behind them, before which the loop had rested.
         third_turn: End of the latest hold that was the last but two of one and the same.
-        unknown_turns: As `Label.turns`, of `UNKNOWN` on this loop.
+        unknown_turns: As `Label.turns`, of all that is not known on this loop.
         task_counts, counted_at: Of `child_tasks`.
     """
 
@@ -81,6 +84,7 @@ class LoopLog:
         "loop",
         "recent",
         "run_since",
+        "seen",
         "sums",
         "task_counts",
         "third_turn",
@@ -98,6 +102,7 @@ class LoopLog:
         self._names: dict[str, Label] = {}
         self.held_until = self.beat_due = self.busy_since = self.busy_until = 0
         self.beat: asyncio.TimerHandle | None = None
+        self.seen: list[tuple[int, CallSite]] = []
         self.task_counts: dict[int, int] = {}  # by id: requests are not kept alive
         self.counted_at = 0
         self._context = Context()  # empty: the beat would keep alive what the context of the first request refers to
@@ -123,7 +128,7 @@ class LoopLog:
             if self.beat is not None:
                 self.beat.cancel()
                 self.beat = None
-                self.task_counts = {}
+                self.task_counts, self.seen = {}, []
                 self.busy_until = self.counted_at = 0
             if self.holds:
                 self.holds.clear()
@@ -133,7 +138,7 @@ class LoopLog:
                 self.unknown_turns = (0, 0)
 
     def add(self, start: int, end: int, label: Label) -> None:
-        if label is UNKNOWN:  # of every log
+        if not label.known:
             last, before = self.unknown_turns
             self.unknown_turns = end, last
         else:
@@ -159,19 +164,19 @@ class LoopLog:
             reach = min(reach, start)
         held: dict[Label, tuple[int, int, int]] = {}
         for start, end, label in older:
-            name = label if label is UNKNOWN else self._name(label.name)
+            name = self._name(label.name) if label.known else label
             length, first, last = held.get(name, (0, start, end))
             held[name] = length + end - start, min(first, start), max(last, end)
         sums = [(name, *lengths) for name, lengths in held.items()]
         self.sums.append((min(map(_START, older)), max(map(_END, older)), sums))
 
-    def _name(self, name: str) -> Label:
+    def _name(self, name: str, *, known: bool = True) -> Label:
         """One label for all requests of a name: there are as many as routes."""
         label = self._names.get(name)
         if label is None:
             if len(self._names) >= _MAX_NAMES:
                 self._names.clear()  # only requests without a route get here
-            label = self._names[name] = Label(name)
+            label = self._names[name] = Label(name, known=known)
         return label
 
     def notice(self, now: int) -> None:
@@ -181,8 +186,18 @@ class LoopLog:
                 self.busy_since, self.busy_until = self.beat_due, _UNTIL_THE_BEAT
             since = max(self.beat_due, self.held_until)
             if now - since > _LATE:
-                self.add(since, now, UNKNOWN)
+                self.add(since, now, self._unknown(since))
+            self.seen = []
             self.beat_due = now
+
+    def is_overdue(self) -> bool:
+        """Whether the beat is: something holds the loop. For any thread."""
+        return self.beat is not None and self.clock() - self.beat_due > _LATE
+
+    def _unknown(self, since: int) -> Label:
+        """What holds the loop and is no request: by the line at which it was seen most often."""
+        sites = Counter(site for at, site in self.seen if at > since)
+        return self._name(UNKNOWN_AT.format(sites.most_common(1)[0][0]), known=False) if sites else UNKNOWN
 
     def tail(self, since: int, until: int, own: Label, unknown_counts: Callable[[], bool]) -> list[tuple[int, int]]:
         """
@@ -199,12 +214,13 @@ class LoopLog:
         waits: list[tuple[int, int]] = []
         reach = until
         for start, end, label in islice(reversed(self.holds), self.recent):
-            turns[label] = turns.get(label, 0) + 1
-            if end <= since or label is own or turns[label] > _TURNS:
+            one = label if label.known else UNKNOWN
+            turns[one] = turns.get(one, 0) + 1
+            if end <= since or label is own or turns[one] > _TURNS:
                 break
             if self._rested(start, end, reach):
                 break
-            if label is UNKNOWN and not unknown_counts():
+            if not label.known and not unknown_counts():
                 break
             if start < reach:
                 _extend(waits, max(start, since), reach if reach - end <= _GAP else end)

@@ -216,7 +216,8 @@ class Recording:
         """
         Names of the recordings that held the event loop while this one waited for it, and seconds, the longest 5 first.
 
-        What is no request is ``(another task or thread)``. Steps under 1 ms have no name.
+        What is no request is ``(another task: …)`` with its line, seen from 50 to 100 ms on, else ``(another task or
+        thread)``. Steps under 1 ms have no name.
         """
         self._collector.settle()
         return self._loop.waited_for() if self._loop is not None else []

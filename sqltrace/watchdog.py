@@ -22,7 +22,7 @@ from types import MappingProxyType
 from typing import Any, Final, NamedTuple, Protocol
 from weakref import ref
 
-from sqltrace.callsite import CallSite, site_of_step
+from sqltrace.callsite import CallSite, site_of_step, site_of_task
 from sqltrace.faults import report_fault
 
 _PAUSE: Final = 0.05  # seconds
@@ -107,6 +107,10 @@ class Guarded(Protocol):
     def collector(self) -> Any:
         """Has the clock."""
 
+    @property
+    def log(self) -> Any:
+        """Of its event loop; `None` while it is on none."""
+
 
 # By identity, and not kept alive: a loop may abandon its requests.
 _guarded: Final[dict[int, ref[Guarded]]] = {}
@@ -175,6 +179,10 @@ def _look(before: _Look) -> _Look:
     shares = [share for reference in list(_guarded.values()) if (share := reference()) is not None]
     running = [(share, began, share.thread) for share in shares if (began := share.began)]
     held = [(step, seen) for step in running if (seen := _see(*step)) is not None]
+    others = {share.log: share.thread for share in shares}
+    for log, thread in others.items():
+        if log is not None and log.is_overdue() and thread not in {thread for _, _, thread in running}:
+            _see_another(log, thread)
     # After that: a file that is read lets others have the lock, and the step go on.
     computed = {thread: _cpu_time(thread) for _, _, thread in running}
     for (share, began, thread), (site, lasted) in held:
@@ -193,6 +201,14 @@ def _see(share: Guarded, began: int, thread: int) -> tuple[CallSite | None, floa
     # Not kept: among the frames of all threads is this one, which would keep them all.
     frame = sys._current_frames().get(thread)
     return (site_of_step(frame), lasted) if frame is not None and share.began == began else None
+
+
+def _see_another(log: Any, thread: int) -> None:
+    """The line of what holds a loop while none of its requests does."""
+    due, frame = log.beat_due, sys._current_frames().get(thread)
+    site = site_of_task(frame) if frame is not None else None
+    if site is not None and log.beat_due == due and log.is_overdue():
+        log.seen.append((log.clock(), site))
 
 
 def _cpu_time(thread: int) -> float | None:

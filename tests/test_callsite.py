@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import uvloop
 from jinja2 import Environment, FileSystemLoader
 from sqlalchemy import create_engine, text
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
@@ -20,7 +21,7 @@ from starlette.routing import Route
 
 import sqltrace
 from sqltrace import callsite
-from sqltrace.callsite import CallSite, call_site_in, find_call_site, shorten
+from sqltrace.callsite import CallSite, call_site_in, find_call_site, shorten, site_of_task
 from tests.loops import RUNNERS, get, observed, respond
 
 HERE = __file__
@@ -491,3 +492,37 @@ def test_script_that_was_started_by_a_relative_path_is_known_as_what_it_is(tmp_p
     monkeypatch.setattr(callsite, "_FRAMES", range(3))
 
     assert script["run"](starter["start"]) is None
+
+
+def site_here():
+    return site_of_task(sys._getframe())
+
+
+@pytest.mark.parametrize("new_loop", [asyncio.SelectorEventLoop, uvloop.new_event_loop])
+def test_line_of_a_task_is_not_that_which_runs_the_loop(new_loop):
+    async def task():
+        return site_here()
+
+    loop = new_loop()
+    site = loop.run_until_complete(task())
+    loop.close()
+
+    assert (site.function, site.callers[0].function) == ("site_here", task.__qualname__)
+
+
+@pytest.mark.parametrize(
+    ("new_loop", "function"), [(asyncio.SelectorEventLoop, "site_here"), (uvloop.new_event_loop, None)]
+)
+def test_line_of_a_callback_is_known_where_the_loop_is_python(new_loop, function):
+    sites = []
+    loop = new_loop()
+    loop.call_soon(lambda: sites.append(site_here()))
+    loop.call_soon(loop.stop)
+    loop.run_forever()
+    loop.close()
+
+    assert [site and site.function for site in sites] == [function]
+
+
+def test_line_of_a_thread_that_runs_nothing_of_a_loop_is_unknown():
+    assert site_here() is None

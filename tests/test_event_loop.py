@@ -547,7 +547,7 @@ class TestLoopWait:
 
         run(main())
         [(name, waited)] = records["/victim/1"].waited_for
-        assert name == "(another task or thread)"
+        assert name.startswith("(another task")  # with its line, if somebody has seen it
         assert 0.16 < waited < 0.24
 
     def test_sink_that_holds_the_loop_is_told_as_such(self):

@@ -13,7 +13,7 @@ import pytest
 import sqltrace
 from sqltrace.callsite import CallSite
 from sqltrace.event_loop import LoopShare
-from sqltrace.findings import blocked_loop
+from sqltrace.findings import blocked_loop, waited_for_loop
 from sqltrace.watchdog import Sightings, _pause_after
 from tests.loops import RUNNERS, get, observed, respond, thrice
 
@@ -80,6 +80,39 @@ def test_framework_that_computes_is_told_with_its_own_line_and_remedy(tmp_path):
     assert finding.call_site.startswith(str(library)), finding.call_site
     assert finding.call_site.endswith(" in serialize_response")
     assert finding.fix.startswith("fewer objects in the body")
+
+
+@pytest.mark.parametrize("run", RUNNERS)
+def test_line_of_another_task_that_holds_the_loop_is_told_to_those_who_wait(run, no_faults):
+    logs = []
+
+    async def waits(scope, receive, send):
+        logs.append(sqltrace.current_recording().collector.loop.log)
+        while logs:
+            await asyncio.sleep(0.001)
+        await respond(send)
+
+    async def refresh():
+        while not logs:
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.03)
+        deadline = time.monotonic() + PATIENCE
+        while not logs[0].seen and time.monotonic() < deadline:
+            pass  # here it refreshes
+        logs.clear()
+
+    app, records = observed(waits)
+
+    async def main():
+        await asyncio.gather(get(app, "/"), refresh())
+
+    run(main())
+
+    lines = [line_of("here it refreshes") + offset for offset in (-1, 0)]
+    [finding] = sqltrace.diagnose(records["/"], [partial(waited_for_loop, wait=0, share=0)])
+    assert finding.call_site in {f"tests/test_watchdog.py:{line} in {refresh.__qualname__}" for line in lines}
+    assert f"held by (another task: {finding.call_site}) (" in finding.message
+    assert finding.fix == "await asyncio.to_thread(function) there, for what computes or blocks"
 
 
 @thrice

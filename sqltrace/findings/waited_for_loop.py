@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from sqltrace.finding import Finding
 from sqltrace.findings.wording import listed, time
-from sqltrace.loop_log import SINKS, UNKNOWN
+from sqltrace.loop_log import SINKS, UNKNOWN, UNKNOWN_AT
 from sqltrace.recording import Recording
 
 _FIXES = {
@@ -14,6 +14,8 @@ _FIXES = {
     " logs what held the loop longer than its slow_callback_duration",
     SINKS: "nothing here: a sink that hands what it is told to a thread",
 }
+_AT, _END = UNKNOWN_AT.split("{}")
+_ELSEWHERE = "await asyncio.to_thread(function) there, for what computes or blocks"
 
 
 def waited_for_loop(recording: Recording, *, wait: float = 0.25, share: float = 0.2) -> Iterator[Finding]:
@@ -28,6 +30,7 @@ def waited_for_loop(recording: Recording, *, wait: float = 0.25, share: float = 
         return
     # A holder of this name is never this request itself.
     worst = "another request of the same route" if holders[0][0] == recording.name else holders[0][0]
+    site = worst.removeprefix(_AT).removesuffix(_END) if worst.startswith(_AT) else None
     named = listed(
         [f"{'another ' if name == recording.name else ''}{name} ({time(seconds)})" for name, seconds in holders]
     )
@@ -36,5 +39,6 @@ def waited_for_loop(recording: Recording, *, wait: float = 0.25, share: float = 
         "waited_for_loop",
         f"{about}{time(waited)} of {time(recording.duration)} spent waiting for the event loop, held by {named}.",
         waited,
-        fix=_FIXES.get(worst, f"nothing here: see the findings of {worst}"),
+        site,
+        fix=_ELSEWHERE if site else _FIXES.get(worst, f"nothing here: see the findings of {worst}"),
     )
