@@ -22,6 +22,7 @@ class Finding:
         relationship: ``Content.user``; `None` where it is about none.
         parents: The statement that loaded the objects which a load was for, with its call site.
         fix: What to paste or to do; ``.options(…)`` belongs to the query of `parents`, or else of `call_site`.
+        fingerprint: Of the statement that it is about, as `Group.fingerprint`; `None` where it is about none.
     """
 
     kind: str
@@ -31,3 +32,4 @@ class Finding:
     relationship: str | None = None
     parents: str | None = None
     fix: str | None = None
+    fingerprint: str | None = None

@@ -13,6 +13,9 @@ import sqltrace
 from tests import shelf as shelves
 from tests.loops import thrice
 
+OF_A_STATEMENT = frozenset(
+    "n_plus_one cartesian_product row_fan_out eager_join refresh_after_commit repeated_statement slow_statement".split()
+)
 RECORDERS = pytest.mark.parametrize("record", [shelves.record_sync, shelves.record_async], ids=["sync", "async"])
 
 
@@ -45,6 +48,8 @@ def check(case, record):
     findings = sqltrace.diagnose(recording)
 
     assert sorted(finding.kind for finding in findings) == case.kinds, findings
+    about = [finding.fingerprint for finding in findings if finding.kind in OF_A_STATEMENT]
+    assert set(about) <= {group.fingerprint for group in recording.groups}
     if case.fix is not None:
         assert case.fix in findings[0].fix
 

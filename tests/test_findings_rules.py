@@ -101,6 +101,24 @@ def test_slow_select_is_told_once_whichever_rules_there_are(clock, engine, books
     assert [finding.kind for finding in sqltrace.diagnose(recording, rules)] == found
 
 
+def test_slow_select_is_told_once_also_where_the_longest_came_from_another_line(clock, engine):
+    shelf = shelves.mapping(books="joined")
+    with engine.connect() as connection:
+        shelves.fill(connection, shelf)
+        connection.execute(insert(shelf.Book), [{"title": "more", "author_id": 1} for _ in range(3_000)])
+        connection.commit()
+    waits = text("coalesce(wait(:seconds), 1)")
+    query = select(shelf.Author).where(waits, shelf.Author.id == 1)
+    with recorded(clock) as recording, Session(engine) as session:
+        for seconds in (0.4, 0.4, 0.4):
+            session.scalars(query, {"seconds": seconds}).unique().all()
+        session.scalars(query, {"seconds": 0.6}).unique().all()
+
+    [finding] = sqltrace.diagnose(recording)
+
+    assert (finding.kind, finding.fingerprint) == ("row_fan_out", recording.groups[0].fingerprint)
+
+
 def test_slow_statement_tells_the_longest_of_many(clock, engine):
     with recorded(clock) as recording, engine.connect() as connection:
         for seconds in (0.1, 0.7):
@@ -109,6 +127,7 @@ def test_slow_statement_tells_the_longest_of_many(clock, engine):
     [finding] = sqltrace.diagnose(recording)
 
     assert finding.message == "SELECT took 700.0 ms, the longest of 2, for 2 rows."
+    assert finding.fingerprint == recording.groups[0].fingerprint
     assert finding.cost == pytest.approx(0.8)
 
 

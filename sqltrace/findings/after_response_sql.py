@@ -33,4 +33,12 @@ def after_response_sql(recording: Recording, *, long: float = 1.0) -> Iterator[F
     else:
         message = f"{count} ran for {time(took)} after the response{mostly(worst, groups)}"
         fix = "hand it to a job queue, if it need not be done in the web process"
-    yield Finding("after_response_sql", message, took, at, worst.origin.relationship, fix=fix)
+    yield Finding(
+        "after_response_sql",
+        message,
+        took,
+        at,
+        worst.origin.relationship,
+        fix=fix,
+        fingerprint=worst.fingerprint or None,
+    )

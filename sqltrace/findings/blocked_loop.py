@@ -41,6 +41,7 @@ def _by_sql(groups: list[Group], blocked: float) -> Finding:
         blocked,
         place(worst),
         fix="await run_in_threadpool(function), or a plain def endpoint, or AsyncSession",
+        fingerprint=worst.fingerprint or None,
     )
 
 
@@ -58,6 +59,7 @@ def _by_python(recording: Recording, held: float) -> Finding:
             place(worst),
             worst.origin.relationship,
             fix=_fix_for_objects(recording, worst),
+            fingerprint=worst.fingerprint,
         )
     sightings = recording.sightings
     site = sightings.site if sightings is not None else None

@@ -30,4 +30,5 @@ def cartesian_product(recording: Recording, *, rows: int = 100, ratio: float = 3
                 group.origin.relationship or crossed[0].relationship,
                 loaded_by(group.parents),
                 fix_for(recording, group, crossed),
+                group.fingerprint,
             )

@@ -33,4 +33,5 @@ def eager_join(recording: Recording, *, tables: int = 3, values: int = 10_000) -
                 joins[0].relationship,
                 loaded_by(group.parents),
                 fix_for(recording, group, joins),
+                group.fingerprint,
             )

@@ -154,6 +154,7 @@ def _of_load(recording: Recording, group: Group) -> Finding:
         origin.relationship,
         loaded_by(group.parents),
         fix,
+        group.fingerprint,
     )
 
 
@@ -185,4 +186,5 @@ def _of_query(recording: Recording, group: Group) -> Finding:
         took,
         str(line) if line else place(group),
         fix=one_for_all(recording, group),
+        fingerprint=group.fingerprint,
     )

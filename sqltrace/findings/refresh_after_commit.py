@@ -25,4 +25,5 @@ def refresh_after_commit(recording: Recording, *, refreshes: int = 5) -> Iterato
                 took,
                 place(group),
                 fix=f"{session_maker(group.is_async)}(engine, expire_on_commit=False)",
+                fingerprint=group.fingerprint,
             )

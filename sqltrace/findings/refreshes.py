@@ -40,6 +40,7 @@ def refreshed_one_by_one(recording: Recording, group: Group) -> Finding:
         place(group),
         parents=loaded_by(group.parents),
         fix=_all_at_once(group, within),
+        fingerprint=group.fingerprint,
     )
 
 

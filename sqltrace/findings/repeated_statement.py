@@ -51,6 +51,7 @@ def repeated_statement(recording: Recording, *, times: int = 4, pause: float = 0
             took * (equal - 1) / equal,
             place(group),
             fix="keep the first result and pass it on, or keep it on request.state",
+            fingerprint=group.fingerprint,
         )
 
 

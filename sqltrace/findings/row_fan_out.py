@@ -36,4 +36,5 @@ def row_fan_out(
                 widening.collections[0].relationship,
                 loaded_by(group.parents),
                 fix_for(recording, group, widening.collections),
+                group.fingerprint,
             )

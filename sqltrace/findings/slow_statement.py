@@ -33,6 +33,7 @@ def slow_statement(recording: Recording, *, slow: float = 0.5) -> Iterator[Findi
                 group.origin.relationship,
                 loaded_by(group.parents),
                 _STREAM if _is_fetched_slowly(recording, group) else _fix(group),
+                group.fingerprint or None,
             )
     yield from _slow_commit(recording, slow)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 
 from sqltrace.finding import Finding
@@ -22,7 +21,6 @@ _BETTER = {
     "eager_join": ("cartesian_product", "row_fan_out"),
     "slow_statement": ("cartesian_product", "row_fan_out"),
 }
-_VERB = re.compile(" asked for | took ")  # behind the `subject`
 
 
 def object_count(group: Group) -> int:
@@ -63,11 +61,8 @@ def asked_and_sent(group: Group, widening: Widening) -> str:
 def is_told_by_rows(finding: Finding, findings: Iterable[Finding]) -> bool:
     """Whether another finding tells of the same statement, and better: that the rows are too many."""
     better = _BETTER.get(finding.kind, ())
-    return any(other.kind in better and _about(other) == _about(finding) for other in findings)
-
-
-def _about(finding: Finding) -> tuple[str, str | None, str | None]:
-    return _VERB.split(finding.message, maxsplit=1)[0], finding.call_site, finding.parents
+    about = finding.fingerprint, finding.parents
+    return any(other.kind in better and (other.fingerprint, other.parents) == about for other in findings)
 
 
 def times(group: Group) -> str:

@@ -97,6 +97,7 @@ def _finding(finding: Finding) -> dict[str, Any]:
         "relationship": finding.relationship,
         "loaded_for": finding.parents,
         "fix": finding.fix,
+        "fingerprint": finding.fingerprint,
     }
     return known(line)
 

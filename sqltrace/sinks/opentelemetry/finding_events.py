@@ -55,6 +55,7 @@ def _attributes(finding: Finding) -> dict[str, Any]:
         "sqltrace.finding.call_site": finding.call_site,
         "sqltrace.finding.loaded_for": finding.parents,
         "sqltrace.finding.fix": finding.fix,
+        "sqltrace.finding.fingerprint": finding.fingerprint,
         "sqltrace.relationship": finding.relationship,
     }
     return known(attributes)
