@@ -387,6 +387,12 @@ def test_commit_that_can_have_been_after_the_response_is_not_told_as_of_its_data
     assert ("2.0 ms of it committing" in render(**times)) is told
 
 
+def test_commit_that_waited_for_the_event_loop_is_not_told_as_a_part_of_less_database_time():
+    printed = render(**{"time.database_ms": 2.5, "connection.commit_ms": 3.3})
+
+    assert "2.5 ms in the database, 3.3 ms committing" in printed
+
+
 @pytest.mark.parametrize(("database", "commit"), [(100.0, 9.9), (1.0, 0.9)])
 def test_commit_that_takes_little_is_not_told(database, commit):
     assert "committing" not in render(**{"time.database_ms": database, "connection.commit_ms": commit})

@@ -106,7 +106,9 @@ class ReadableRenderer:
         commit = event.get("connection.commit_ms", 0.0)
         # It may have been after the response, as the database time is not: an exit of a dependency, a background task.
         if commit >= max(1.0, event["time.database_ms"] / 10) and commit > event.get("after_response_ms", 0.0):
-            text += f", {_time(commit)} of it committing"
+            # Where it also waited for the event loop, which is no time of the database, it is not all a part of that.
+            committing = "of it committing" if commit <= event["time.database_ms"] else "committing"
+            text += f", {_time(commit)} {committing}"
         if event.get("sql.on_loop"):
             text += ", " + self._paint("warning", f"{event['sql.on_loop']} synchronous on the event loop")
         return text + failed + (f"; {later} more after the response" if later else "")
