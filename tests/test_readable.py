@@ -368,6 +368,16 @@ def test_request_that_waited_for_another_of_its_route_says_so():
     assert "held by another GET /tags/{tag_id} (300.0 ms), GET /tags (30.0 ms)" in printed
 
 
+@pytest.mark.parametrize(("waited", "told"), [(8.4, False), (29.1, True)])
+def test_who_held_the_loop_is_told_where_the_wait_is_in_the_account(waited, told):
+    holders = [{"name": "GET /tags", "ms": waited}]
+    times = {"time.database_ms": 5_800.0, "time.python_ms": 29.2, "time.loop_wait_ms": waited}
+
+    printed = render(**times, duration_ms=5_820.0, **{"loop.waited_for": holders})
+
+    assert ("ms loop wait" in printed) is ("held by GET /tags" in printed) is told
+
+
 def test_commit_that_takes_a_good_part_of_the_database_time_is_told():
     event = {
         "http.request.method": "POST", "http.route": "/commit", "outcome": "ok", "duration_ms": 710.9, "sql.count": 2,

@@ -191,13 +191,13 @@ def _parts(event: Mapping[str, Any]) -> str:
     """The time account, without the parts that are too small to be seen."""
     total = event["duration_ms"]
     parts = {part: event.get(f"time.{part}_ms") or 0.0 for part in _PARTS}
-    seen = [
-        f"{_time(spent)} {part.replace('_', ' ')}"
-        for part, spent in parts.items()
-        if spent >= max(_NOTABLE, total / 200)
-    ]
+    seen = [f"{_time(spent)} {part.replace('_', ' ')}" for part, spent in parts.items() if _is_seen(spent, total)]
     worth_it = len(seen) > 1 or (total >= _LONG and sum(parts.values()) > 0.9 * total)
     return f"{_time(total)} = {' + '.join(seen)}{_off_the_loop(event)}" if worth_it else ""
+
+
+def _is_seen(spent: float, total: float) -> bool:
+    return spent >= max(_NOTABLE, total / 200)
 
 
 def _off_the_loop(event: Mapping[str, Any]) -> str:
@@ -208,7 +208,7 @@ def _off_the_loop(event: Mapping[str, Any]) -> str:
 
 
 def _waited(event: Mapping[str, Any]) -> str:
-    if not event.get("loop.waited_for"):
+    if not event.get("loop.waited_for") or not _is_seen(event["time.loop_wait_ms"], event["duration_ms"]):
         return ""
     about = "about " if event.get("time.loop_wait_estimated") else ""
     own = _who(event)
