@@ -174,6 +174,14 @@ def test_group_of_which_none_was_kept_ends_with_its_last_statement(memory_engine
     assert compressed(rest) == {"count": 2, "sum": 6.0, "max": 4.0, "rows": 4}
 
 
+def test_one_that_was_not_kept_has_its_own_time(memory_engine, tracing):
+    server, statements = ask_by_clock(tracing, memory_engine, 1, 3, pause=5, max_statements=1)
+
+    assert names(statements) == ["SELECT", "SELECT"]
+    assert placed(statements[-1], server) == [7, 13]
+    assert compressed(statements[-1]) == {"count": 1, "sum": 6.0, "min": 6.0, "max": 6.0, "rows": 2}
+
+
 def test_failed_statement_is_told_itself_before_costlier_ones(memory_engine, tracing):
     _, statements = ask_by_clock(tracing, memory_engine, 1, 2, first=["SELECT * FROM nowhere"], max_spans=2)
 
@@ -242,6 +250,23 @@ def test_work_after_the_response_does_not_exceed_the_cap(memory_engine, tracing,
     statements = statement_spans(tracing.spans())
     assert names(statements) == expected
     assert sum(compressed(span).get("count", 1) for span in statements) == 8
+
+
+def test_only_one_beyond_the_cap_of_its_phase_is_told_itself(memory_engine, tracing):
+    clock = Clock()
+
+    async def app(scope, receive, send):
+        with memory_engine.connect() as connection:
+            connection.connection.create_function("wait", 1, clock.advance)
+            connection.execute(text("SELECT wait(1)")).all()
+            await sends(START, BODY)(scope, receive, send)
+            clock.advance(0.001)
+            for number in range(2):
+                connection.execute(text(f"SELECT wait(2) AS after{number}")).all()
+
+    run(timed(app, OpenTelemetrySink(tracer_provider=tracing.provider, max_spans=2), clock), http_scope())
+
+    assert names(statement_spans(tracing.spans())) == ["SELECT", "(other statements) ×2"]
 
 
 def test_as_many_as_the_cap_are_told_one_by_one(memory_engine, tracing):

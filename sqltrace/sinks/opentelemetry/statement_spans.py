@@ -61,7 +61,7 @@ class StatementSpans:
         attributes = of_statement(told.group, told.execution, told.rest, literals=self._literals)
         name = attributes["db.query.summary"]
         span = self._tracer.start_span(
-            name if told.rest is None else f"{name} ×{told.rest.count}",
+            name if told.rest is None or told.rest.count == 1 else f"{name} ×{told.rest.count}",
             context=self._context(parent),
             kind=SpanKind.CLIENT,
             attributes=attributes,

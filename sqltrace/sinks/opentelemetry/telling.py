@@ -144,7 +144,9 @@ def _rest_of(recording: Recording, group: Group, singles: list[Execution], kept:
     rest = Rest(count, total, least, max(known, default=None), rows, failed)
     if kept:
         return Told(group, kept[0], kept[0].started - began, end, rest)
-    start = _end_of(singles[-1]) - began if singles else max(0, end - round(total * _SECOND))
+    start = max(0, end - round(total * _SECOND))
+    if singles and (count > 1 or group.ended is None):  # when they began is not known
+        start = _end_of(singles[-1]) - began
     return Told(group, singles[0] if singles else None, start, end, rest)
 
 
@@ -166,7 +168,7 @@ def _capped(told: list[Told], most: int) -> list[Told]:
     by_phase: dict[Phase, list[Told]] = defaultdict(list)
     for span in told[room:]:
         by_phase[span.group.phase].append(span)
-    return told[:room] + [_together(spans, phase) for phase, spans in by_phase.items()]
+    return told[:room] + [_together(spans, phase) if len(spans) > 1 else spans[0] for phase, spans in by_phase.items()]
 
 
 def _together(spans: list[Told], phase: Phase) -> Told:
