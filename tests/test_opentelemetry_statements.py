@@ -182,10 +182,21 @@ def test_one_that_was_not_kept_has_its_own_time(memory_engine, tracing):
     assert compressed(statements[-1]) == {"count": 1, "sum": 6.0, "min": 6.0, "max": 6.0, "rows": 2}
 
 
-def test_failed_statement_is_told_itself_before_costlier_ones(memory_engine, tracing):
-    _, statements = ask_by_clock(tracing, memory_engine, 1, 2, first=["SELECT * FROM nowhere"], max_spans=2)
+def test_rest_that_has_failed_altogether_is_an_error(memory_engine, tracing):
+    first = ["SELECT 1"] * 3 + ["SELECT * FROM nowhere"] * 2
+    _, [*_, rest, last] = ask_by_clock(tracing, memory_engine, 3, first=first, max_statements=3)
 
-    assert names(statements) == ["SELECT nowhere", "(other statements) ×2"]
+    assert (rest.name, rest.status.status_code) == ("SELECT nowhere ×2", StatusCode.ERROR)
+    assert (rest.attributes["error.type"], compressed(rest)["failed"]) == ("sqlite3.OperationalError", 2)
+    assert last.status.status_code is StatusCode.UNSET
+
+
+@pytest.mark.parametrize("max_statements", [500, 3], ids=["kept", "not kept"])
+def test_failed_statement_is_told_itself_before_costlier_ones(memory_engine, tracing, max_statements):
+    first = ["SELECT 1"] * 3 + ["SELECT * FROM nowhere"]
+    _, statements = ask_by_clock(tracing, memory_engine, 1, 2, first=first, max_statements=max_statements, max_spans=2)
+
+    assert sorted(names(statements)) == ["(other statements) ×5", "SELECT nowhere"]
 
 
 def test_rest_of_many_groups_lasts_from_the_first_to_the_last_of_them(memory_engine, tracing):

@@ -81,6 +81,8 @@ def of_statement(group: Group, execution: Execution | None, rest: Rest | None, *
             attributes["code.function.name"] = call_site.function
     if rest is not None:
         attributes |= _of_rest(rest)
+        if rest.has_failed:
+            attributes |= of_failure(group.failure)
     elif execution is not None:  # pragma: no branch - for the type checker: one of both is there
         _add_measured(attributes, execution)
     return attributes

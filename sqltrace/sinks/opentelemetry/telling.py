@@ -41,6 +41,10 @@ class Rest:
     rows: int | None = None
     failed: int = 0
 
+    @property
+    def has_failed(self) -> bool:
+        return self.failed == self.count > 0
+
 
 @dataclass(slots=True)
 class Told:
@@ -198,4 +202,6 @@ def _rest_in(span: Told) -> Rest:
 
 
 def _is_failed(span: Told) -> bool:
-    return span.rest is None and span.execution is not None and span.execution.failure is not None
+    if span.rest is not None:
+        return span.rest.has_failed
+    return span.execution is not None and span.execution.failure is not None
