@@ -2,6 +2,7 @@
 
 import pytest
 from fastapi import FastAPI
+from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
 from sqltrace import SQLTraceMiddleware
@@ -54,7 +55,7 @@ def test_findings_are_log_records_where_logs_are_configured(memory_engine, traci
     [data] = exporter.get_finished_logs()
     record = data.log_record
     assert (record.event_name, record.severity_text, record.body) == ("sqltrace.finding", "WARN", "It is too much.")
-    assert dict(record.attributes) == ATTRIBUTES
+    assert dict(record.attributes) == ATTRIBUTES | {"http.request.method": "GET"}
     assert (record.trace_id, record.span_id) == (span.context.trace_id, span.context.span_id)
     assert (span.events, span.attributes["sqltrace.finding.kinds"]) == ((), ("too_much",))
 
@@ -85,6 +86,17 @@ def test_finding_that_is_logged_after_the_span_of_fastapi_is_in_its_trace(memory
     span, [data] = server_span(tracing.spans()), exporter.get_finished_logs()
     told = data.log_record.trace_id, data.log_record.span_id
     assert told == (span.context.trace_id, span.context.span_id)
+
+
+def test_finding_that_is_logged_says_of_which_route(memory_engine, tracing, logs):
+    provider, exporter = logs
+    app = Starlette(routes=Routes(memory_engine).list)
+    sink = OpenTelemetrySink(tracer_provider=tracing.provider, logger_provider=provider)
+    TestClient(SQLTraceMiddleware(app, sinks=[sink], rules=[too_much])).get("/sync/1")
+
+    [data] = exporter.get_finished_logs()
+    route = {"http.request.method": "GET", "http.route": "/sync/{item}"}
+    assert dict(data.log_record.attributes) == ATTRIBUTES | route
 
 
 def test_statements_of_requests_with_a_finding_are_kept_always(memory_engine, tracing):

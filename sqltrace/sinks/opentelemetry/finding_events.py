@@ -34,7 +34,8 @@ def mark_findings(span: Span, record: RequestRecord, *, events: bool) -> bool:
 
 
 def log_findings(logger: Logger, record: RequestRecord, context: Context | None) -> None:
-    """Send a log record for each, in the span of the request."""
+    """Send a log record for each, in the span of the request, and with its route: logs are looked for without spans."""
+    of_request = known({"http.request.method": record.method, "http.route": record.route})
     for finding in record.findings:
         logger.emit(
             timestamp=time_ns(),
@@ -43,7 +44,7 @@ def log_findings(logger: Logger, record: RequestRecord, context: Context | None)
             severity_text="WARN",
             event_name=EVENT,
             body=finding.message,
-            attributes=_attributes(finding),
+            attributes=of_request | _attributes(finding),
         )
 
 
