@@ -125,6 +125,12 @@ def test_data_sources_and_filters_are_variables():
     assert named - {"__rate_interval", "__range"} <= set(variables)
 
 
+def test_all_services_are_a_selector_that_loki_takes():
+    service = next(variable for variable in DASHBOARD["templating"]["list"] if variable["name"] == "service")
+
+    assert re.fullmatch(service["allValue"], "") is None
+
+
 def test_every_alert_says_how_bad_it_is_and_what_to_do():
     for rule in RULES:
         assert rule["labels"]["severity"] in {"warning", "critical"}
@@ -175,6 +181,30 @@ def leaves(value, path=()):
             yield from leaves(inner, (*path, key))
     else:
         yield path, value
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+def test_route_without_requests_in_the_range_is_left_out(tmp_path):
+    labels = 'job="shop",http_request_method="GET",http_route="/quiet",sqltrace_finding_kind="n_plus_one"'
+    names = {f"sqltrace_request_{part}" for part in ("statements", "rows")} | {
+        f"sqltrace_request_{part}_seconds" for part in ("connection", "database", "objects", "loop_wait", "python")
+    }
+    series = [f"{name}_{ending}" for name in names for ending in ("sum", "count")] + ["sqltrace_findings_total"]
+    expressions = [target["expr"] for panel in PANELS for target in panel["targets"] if target.get("instant")]
+    for name, value in {"$__range": "15m", "$service": ".+", "$route": ".*"}.items():
+        expressions = [expression.replace(name, value) for expression in expressions]
+    test = {
+        "interval": "30s",
+        "input_series": [{"series": f"{name}{{{labels}}}", "values": "7x60"} for name in series],
+        "promql_expr_test": [{"expr": each, "eval_time": "20m", "exp_samples": []} for each in expressions],
+    }
+    (tmp_path / "quiet.yaml").write_text(json.dumps({"rule_files": [], "tests": [test]}), encoding="utf-8")
+
+    command = ["promtool", "test", "rules", "quiet.yaml"]
+    process = subprocess.run(command, cwd=tmp_path, capture_output=True, encoding="utf-8", check=False, timeout=60)
+
+    assert len(expressions) == 16
+    assert (process.returncode, process.stderr) == (0, "")
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")

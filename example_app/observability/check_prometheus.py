@@ -45,7 +45,7 @@ from sqltrace.sinks import OpenTelemetrySink
 HERE = Path(__file__).parent
 ALERTS = HERE / "prometheus_alerts.yaml"
 REMEDY = "apt-get install prometheus"
-VARIABLES = {"$__rate_interval": "15s", "$__range": "5m", "$service": ".*", "$route": ".*", "$pool": ".*"}
+VARIABLES = {"$__rate_interval": "15s", "$__range": "5m", "$service": ".+", "$route": ".*", "$pool": ".*"}
 # What the case, and what fails beside it, must set off.
 CERTAIN = {
     *("ConnectionPoolExhausted", "ConnectionPoolTimeouts"),
