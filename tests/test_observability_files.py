@@ -125,6 +125,18 @@ def test_data_sources_and_filters_are_variables():
     assert named - {"__rate_interval", "__range"} <= set(variables)
 
 
+def test_fields_that_a_panel_names_are_those_that_its_transformations_make():
+    for panel in PANELS:
+        steps = panel.get("transformations", ())
+        made = {step["options"]["alias"] for step in steps if step["id"] == "calculateField"}
+        for step in steps:
+            made |= set(step["options"].get("renameByName", {}).values())
+        named = {each["matcher"]["options"] for each in panel["fieldConfig"]["overrides"]} if steps else set()
+        named |= {each["field"] for step in steps for each in step["options"].get("sort", ())}
+        named |= {each["displayName"] for each in panel["options"].get("sortBy", ())}
+        assert named <= made, panel["title"]
+
+
 def test_all_services_are_a_selector_that_loki_takes():
     service = next(variable for variable in DASHBOARD["templating"]["list"] if variable["name"] == "service")
 
