@@ -87,7 +87,7 @@ def test_query_names_what_the_package_emits(expression):
 
     assert words
     assert words - set(series()) == set()
-    assert labels - {in_prometheus(name) for name in ATTRIBUTES} - {"job", "le"} == set()
+    assert labels - {in_prometheus(name) for name in ATTRIBUTES} - {"job", "instance", "le"} == set()
 
 
 def test_dashboard_shows_every_metric():
