@@ -142,6 +142,8 @@ def _rest_of(recording: Recording, group: Group, singles: list[Execution], kept:
         if group.max > max(told, default=0.0):
             known.append(group.max)
     total = max(0.0, group.total - sum(told))
+    if count == 1:
+        known = [total]
     rows = None if group.rows is None else group.rows - sum(execution.rows or 0 for execution in singles)
     failed = group.failed - sum(execution.failure is not None for execution in singles)
     least = min(known) if len(known) >= count else None
