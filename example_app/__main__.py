@@ -111,11 +111,11 @@ def _run(
     """Serve and replay; what failed, one sentence each."""
     with serve(app, listener) as server:
         try:
-            failures, lines = _replay_all(console, log, server.url, calls)
+            failures, lines, waited = _replay_all(console, log, server.url, calls)
         except KeyboardInterrupt:
             _say_last(console, "Interrupted.")
             raise
-        print_results(console, calls, lines)
+        print_results(console, calls, lines, waited)
         if keep_serving:
             with stop_signals() as asked:
                 _print_urls(console, server.url, calls)
@@ -132,9 +132,11 @@ def _say_last(console: Console, word: str) -> None:
 
 def _replay_all(
     console: Console, log: JSONLines, url: str, calls: tuple[Call, ...]
-) -> tuple[list[str], dict[str, LogLine]]:
+) -> tuple[list[str], dict[str, LogLine], dict[str, float]]:
+    """What failed; and by request id the log lines, and the seconds that the clients waited."""
     failures: list[str] = []
     lines: dict[str, LogLine] = {}
+    waited: dict[str, float] = {}
     for flavour in FLAVOURS:
         console.print()
         console.rule(f"[bold]{flavour}[/]: a page of {len(calls)} requests")
@@ -142,10 +144,15 @@ def _replay_all(
         log.await_requests(request_ids)
         with _progress(console) as progress:
             task = progress.add_task(f"{flavour}", total=len(calls))
-            failures += asyncio.run(replay(url, flavour, calls, lambda: progress.advance(task)))  # noqa: B023  # called before the loop goes on
+
+            def answered(request_id: str, seconds: float) -> None:
+                waited[request_id] = seconds
+                progress.advance(task)  # noqa: B023  # called before the loop goes on
+
+            failures += asyncio.run(replay(url, flavour, calls, answered))
             lines |= log.take(request_ids)
     failures += [f"{request_id}: no log line" for request_id in _ids(calls) if request_id not in lines]
-    return failures, lines
+    return failures, lines, waited
 
 
 def _seed(console: Console, database: Database, size: Size, seed: int) -> None:

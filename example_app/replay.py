@@ -1,6 +1,7 @@
 """The requests of the case, sent as a browser does when it loads the page."""
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -61,12 +62,14 @@ def page_load(refresh_token: str) -> tuple[Call, ...]:
     )
 
 
-async def replay(url: str, flavour: Flavour, calls: tuple[Call, ...], answered: Callable[[], object]) -> list[str]:
+async def replay(
+    url: str, flavour: Flavour, calls: tuple[Call, ...], answered: Callable[[str, float], object]
+) -> list[str]:
     """
     Load the page once.
 
     Args:
-        answered: Called after each answer.
+        answered: Called after each answer, with the request id, and the seconds that its client waited.
 
     Returns:
         What failed, one sentence each.
@@ -79,7 +82,9 @@ async def replay(url: str, flavour: Flavour, calls: tuple[Call, ...], answered: 
         nonlocal answers
         if call.late:
             await two_answers.wait()
-        headers = {"x-request-id": flavour.request_id(number)}
+        request_id = flavour.request_id(number)
+        headers = {"x-request-id": request_id}
+        sent = time.perf_counter()
         try:
             response = await client.request(call.method, flavour.prefix + call.path, json=call.body, headers=headers)
         except httpx2.HTTPError as error:
@@ -88,7 +93,7 @@ async def replay(url: str, flavour: Flavour, calls: tuple[Call, ...], answered: 
             answers += 1
             if answers == 2:
                 two_answers.set()
-            answered()
+            answered(request_id, time.perf_counter() - sent)
         return None if response.is_success else f"{flavour}: {call} answered {response.status_code}"
 
     # A connection for each call: a kept one might be closed by the server, idle for too long, just as it is used again.

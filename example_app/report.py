@@ -15,8 +15,14 @@ _MAPPINGS = {"guilty": 'guilty: lazy="joined"', "mended": "mended: options in th
 _SESSIONS = ("sync", "async")
 
 
-def print_results(console: Console, calls: tuple[Call, ...], lines: Lines) -> None:
-    """Print the table and what to see in it. Every number is from a log line, found by its request id."""
+def print_results(console: Console, calls: tuple[Call, ...], lines: Lines, waited: Mapping[str, float]) -> None:
+    """
+    Print the table and what to see in it. Every number is from a log line, found by its request id, but for one.
+
+    Args:
+        waited: Seconds that the client of a request waited, by request id. A request that the event loop keeps from
+            being accepted has not begun for any middleware.
+    """
     console.print()
     console.rule("[bold]what the log lines say[/]")
     console.print()
@@ -28,8 +34,13 @@ def print_results(console: Console, calls: tuple[Call, ...], lines: Lines) -> No
     for session in _SESSIONS:
         guilty, mended = (_slowest(Flavour(mapping, session), calls, lines) for mapping in _MAPPINGS)
         console.print(f"Slowest request, {session + ':':6} {guilty:>8} guilty, {mended:>7} mended.")
-    guilty, mended = (_cells(lines.get(Flavour(mapping, "async").request_id(0)))[0] for mapping in _MAPPINGS)
+    refreshes = [Flavour(mapping, "async").request_id(0) for mapping in _MAPPINGS]
+    guilty, mended = (_cells(lines.get(refresh))[0] for refresh in refreshes)
     console.print(f"One-row refresh, async: {guilty:>8} guilty, {mended:>7} mended.")
+    guilty, mended = (f"{waited.get(refresh, 0.0):.3f} s" for refresh in refreshes)
+    console.print(
+        f"        for its client: {guilty:>8} guilty, {mended:>7} mended: before it is accepted it waits, too."
+    )
     console.print()
 
 

@@ -250,21 +250,31 @@ def test_each_tag_of_the_case_has_contents_and_articles(size):
         assert set(TAG_IDS) <= {row["tag_id"] for row in rows[table]}
 
 
+def test_output_tells_how_long_the_client_waited_for_the_refresh(small_run):
+    process, lines = small_run
+    [told] = re.findall(r"for its client: +(\d+\.\d{3}) s guilty, +(\d+\.\d{3}) s mended", process.stdout)
+
+    for seconds, mapping in zip(told, ("guilty", "mended"), strict=True):
+        [line] = [line for line in lines if line["request_id"] == f"{mapping}-async-0"]
+        assert float(seconds) > line["duration_ms"] / 1_000
+
+
 def test_replay_tells_what_failed():
-    answered = []
+    answered = {}
 
     with listen(0) as listener, serve(Starlette(), listener) as server:
-        failures = asyncio.run(replay.replay(server.url, replay.FLAVOURS[0], CALLS, lambda: answered.append(1)))
+        failures = asyncio.run(replay.replay(server.url, replay.FLAVOURS[0], CALLS, answered.__setitem__))
 
     assert failures == [f"guilty sync: {call} answered 404" for call in CALLS]
-    assert len(answered) == len(CALLS)
+    assert answered.keys() == {f"guilty-sync-{number}" for number in range(len(CALLS))}
+    assert all(0 < seconds < 60 for seconds in answered.values())
 
 
 def test_replay_tells_what_had_no_answer():
     with listen(0) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
 
-    failures = asyncio.run(replay.replay(url, replay.FLAVOURS[0], CALLS, lambda: None))
+    failures = asyncio.run(replay.replay(url, replay.FLAVOURS[0], CALLS, lambda *_: None))
 
     assert [failure.partition(" had no answer: ")[0] for failure in failures] == [
         f"guilty sync: {call}" for call in CALLS

@@ -166,7 +166,7 @@ def _serve_the_case(database: Database, directory: Path, prometheus: Prometheus)
     with listen(0) as listener, serve(app, listener) as server:
         for _ in range(2):
             for flavour in FLAVOURS:
-                for failure in asyncio.run(replay(server.url, flavour, calls, lambda: None)):
+                for failure in asyncio.run(replay(server.url, flavour, calls, lambda *_: None)):
                     raise click.ClickException(failure)
             for path in ("/fails/statement",) * 5 + ("/fails/pool",):
                 httpx2.get(server.url + path, timeout=30, trust_env=False)
