@@ -29,31 +29,34 @@ class Samples:
         first, last: Readings of the clock at the start of the first and of the latest execution.
     """
 
-    __slots__ = ("_digests", "_sites", "engines", "first", "last")
+    __slots__ = ("_digests", "_several", "_sites", "engines", "first", "last")
 
     def __init__(self, first: int) -> None:
         self.first = self.last = first
         self.engines: set[int] = set()
         self._sites: list[tuple[int, CallSite]] = []
+        self._several = False  # not one and the same
         self._digests: dict[int, int] = {}
 
-    def add(self, number: int, call_site: CallSite | None, digest: int | None) -> None:
+    def add_site(self, number: int, call_site: CallSite) -> None:
         """Of the execution with this number in its group; 1 is the first."""
-        if call_site is not None and len(self._sites) < _MAX_SITES:
+        if len(self._sites) < _MAX_SITES:
             self._sites.append((number, call_site))
-        if digest is not None:
-            digests = self._digests
-            # A group may have any number of texts, with their values in them, and each has its first eight.
-            if len(digests) < _MAX_DIGESTS or digest in digests:
-                digests[digest] = digests.get(digest, 0) + 1
+            self._several = self._several or call_site is not self._sites[0][1]
+
+    def compare(self, digest: int) -> None:
+        """Of the parameters of an execution."""
+        digests = self._digests
+        # A group may have any number of texts, with their values in them, and each has its first eight.
+        if len(digests) < _MAX_DIGESTS or digest in digests:
+            digests[digest] = digests.get(digest, 0) + 1
 
     def busiest(self, count: int) -> tuple[CallSite, int] | None:
         """The call site that most of the `count` came from, and about how many; `None` where none is known."""
         if not self._sites:
             return None
-        first = self._sites[0][1]
-        if all(site is first for _, site in self._sites):
-            return first, count
+        if not self._several:
+            return self._sites[0][1], count
         lines: Counter[CallSite] = Counter()
         ways: Counter[int] = Counter()  # of one line there may be several, by what called it
         ends = [number for number, _ in self._sites[1:]] + [count + 1]

@@ -233,6 +233,8 @@ class Tally:
             if execution.more or execution.open:
                 rows += self._count_more(execution, group)
                 continue
+            if execution.digest is not None:
+                self._compare(execution, group)
             elapsed = execution.ended - started + execution.fetch
             group.total += elapsed / _SECOND
             if elapsed > group._longest:
@@ -257,10 +259,16 @@ class Tally:
         if execution.loop_wait:
             group.total -= execution.loop_wait / _SECOND
             group.loop_wait += execution.loop_wait / _SECOND
-        if (execution.call_site is not None or execution.digest is not None) and group.fingerprint:
-            group.samples.add(group.count, execution.call_site, execution.digest)
+        self._compare(execution, group)
+        if execution.call_site is not None and group.fingerprint:
+            group.samples.add_site(group.count, execution.call_site)
             group.call_site = group.call_site or execution.call_site
         return rows or 0
+
+    @staticmethod
+    def _compare(execution: Execution, group: Group) -> None:
+        if execution.digest is not None and group.fingerprint:
+            group.samples.compare(execution.digest)
 
     def _catch_up(self) -> None:
         """Count what executions have measured since they were counted."""

@@ -62,10 +62,11 @@ class TestTheSameAgain:
 
         assert findings(engine, work) == []
 
-    def test_is_told_where_another_table_was_written(self, engine):
+    @pytest.mark.parametrize("rows", ["VALUES ({}, 'new')", "SELECT {}, 'new'"])
+    def test_is_told_where_another_table_was_written(self, engine, rows):
         def work(session):
             for number in range(6):
-                session.execute(text(f"INSERT INTO publishers VALUES ({100 + number}, 'new')"))
+                session.execute(text(f"INSERT INTO publishers {rows.format(100 + number)}"))
                 session.execute(text("SELECT count(*) FROM topics")).scalar()
 
         assert [finding.kind for finding in findings(engine, work)] == ["repeated_statement"]

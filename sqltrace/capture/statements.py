@@ -109,7 +109,6 @@ def note(
             collector.sites_taken[key] = taken + 1
         if taken < DIGESTS and context.execute_style is _EXECUTE:
             execution.digest = _digest(statement, parameters, context.dialect)
-            execution.more = True
         if execution.dialect.is_async if purpose is NOTHING else purpose.is_async:
             if elapsed >= replies.SLOW and failure is None:
                 proxy, values = internals.pooled_connection(context), replies.value_count(context)

@@ -56,7 +56,7 @@ def n_plus_one(recording: Recording, *, loads: int = 5, queries: int = 10, pause
                 elif not _same_each_time(group) and mean_pause(group, loop_wait) < pause:
                     yield refreshed_one_by_one(recording, group)
         elif each >= queries and group.origin.kind == "query" and _asks_for_one(group):
-            meant = locks(group) and is_one_in_each_transaction(recording, group)
+            meant = locks(group.sql) and is_one_in_each_transaction(recording, group)
             if not meant and mean_pause(group, loop_wait) < pause:
                 yield _of_query(recording, group)
 
@@ -83,18 +83,23 @@ def _same_each_time(group: Group) -> bool:
 
 def _asks_for_one(group: Group) -> bool:
     """Whether it is a SELECT of what belongs to one object, with different parameters: no page and no batch."""
-    operation, _, targets = group.summary.partition(" ")
-    if operation.upper() != "SELECT" or not targets or any(name in group.sql for name in _SYSTEM_TABLES):
-        return False
-    if _same_each_time(group) or ("WHERE" not in group.sql and not _WHERE.search(group.sql)):
+    if _same_each_time(group) or not _looks_up(group.summary, group.sql):
         return False
     rows = (group.rows or 0) / group.count
     paged = rows >= _BATCH and LIMIT.search(group.sql) is not None
     offset = rows > 1 and " OFFSET " in group.sql.upper()
-    return not (paged or offset or _is_batch(group.sql) or _goes_on(group))
+    return not (paged or offset)
 
 
 @lru_cache(maxsize=1_024)
+def _looks_up(summary: str, sql: str) -> bool:
+    """Whether it is a SELECT of what belongs to one object, by its text."""
+    operation, _, targets = summary.partition(" ")
+    if operation.upper() != "SELECT" or not targets or any(name in sql for name in _SYSTEM_TABLES):
+        return False
+    return _WHERE.search(sql) is not None and not (_is_batch(sql) or _goes_on(sql))
+
+
 def _is_batch(sql: str) -> bool:
     """Whether it asks for many at once already, by ``IN`` or ``= ANY``."""
     if _ANY.search(sql):
@@ -113,15 +118,13 @@ def _values(sql: str, start: int) -> int:
     return count
 
 
-def _goes_on(group: Group) -> bool:
+def _goes_on(sql: str) -> bool:
     """Whether it asks for what comes before or after something, which no ``IN`` can ask for at once."""
-    if not any(word in group.sql for word in ("<", ">", "BETWEEN", "between")):  # as of most: the rest takes longer
-        return False
-    _, *conditions = _WHERE.split(group.sql)
+    _, *conditions = _WHERE.split(sql)
     compared = " ".join(conditions)
     if not _UNEQUAL.search(compared):
         return False
-    return LIMIT.search(group.sql) is not None or not EQUAL.search(compared)
+    return LIMIT.search(sql) is not None or not EQUAL.search(compared)
 
 
 def _of_load(recording: Recording, group: Group) -> Finding:

@@ -47,8 +47,9 @@ def is_one_in_each_transaction(recording: Recording, group: Group) -> bool:
     return recording.connections.checkouts >= group.count
 
 
-def locks(group: Group) -> bool:
-    return _LOCK.search(group.sql) is not None
+@lru_cache(maxsize=1_024)
+def locks(sql: str) -> bool:
+    return _LOCK.search(sql) is not None
 
 
 def _lock(sql: str) -> str:

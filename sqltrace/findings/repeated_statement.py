@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 
 from sqltrace.finding import Finding
 from sqltrace.findings.n_plus_one import mean_pause
@@ -36,7 +37,8 @@ def repeated_statement(recording: Recording, *, times: int = 4, pause: float = 0
         equal = group.samples.equal
         if equal - changes < times or group.count < times * recording.messages:
             continue
-        if group.origin.kind != "query" or not _reads_only(group, written):
+        tables = _tables_read(group.summary, group.sql)
+        if group.origin.kind != "query" or not tables or not written.isdisjoint(tables):
             continue
         if mean_pause(group, loop_wait) >= pause:
             continue
@@ -68,25 +70,22 @@ def _may_change_anything(group: Group) -> bool:
     operation, *others = group.summary.split()
     if operation.upper() == "SELECT":
         return not others and "(" in group.sql  # SELECT set_config(…)
-    return operation.upper() not in _KNOWN and not _writes(group)
+    return operation.upper() not in _KNOWN and not _writes(group.summary)
 
 
 def _written_tables(recording: Recording) -> set[str]:
-    return {word for group in recording.groups if _writes(group) for word in group.summary.split()}
+    return {word for group in recording.groups if _writes(group.summary) for word in group.summary.split()}
 
 
-def _writes(group: Group) -> bool:
+@lru_cache(maxsize=1_024)
+def _writes(summary: str) -> bool:
     """Also ``WITH … INSERT``."""
-    return any(word.upper() in WRITES for word in group.summary.split())
+    return any(word.upper() in WRITES for word in summary.split())
 
 
-def _reads_only(group: Group, written: set[str]) -> bool:
-    operation, *targets = group.summary.split()
-    return (
-        operation.upper() == "SELECT"
-        and bool(targets)
-        and not _writes(group)
-        and written.isdisjoint(targets)
-        and "FOR UPDATE" not in group.sql.upper()
-        and _DIFFERS.search(group.sql) is None
-    )
+@lru_cache(maxsize=1_024)
+def _tables_read(summary: str, sql: str) -> tuple[str, ...]:
+    """Those of a SELECT that answers the same until they change; none of any other statement."""
+    operation, *tables = summary.split()
+    writes = operation.upper() != "SELECT" or _writes(summary) or "FOR UPDATE" in sql.upper()
+    return () if writes or _DIFFERS.search(sql) else tuple(tables)

@@ -60,7 +60,9 @@ def asked_and_sent(group: Group, widening: Widening) -> str:
 
 def is_told_by_rows(finding: Finding, findings: Iterable[Finding]) -> bool:
     """Whether another finding tells of the same statement, and better: that the rows are too many."""
-    better = _BETTER.get(finding.kind, ())
+    better = _BETTER.get(finding.kind)
+    if better is None:
+        return False
     about = finding.fingerprint, finding.parents
     return any(other.kind in better and (other.fingerprint, other.parents) == about for other in findings)
 
