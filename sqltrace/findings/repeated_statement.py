@@ -12,7 +12,6 @@ from sqltrace.findings.wording import cost_at_once, name_of, place, time
 from sqltrace.recording import Recording
 from sqltrace.samples import DIGESTS
 from sqltrace.sql_text import WRITES
-from sqltrace.statement import Group
 
 # Of all others, as CALL, CREATE or SET, nobody knows what they change.
 _KNOWN = WRITES | frozenset("SELECT VALUES SAVEPOINT RELEASE SHOW EXPLAIN PRAGMA BEGIN START".split())
@@ -62,15 +61,16 @@ def _changes(recording: Recording) -> int:
     How often the same may have meant something else since: what was read before a rollback may hold no longer, and
     ``SET search_path``, a procedure, or a function that is called for its effect may have changed anything.
     """
-    changing = (group.count for group in recording.groups if _may_change_anything(group))
+    changing = (group.count for group in recording.groups if _may_change_anything(group.summary, group.sql))
     return recording.connections.rollbacks + sum(changing)
 
 
-def _may_change_anything(group: Group) -> bool:
-    operation, *others = group.summary.split()
+@lru_cache(maxsize=1_024)
+def _may_change_anything(summary: str, sql: str) -> bool:
+    operation, *others = summary.split()
     if operation.upper() == "SELECT":
-        return not others and "(" in group.sql  # SELECT set_config(…)
-    return operation.upper() not in _KNOWN and not _writes(group.summary)
+        return not others and "(" in sql  # SELECT set_config(…)
+    return operation.upper() not in _KNOWN and not _writes(summary)
 
 
 def _written_tables(recording: Recording) -> set[str]:
