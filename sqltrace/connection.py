@@ -138,6 +138,11 @@ class ConnectionUse:
     rollbacks: int = 0
     idle_stretches: list[IdleStretch] = field(default_factory=list)
 
+    @property
+    def was_asked_for(self) -> bool:
+        """Whether a connection was, in vain or not."""
+        return self.checkouts > 0 or self.failed > 0
+
 
 class ConnectionTotals:
     """

@@ -147,8 +147,8 @@ def _eager_joins(widening: Widening | None) -> dict[str, Any] | None:
 
 
 def _connections(use: ConnectionUse) -> dict[str, Any]:
-    if not (use.checkouts or use.failed):
-        return {}  # none was asked for
+    if not use.was_asked_for:
+        return {}
     return {
         "connection.checkouts": None if use.held is None else use.checkouts,
         "connection.wait_ms": _milliseconds(use.wait),

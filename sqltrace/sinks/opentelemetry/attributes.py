@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from sqltrace.collector import Execution, unmeasurable
+from sqltrace.connection import ConnectionUse
 from sqltrace.database import Database, database_of
 from sqltrace.origin import QUERY
-from sqltrace.recording import Recording
 from sqltrace.request import RequestRecord
 from sqltrace.sinks.log_line import known
 from sqltrace.sinks.opentelemetry.telling import Rest
@@ -24,7 +24,7 @@ _DEFAULT_PORTS = {"postgresql": 5432, "mysql": 3306, "mariadb": 3306, "microsoft
 def of_request(record: RequestRecord) -> Attributes:
     """For the server span, whoever made it."""
     recording = record.recording
-    account, connections = recording.time_account, recording.connections
+    account, counts = recording.time_account, recording.counts
     return known(
         {
             "sqltrace.time.connection": account.connection,
@@ -35,15 +35,12 @@ def of_request(record: RequestRecord) -> Attributes:
             "sqltrace.loop.held": recording.held_loop,
             "sqltrace.loop.longest_hold": recording.longest_hold,
             "sqltrace.loop.waited_for": [name for name, _ in recording.waited_for] or None,
-            "sqltrace.connection.wait": connections.wait,
-            "sqltrace.connection.held": connections.held,
-            "sqltrace.connection.idle_in_transaction": connections.idle_in_transaction,
-            "sqltrace.connection.held_by": _holders(recording),
-            "sqltrace.statement.count": recording.statement_count - recording.after_response_count,
-            "sqltrace.statement.distinct": recording.distinct_count,
-            "sqltrace.statement.failed": recording.failed_count,
-            "sqltrace.statement.on_loop": recording.on_loop_count,
-            "sqltrace.rows": recording.row_count,
+            **_of_connections(recording.connections),
+            "sqltrace.statement.count": counts.statements - counts.after_response,
+            "sqltrace.statement.distinct": counts.distinct,
+            "sqltrace.statement.failed": counts.failed,
+            "sqltrace.statement.on_loop": counts.on_loop or None,
+            "sqltrace.rows": counts.rows,
             "sqltrace.outcome": record.outcome if record.outcome != "ok" else None,
         }
     )
@@ -143,5 +140,12 @@ def _add_database(attributes: Attributes, database: Database | None, system: str
             attributes["server.port"] = database.port
 
 
-def _holders(recording: Recording) -> list[str] | None:
-    return list(dict.fromkeys(holder.name for wait in recording.connections.waits for holder in wait.holders)) or None
+def _of_connections(use: ConnectionUse) -> Attributes:
+    if not use.was_asked_for:
+        return {}
+    return {
+        "sqltrace.connection.wait": use.wait,
+        "sqltrace.connection.held": use.held,
+        "sqltrace.connection.idle_in_transaction": use.idle_in_transaction,
+        "sqltrace.connection.held_by": [*dict.fromkeys(one.name for wait in use.waits for one in wait.holders)] or None,
+    }
