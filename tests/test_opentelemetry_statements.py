@@ -72,6 +72,19 @@ def test_thousand_equal_statements_are_few_spans_with_the_exact_count_and_sum(me
     assert statements[-1].end_time <= server.end_time
 
 
+def test_sink_that_has_no_tracer_leaves_the_statements_to_another(memory_engine, tracing):
+    async def app(scope, receive, send):
+        select(memory_engine)
+        await send(START)
+        await send(BODY)
+
+    sinks = [OpenTelemetrySink(), OpenTelemetrySink(tracer_provider=tracing.provider)]
+    with tracing.provider.get_tracer("app").start_as_current_span("GET /"):
+        run(SQLTraceMiddleware(app, sinks=sinks), http_scope())
+
+    assert names(statement_spans(tracing.spans())) == ["SELECT"]
+
+
 def repeat(engine, count):
     with engine.connect() as connection:
         for number in range(count):

@@ -193,7 +193,8 @@ class OpenTelemetrySink:
             return
         sampled = request.span_context is None or request.span_context.trace_flags.sampled
         probe = _CurrentSpanBesideContrib() if _CONTRIB in sys.modules else _CurrentSpan()
-        if sampled and not record.recording.collector.note_spans(probe) and not request.made:
+        tells = sampled and self._tracers.get() is not None
+        if tells and not record.recording.collector.note_spans(probe) and not request.made:
             return  # called from within another request, that tells all of it
         record.notes[self._note] = request
 
