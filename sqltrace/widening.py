@@ -55,6 +55,8 @@ class Lookup:
         is_key: Whether `equal` is the primary key.
         by_get: Whether `Session.get` or `Session.merge` asks.
         joinable: Whether an eager join could be added: not to `from_statement`, and not under ``FOR UPDATE``.
+        values: Whether other conditions compare with values, too, which may be what differs from query to query.
+        options: Whether the query itself says how to load (`selectinload` and others).
     """
 
     aliases: tuple[str, ...]
@@ -63,6 +65,8 @@ class Lookup:
     is_key: bool = False
     by_get: bool = False
     joinable: bool = True
+    values: bool = False
+    options: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from sqlalchemy.orm import (
     mapped_column,
     relationship,
     selectinload,
+    with_parent,
     with_polymorphic,
 )
 from sqlalchemy.pool import StaticPool
@@ -385,7 +386,39 @@ def in_a_loop(ask):
         ),
         (
             lambda s, n: s.scalars(select(Book).where(Book.author == s.get(Author, 1), Book.id == n)).all(),
-            "the same query once, before the loop, with Book.id.in_(ids), and Book.id asked for, too",
+            "one query for all, before the loop, with in_() for what differs of Book.author_id and Book.id",
+            None,
+        ),
+        (
+            lambda s, n: s.scalars(select(Book).where(Book.author == Author(id=n))).all(),
+            "select(Book).where(Book.author_id.in_(author_ids))  # once",
+            {"author_ids": [1]},
+        ),
+        (
+            lambda s, n: s.scalars(select(Book).where(with_parent(Author(id=n), Author.books))).all(),
+            "select(Book).where(Book.author_id.in_(author_ids))  # once",
+            {"author_ids": [1]},
+        ),
+        (
+            lambda s, n: s.scalars(select(Author).where(Author.tenant == 1, func.lower(Author.name) == f"star {n}")).one(),
+            "one query for all, before the loop, with in_() for what differs of Author.tenant and the other conditions",
+            None,
+        ),
+        (
+            lambda s, n: s.scalars(select(Author).where(Author.tenant == 1, Author.id >= n, Author.id < n + 1)).one(),
+            "one query for all, before the loop, with in_() for what differs of Author.tenant and the other conditions",
+            None,
+        ),
+        (
+            lambda s, n: s.scalars(
+                select(Author).join(Book, (Book.author_id == Author.id) & (Book.isbn == f"isbn {n}")).where(Author.tenant == 1)
+            ).all(),
+            "one query for all, before the loop, with in_() for what differs of Author.tenant and the other conditions",
+            None,
+        ),
+        (
+            lambda s, n: s.scalars(select(Book).options(joinedload(Book.author)).where(Book.isbn == f"isbn {n}")).all(),
+            "select(Book).options(…).where(Book.isbn.in_(isbns))  # once",
             None,
         ),
         (
@@ -424,10 +457,20 @@ def in_a_loop(ask):
             "one statement for all, before the loop: WHERE … IN (…) for what differs",
             None,
         ),
+        (
+            lambda s, n: s.execute(select(Book.id).where(Book.author_id == 1, Book.isbn.like(f"isbn {n}%"))).all(),
+            "one statement for all, before the loop: WHERE … IN (…) for what differs",
+            None,
+        ),
+        (
+            lambda s, n: s.execute(select(Book.id).where(Book.author_id == n, Book.id > 0, Book.isbn != "")).all(),
+            "one statement for all, before the loop: WHERE books.author_id IN (…)",
+            None,
+        ),
     ],
     ids=[
         "attribute", "subclass", "alias", "Query", "other table", "which",
-        "and a relationship", "columns", "count", "text of an aggregate", "counts", "text", "literal",
+        "and a relationship", "relationship", "with_parent", "and a function", "range", "and in a join", "options", "columns", "count", "text of an aggregate", "counts", "text", "literal", "pattern", "bound",
     ],
 )  # fmt: skip
 def test_loop_is_mended_by_the_attributes_of_its_query(engine, ask, fix, names):
@@ -478,6 +521,24 @@ def test_get_in_a_loop_finds_what_was_kept(engine, get, names, fix):
     after, _ = told(engine, work(finding.fix))
 
     assert finding.fix == fix + KEPT
+    assert after == []
+
+
+def test_get_with_options_finds_what_was_kept_with_them(engine):
+    def work(fix):
+        def loop(session):
+            scope = {**NAMES, "ids": STARS, "session": session}
+            exec(fix.replace("…", "selectinload(Author.books)"), scope)
+            for number in STARS:
+                len(session.get(Author, number, options=[selectinload(Author.books)]).books)
+
+        return loop
+
+    findings, _ = told(engine, work(""))
+    fix = next(finding.fix for finding in findings if "SELECT authors" in finding.message)
+    after, _ = told(engine, work(fix))
+
+    assert fix == "kept = session.scalars(select(Author).options(…).where(Author.id.in_(ids))).all()" + KEPT
     assert after == []
 
 

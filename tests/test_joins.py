@@ -35,6 +35,7 @@ from sqlalchemy.orm import (
     relationship,
     selectinload,
     subqueryload,
+    with_loader_criteria,
     with_polymorphic,
 )
 from sqlalchemy.pool import StaticPool
@@ -450,15 +451,33 @@ def test_columns_of_a_statement_of_its_own_tell_nothing(engine):
         (select(aliased(G)), Lookup(("aliased(Garage)",), alone=True)),
         (
             select(EVERY).options(lazyload("*")),
-            Lookup(("with_polymorphic(Employee, [Manager])",), alone=True),
+            Lookup(("with_polymorphic(Employee, [Manager])",), alone=True, options=True),
         ),
-        (select(M).options(lazyload("*")).where(M.title == "boss"), Lookup(("",), ("Manager.title",), alone=True)),
+        (
+            select(M).options(lazyload("*")).where(M.title == "boss"),
+            Lookup(("",), ("Manager.title",), alone=True, options=True),
+        ),
+        (
+            select(G).options(with_loader_criteria(C, C.id > 0)).where(G.id == 1, G.id.in_([1])),
+            Lookup(("",), ("Garage.id",), is_key=True, values=True),
+        ),
         (select(G).join(G.cars).where(V.id == 1), Lookup(("",), ("Car.id",))),
         (select(G, C).where(G.id == C.id, C.id == 1), Lookup(("", ""), ("Company.id",))),
         (lambda s: s.get(G, 1) and None, Lookup(("",), ("Garage.id",), alone=True, is_key=True, by_get=True)),
         (select(G).with_for_update(), Lookup(("",), alone=True, joinable=False)),
     ],
-    ids=["key", "swapped, and more", "alias", "with_polymorphic", "inheritance", "join", "two", "get", "lock"],
+    ids=[
+        "key",
+        "swapped, and more",
+        "alias",
+        "with_polymorphic",
+        "inheritance",
+        "values",
+        "join",
+        "two",
+        "get",
+        "lock",
+    ],
 )
 def test_what_a_query_looks_for(engine, query, lookup):
     assert widening(engine, query).lookup == lookup

@@ -11,17 +11,18 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from sqlalchemy.schema import Table
-from sqlalchemy.sql import compiler, elements, operators, selectable
+from sqlalchemy.sql import compiler, elements, operators, selectable, visitors
 
 from sqltrace.capture.load_internals import compile_state_class, names_in
 
 _STATE = {
     "create_eager_joins", "_entities", "attributes", "from_clauses", "eager_joins", "primary_columns",
-    "secondary_columns", "compound_eager_adapter", "current_path", "_for_update_arg",
+    "secondary_columns", "compound_eager_adapter", "current_path", "_for_update_arg", "select_statement",
 }  # fmt: skip
 _CONTAINED = "user_defined_eager_row_processor"
 _PATH = {"_loader_key", "_wildcard_path_loader_key", "_default_path_loader_key"}
-_SELECT = {"_from_obj", "_raw_columns", "_where_criteria", "_setup_joins"}
+_SELECT = {"_from_obj", "_raw_columns", "_where_criteria", "_setup_joins", "_with_options"}
+_RANGES = {operators.lt, operators.le, operators.gt, operators.ge}
 
 
 def joins_are_told() -> bool:
@@ -76,6 +77,8 @@ class Conditions(NamedTuple):
         aliases: Of each entity, how it is called in code if it is not the class itself.
         equal: Class and name of attributes that have to be equal to one value each.
         others: Whether there are other conditions.
+        values: Whether these compare with values that may be what differs.
+        options: Whether the query has options that say how to load.
         is_key: Whether `equal` is the primary key.
         by_get: Whether `Session.get` asks.
         joinable: Whether an eager join could be added.
@@ -87,6 +90,8 @@ class Conditions(NamedTuple):
     is_key: bool
     by_get: bool
     joinable: bool
+    values: bool = False
+    options: bool = False
 
 
 class SelectState(NamedTuple):
@@ -195,38 +200,62 @@ def _conditions(state: Any, binds: Any) -> Conditions | None:
     mapper = asked[0].mapper
     key = mapper.primary_key
     joinable = state._for_update_arg is None  # PostgreSQL locks no outer join
+    asked_for = state.select_statement
+    options = not all(option._is_criteria_option for option in asked_for._with_options)
     if "pk_1" in binds:  # by the name of its parameter: nothing else tells
         names = [(mapper.class_, mapper.get_property_by_column(column).key) for column in key]
-        return Conditions(("",), tuple(names), others=False, is_key=True, by_get=True, joinable=joinable)
+        return Conditions(("",), tuple(names), False, is_key=True, by_get=True, joinable=joinable, options=options)
     equal: list[tuple[type, str]] = []
     columns = []
-    others = False
+    others = []
     waiting = list(state.statement._where_criteria)
     while waiting:
         clause = waiting.pop(0)
         operator = getattr(clause, "operator", None)
         if operator is operators.and_:
             waiting += clause.clauses
-        elif operator is operators.eq and (column := _compared(clause)) is not None:
-            about = column._annotations
-            equal.append((about["parentmapper"].class_, about["proxy_key"]))
-            columns.append(about["parentmapper"].columns[about["proxy_key"]])
-        else:
-            others = others or not _is_of_inheritance(clause, operator)
+        elif operator is operators.eq and (compared := _compared(clause)) is not None:
+            owner, name = compared
+            equal.append((owner.class_, name))
+            columns.append(owner.columns[name])
+        elif not _is_of_inheritance(clause, operator):
+            others.append(clause)
     aliases = tuple(map(_alias, asked))
     if joinable and not (equal or any(aliases)):
         return None
     is_key = len(asked) == 1 and set(columns) == set(key)
-    return Conditions(aliases, tuple(equal), others, is_key, by_get=False, joinable=joinable)
+    values = _have_values([*others, *(join[1] for join in asked_for._setup_joins)])
+    return Conditions(aliases, tuple(equal), bool(others), is_key, False, joinable, values, options)
 
 
-def _compared(clause: Any) -> Any:
-    """The attribute's column that a comparison holds against one value; `None` where it compares something else."""
+def _compared(clause: Any) -> tuple[Any, str] | None:
+    """Mapper and attribute that a comparison holds against one value; `None` where it compares something else."""
     for column, value in ((clause.left, clause.right), (clause.right, clause.left)):
         about = getattr(column, "_annotations", {})
-        if isinstance(value, elements.BindParameter) and "proxy_key" in about and "parentmapper" in about:
-            return column
+        if isinstance(value, elements.BindParameter) and "parentmapper" in about:
+            mapper = about["parentmapper"]
+            if "proxy_key" in about:
+                return mapper, about["proxy_key"]
+            if mapper.columns.contains_column(column):  # of `Book.author == author`, or with_parent()
+                return mapper, mapper.get_property_by_column(column).key
     return None
+
+
+def _have_values(clauses: Iterable[Any]) -> bool:
+    """Whether these conditions have values that may be what differs: one bound (``> 0``) and ``!=`` hardly do."""
+    bounds = 0
+    for clause in clauses:
+        operator = getattr(clause, "operator", None)
+        if not isinstance(clause, elements.ColumnElement) or operator is operators.ne or not _has_value(clause):
+            continue
+        bounds += operator in _RANGES
+        if operator not in _RANGES or bounds > 1:
+            return True
+    return False
+
+
+def _has_value(clause: Any) -> bool:
+    return any(isinstance(element, elements.BindParameter) for element in visitors.iterate(clause))
 
 
 def _is_of_inheritance(clause: Any, operator: Any) -> bool:

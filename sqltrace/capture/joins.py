@@ -58,6 +58,8 @@ def _lookup(state: join_internals.SelectState, conditions: join_internals.Condit
         is_key=conditions.is_key,
         by_get=conditions.by_get,
         joinable=conditions.joinable,
+        values=conditions.values,
+        options=conditions.options,
     )
 
 

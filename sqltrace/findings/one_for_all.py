@@ -15,9 +15,12 @@ EQUAL = re.compile(r"(?<![<>!:=])=(?![=>])")
 _LOCK = re.compile(
     r"\sFOR\s+(?:NO\s+KEY\s+UPDATE|(?P<plain>UPDATE)|(?:KEY\s+)?SHARE)\b(?P<more>.*)", re.IGNORECASE | re.DOTALL
 )
-_PLACEHOLDER = r"(?:\?|%s|%\(\w+\)s|:\w+|\$\d+)(?:\s*::\s*\w+)?"
+_PLACEHOLDER = r"(?:\?|%s|%\(\w+\)s|(?<!:):\w+|\$\d+)(?:\s*::\s*\w+)?"
 _EQUALS = re.compile(
     rf"\bWHERE\b.*?(?:\b(?P<column>\w+\.\w+) = |\s{_PLACEHOLDER} = (?P<reversed>\w+\.\w+))", re.IGNORECASE | re.DOTALL
+)
+_VALUE = re.compile(
+    rf"(?:(?P<not><>|!=)|(?P<bound>[<>]=?))?\s*{_PLACEHOLDER}|\s(?P<end>LIMIT|OFFSET|FETCH)\s", re.IGNORECASE
 )
 _AGGREGATE = re.compile(r"\b(?:(?:COUNT|SUM|AVG|MIN|MAX)\(|(?P<source>FROM)\b)", re.IGNORECASE)
 
@@ -30,16 +33,18 @@ def one_for_all(recording: Recording, group: Group) -> str:
     [entity, *_], equal, lock = group.widening.entities, lookup.equal, _lock(group.sql)
     if lookup.alone and (len(equal) == 1 or lookup.is_key):
         which = _in(equal[0]) if len(equal) == 1 else f"tuple_({', '.join(equal)}).in_(keys)"
-        select = f"select({entity}).where({which}){lock}"
+        loading = ".options(…)" if lookup.options else ""  # as they are: get() finds what is there without them
+        select = f"select({entity}){loading}.where({which}){lock}"
         if not lookup.by_get:
             return f"{select}  # once, before the loop{'' if lookup.is_key else _limited(group.sql)}"
         if lock or is_one_in_each_transaction(recording, group):
             return f"{select}  # once for all, in one session, in place of session.get()"
         return _kept(select, group.is_async, bool(group.widening.collections))
     limited = _limited(group.sql)
-    if len(equal) == 1:
+    if len(equal) == 1 and not lookup.values:
         return f"the same query once, before the loop, with {_in(equal[0])}, and {equal[0]} asked for, too{limited}"
-    return f"one query for all, before the loop, with in_() for what differs of {listed(list(equal))}{limited}"
+    differs = listed([*equal, "the other conditions"] if lookup.values else list(equal))
+    return f"one query for all, before the loop, with in_() for what differs of {differs}{limited}"
 
 
 def is_one_in_each_transaction(recording: Recording, group: Group) -> bool:
@@ -86,7 +91,7 @@ def _by_text(sql: str, system: str) -> str:
     sql = redact(sql, system)  # what looks like a column may be a part of a value
     grouped, limited = _is_aggregate(sql), _limited(sql)
     match = _EQUALS.search(sql)
-    if match is None or len(EQUAL.findall(sql, match.start())) != 1:
+    if match is None or len(EQUAL.findall(sql, match.start())) != 1 or not _is_only_value(sql, match.start()):
         which = "WHERE … IN (…) and GROUP BY" if grouped else "WHERE … IN (…)"
         return f"one statement for all, before the loop: {which} for what differs{limited}"
     column = match["column"] or match["reversed"]
@@ -94,3 +99,14 @@ def _by_text(sql: str, system: str) -> str:
         groups = f"{column}, …" if "GROUP BY" in sql.upper() else column
         return f"one statement for all, before the loop: SELECT {column}, … WHERE {column} IN (…) GROUP BY {groups}"
     return f"one statement for all, before the loop: WHERE {column} IN (…){limited}"
+
+
+def _is_only_value(sql: str, start: int) -> bool:
+    """Whether there is one value from there on that may differ: one bound (``> ?``) and ``!=`` hardly do."""
+    values = bounds = 0
+    for found in _VALUE.finditer(sql, start):
+        if found["end"]:
+            break
+        bounds += found["bound"] is not None
+        values += not (found["not"] or found["bound"])
+    return values <= 1 and bounds <= 1
