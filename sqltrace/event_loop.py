@@ -40,11 +40,11 @@ _MAX_WAITED_FOR: Final = 64
 _MAX_SUSPENSIONS: Final = 64
 _MAX_ESTIMATES: Final = 8
 _MAX_BLAMED: Final = 64
-_TICK: Final = 5_000_000  # nanoseconds by which the kernel may think that data came later than they did
 
 
-# Says how long ago data came in on a connection, as the kernel knows it; set by `capture.replies`.
-reply_age: Callable[[Any], int | None] | None = None
+# Says how long ago data came in on a connection that nobody has read yet, as the kernel knows it; `None` where there
+# are none. Set by `capture.replies`.
+unread_age: Callable[[Any], int | None] | None = None
 
 
 class LoopShare:
@@ -152,9 +152,9 @@ class LoopShare:
     def _arrived(self, left: int, now: int) -> int | None:
         """When the latest part of a reply came in that the task was suspended for; `None` where none did."""
         checkouts = self.collector.checkouts
-        connection = checkouts[-1].connection if checkouts and reply_age is not None else None
-        age = None if connection is None or reply_age is None else reply_age(connection())
-        return None if age is None or now - age <= left + _TICK else now - age
+        connection = checkouts[-1].connection if checkouts and unread_age is not None else None
+        age = None if connection is None or unread_age is None else unread_age(connection())
+        return None if age is None else max(left, now - age)
 
     def suspend(self, log: LoopLog | None, began: int, now: int) -> None:
         """The step is over."""

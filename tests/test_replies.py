@@ -302,6 +302,22 @@ def test_wait_between_two_round_trips_is_an_estimate(run, driver):
     assert inner.time_account.database == pytest.approx(0.03, abs=0.03)
 
 
+@pytest.mark.parametrize("driver", [pytest.param("psycopg_async", marks=MARKS["postgresql"])])
+@thrice
+def test_wait_after_a_fast_round_trip_is_an_estimate_where_the_driver_wakes_up_by_itself(run, driver):
+    query = sleep(driver, 0.02)
+
+    async def work(connection):
+        await connection.rollback()
+        asyncio.get_running_loop().call_soon(block, 0.3)  # as soon as BEGIN, which comes first, is under way
+        await connection.execute(query)
+
+    inner, _, _ = measure(run, driver, work, prepare=query, blocked=0)
+
+    assert inner.statements[0].loop_wait == pytest.approx(0.3, abs=0.05)
+    assert inner.time_account.database == pytest.approx(0.03, abs=0.03)
+
+
 @thrice
 def test_aiosqlite_has_an_estimate_only(run):
     async def work(connection):

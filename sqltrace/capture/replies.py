@@ -21,6 +21,7 @@ SLOW: Final = 10_000_000  # nanoseconds; asking the kernel costs some 5 microsec
 _RESOLUTION: Final = 4_000_000  # of the kernel's answer: a tick of its clock, at 250 Hz
 _LARGE: Final = 1_000  # values in a reply that a driver needs milliseconds to read
 _LAST_DATA_RECEIVED: Final = struct.Struct("=52xI")  # struct tcp_info of linux/tcp.h: milliseconds ago
+_COUNT: Final = struct.Struct("=i")
 _TCP_INFO: Final[int | None] = getattr(socket, "TCP_INFO", None) if sys.platform == "linux" else None
 
 
@@ -48,12 +49,27 @@ def received_before(descriptor: int) -> int | None:
         borrowed.detach()
 
 
+def has_unread(descriptor: int) -> bool:
+    """Whether data have come in on a socket that nobody has read yet. Only asked where `received_before` answers."""
+    from fcntl import ioctl  # not there on every system
+    from termios import FIONREAD
+
+    return bool(_COUNT.unpack(ioctl(descriptor, FIONREAD, bytes(_COUNT.size)))[0])
+
+
 def _age(connection: Any) -> int | None:
     descriptor = internals.driver_descriptor(connection)
     return None if descriptor is None else received_before(descriptor)
 
 
-event_loop.reply_age = _age
+def _unread_age(connection: Any) -> int | None:
+    """Of a reply that psycopg has not read yet. It wakes up now and then without one, and an earlier one may be recent."""
+    descriptor = internals.driver_descriptor(connection)
+    age = None if descriptor is None else received_before(descriptor)
+    return age if descriptor is not None and age is not None and has_unread(descriptor) else None
+
+
+event_loop.unread_age = _unread_age
 
 
 def loop_wait(collector: Collector, connection: Any, dialect: Any, started: int, ended: int, values: int) -> int | None:
