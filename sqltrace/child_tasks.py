@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from asyncio import Task, all_tasks
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import CodeType, FrameType
 from typing import Any, Final
 
@@ -19,12 +19,34 @@ _WAITS_FOR_OWN: Final = frozenset(
     + (["wait_for", "_cancel_and_wait"] if sys.version_info < (3, 12) else [])
 )
 _TASKS_TELL_THEIR_CONTEXT: Final = sys.version_info >= (3, 12)
-POLL: Final = 100_000_000  # nanoseconds after which psycopg wakes up to look around, without a reply
+_POLL: Final = 100_000_000  # nanoseconds after which psycopg wakes up to look around, without a reply
+TICK: Final = 5_000_000  # nanoseconds by which the kernel may be wrong about when data came in
+
+# Says how long ago data came in on a connection, as the kernel knows it, or only data that nobody has read yet.
+# `None` where there are none. Set by `capture.replies`.
+reply_age: Callable[[Any, bool], int | None] | None = None
 
 
-def polls(suspended: Any) -> bool:
-    """Whether the task may have been woken for no reason."""
-    return any(code.co_qualname == "wait_async" for code in _suspended_codes(suspended))
+def ready_since(suspended: Any, collector: Collector, left: int, now: int) -> int | None:
+    """
+    When the reply of the database came in that the task was suspended for since `left`.
+
+    `None` where that is not known, as of a task that awaits something else. `now` where none
+    has come: psycopg wakes up to look around.
+    """
+    names = {code.co_qualname for code in _suspended_codes(suspended)}
+    polls = "wait_async" in names
+    nothing = now if polls and now - left >= _POLL else None
+    checkouts = collector.checkouts
+    if reply_age is None or not checkouts or "greenlet_spawn" not in names:
+        return nothing
+    if [checkout for checkout in checkouts if checkout.ended is None] != checkouts[-1:]:
+        return nothing  # of several connections it is not known which
+    connection = checkouts[-1].connection
+    age = None if connection is None else reply_age(connection(), polls)
+    if age is None or now - age < left - TICK:
+        return nothing
+    return max(left, now - max(age, 1))
 
 
 def waits_for_own(awaited: Any, suspended: Any, collector: Collector, log: LoopLog, left: int) -> bool:

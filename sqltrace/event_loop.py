@@ -26,7 +26,7 @@ from threading import get_ident
 from types import coroutine
 from typing import Any, Final
 
-from sqltrace.child_tasks import POLL, polls, waits_for_own
+from sqltrace.child_tasks import TICK, ready_since, waits_for_own
 from sqltrace.collector import Collector, current, mark_estimate
 from sqltrace.connection import Label
 from sqltrace.faults import report_fault
@@ -35,16 +35,12 @@ from sqltrace.loop_log import HOLD, LoopLog, log_of
 from sqltrace.watchdog import Sightings, guard, release
 
 _SECOND: Final = 1_000_000_000
+_SLOW: Final = 10_000_000  # nanoseconds of a suspension; asking the kernel costs some 5 microseconds
 _NAMED: Final = 5
 _MAX_WAITED_FOR: Final = 64
 _MAX_SUSPENSIONS: Final = 64
 _MAX_ESTIMATES: Final = 8
 _MAX_BLAMED: Final = 64
-
-
-# Says how long ago data came in on a connection that nobody has read yet, as the kernel knows it; `None` where there
-# are none. Set by `capture.replies`.
-unread_age: Callable[[Any], int | None] | None = None
 
 
 class LoopShare:
@@ -61,6 +57,7 @@ class LoopShare:
         suspended: What the task runs: where it waits, if something runs that it waits for.
         suspensions: The latest stretches of a millisecond or more in which the task was suspended: start and end.
         late: Stretches for which the task may have waited before the running step. Not marked yet.
+        ready: When the reply came in that the task was suspended for; `None` where that is not known.
         thread: Identity of the loop's thread; 0 before and after.
         responded: Whether the response has ended: from then on nobody is named any more.
         sightings: Where the watchdog has seen it hold the loop.
@@ -68,7 +65,8 @@ class LoopShare:
 
     __slots__ = (
         "__weakref__", "_blamed", "_estimates", "_waited_for", "began", "collector", "held", "label", "late", "left",
-        "log", "longest", "name_route", "observed", "responded", "sightings", "suspended", "suspensions", "thread",
+        "log", "longest", "name_route", "observed", "ready", "responded", "sightings", "suspended", "suspensions",
+        "thread",
     )  # fmt: skip
 
     def __init__(self, collector: Collector, name_route: Callable[[], None] | None = None) -> None:
@@ -79,6 +77,7 @@ class LoopShare:
         self.observed = self.responded = False
         self.held = self.longest = self.began = self.left = self.thread = 0
         self.late: list[tuple[int, int]] = []
+        self.ready: int | None = None
         self.suspended: Any = None
         self.sightings: Sightings | None = None
         self.suspensions: list[tuple[int, int]] = []
@@ -138,23 +137,17 @@ class LoopShare:
             waits = log.tail(
                 left, now, self.label, lambda: not waits_for_own(awaited, suspended, self.collector, log, left)
             )
-            if waits and now - left >= POLL and polls(suspended):
-                arrived = self._arrived(left, now)
-                waits = [] if arrived is None else [(max(since, arrived), until) for since, until in waits]
-            if waits:
-                worked = self._latest_work()
-                self.late = [
-                    (max(since, worked), until) for since, until in waits if until - max(since, worked) >= HOLD
-                ]
+            self.ready = None
+            if now - left >= _SLOW and log.holds and log.holds[-1][1] > left:
+                self.ready = ready_since(suspended, self.collector, left, now)
+            if self.ready == now:
+                return
+            worked = self._latest_work()
+            self.late = [(max(since, worked), until) for since, until in waits if until - max(since, worked) >= HOLD]
+            if self.ready is not None and now - self.ready > TICK and not self.late:
+                self.late = [(self.ready, now)]
         except Exception as fault:
             report_fault("observing the event loop", fault)
-
-    def _arrived(self, left: int, now: int) -> int | None:
-        """When the latest part of a reply came in that the task was suspended for; `None` where none did."""
-        checkouts = self.collector.checkouts
-        connection = checkouts[-1].connection if checkouts and unread_age is not None else None
-        age = None if connection is None or unread_age is None else unread_age(connection())
-        return None if age is None else max(left, now - age)
 
     def suspend(self, log: LoopLog | None, began: int, now: int) -> None:
         """The step is over."""
@@ -173,8 +166,12 @@ class LoopShare:
         if not self.late or not self.in_own_task():
             return
         late, self.late = self.late, []
+        ready = self.ready or 0
+        if ready and self.began - ready > TICK:  # that is known better
+            late = self.without_own_holds(ready, self.began)
         for since, until in late:
-            self.estimate(since, until)
+            if max(since, ready) < until:
+                self.estimate(max(since, ready), until)
 
     def in_own_task(self) -> bool:
         """Whether the caller runs in a step of the request's own task, not in a child's or in somebody else's."""

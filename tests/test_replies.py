@@ -318,6 +318,39 @@ def test_wait_after_a_fast_round_trip_is_an_estimate_where_the_driver_wakes_up_b
     assert inner.time_account.database == pytest.approx(0.03, abs=0.03)
 
 
+@pytest.mark.parametrize("driver", [POSTGRESQL, pytest.param("psycopg_async", marks=MARKS["postgresql"])])
+@thrice
+def test_wait_behind_a_fast_round_trip_is_known_from_its_reply(run, driver, monkeypatch):
+    # As on a busy loop: between what held it, short steps of many make a rest.
+    monkeypatch.setattr("sqltrace.loop_log.LoopLog.tail", lambda *_: [])
+    query = sleep(driver, 0.02)
+
+    async def work(connection):
+        await connection.rollback()
+        asyncio.get_running_loop().call_soon(block, 0.3)
+        await connection.execute(query)
+
+    inner, _, _ = measure(run, driver, work, prepare=query, blocked=0)
+
+    assert inner.statements[0].loop_wait == pytest.approx(0.3, abs=0.05)
+    assert inner.time_account.database == pytest.approx(0.03, abs=0.03)
+
+
+@pytest.mark.parametrize("driver", [POSTGRESQL, pytest.param("psycopg_async", marks=MARKS["postgresql"])])
+@thrice
+def test_request_that_sleeps_has_not_waited_since_its_latest_reply(run, driver, monkeypatch):
+    monkeypatch.setattr("sqltrace.loop_log.LoopLog.tail", lambda *_: [])
+
+    async def work(connection):
+        await connection.execute(text("SELECT 1"))
+        asyncio.get_running_loop().call_soon(block, 0.1)
+        await asyncio.sleep(0.2)
+
+    inner, _, _ = measure(run, driver, work, prepare=text("SELECT 1"), blocked=0)
+
+    assert inner.time_account.loop_wait < 0.05
+
+
 @thrice
 def test_aiosqlite_has_an_estimate_only(run):
     async def work(connection):

@@ -12,7 +12,7 @@ import struct
 import sys
 from typing import Any, Final
 
-from sqltrace import event_loop
+from sqltrace import child_tasks
 from sqltrace.capture import internals
 from sqltrace.collector import Collector, mark
 from sqltrace.inner_tasks import share_of
@@ -62,14 +62,13 @@ def _age(connection: Any) -> int | None:
     return None if descriptor is None else received_before(descriptor)
 
 
-def _unread_age(connection: Any) -> int | None:
-    """Of a reply that psycopg has not read yet. It wakes up now and then without one, and an earlier one may be recent."""
+def _reply_age(connection: Any, unread: bool) -> int | None:
     descriptor = internals.driver_descriptor(connection)
     age = None if descriptor is None else received_before(descriptor)
-    return age if descriptor is not None and age is not None and has_unread(descriptor) else None
+    return None if age is None or descriptor is None or (unread and not has_unread(descriptor)) else age
 
 
-event_loop.unread_age = _unread_age
+child_tasks.reply_age = _reply_age
 
 
 def loop_wait(collector: Collector, connection: Any, dialect: Any, started: int, ended: int, values: int) -> int | None:
