@@ -15,7 +15,8 @@ from sqltrace.loop_log import LoopLog
 # Functions of libraries, by qualified name, which wait for tasks or threads of their caller.
 _WAITS_FOR_OWN: Final = frozenset(
     "TaskGroup.__aexit__ TaskGroup._aexit BaseHTTPMiddleware.__call__ StreamingResponse.listen_for_disconnect _wait"
-    " to_thread run_in_threadpool run_sync AsyncIOBackend.run_sync_in_worker_thread run_sync_in_worker_thread".split()
+    " to_thread run_in_threadpool run_sync AsyncIOBackend.run_sync_in_worker_thread run_sync_in_worker_thread"
+    " _AsyncSessionContextManager.__aexit__ _run_to_completion".split()  # of `async with Session.begin()`
     + (["wait_for", "_cancel_and_wait"] if sys.version_info < (3, 12) else [])
 )
 _TASKS_TELL_THEIR_CONTEXT: Final = sys.version_info >= (3, 12)

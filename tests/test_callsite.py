@@ -11,7 +11,7 @@ import trio
 import uvloop
 from jinja2 import Environment, FileSystemLoader
 from sqlalchemy import create_engine, text
-from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.pool import StaticPool
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -22,6 +22,7 @@ from starlette.routing import Route
 import sqltrace
 from sqltrace import callsite
 from sqltrace.callsite import CallSite, call_site_in, find_call_site, shorten, site_of_task
+from tests.library import mapping, open_async_library
 from tests.loops import RUNNERS, get, observed, respond
 
 HERE = __file__
@@ -407,6 +408,24 @@ def test_session_that_runs_in_a_task_of_its_own_is_told_where_that_is_awaited(wa
 
     [statement] = records["/"].statements
     assert (statement.call_site.file, statement.call_site.line) == (HERE, line_of(way))
+
+
+def test_flush_as_a_session_ends_in_a_task_of_its_own_is_told_where_that_is_awaited():
+    library = mapping()
+
+    async def app(scope, receive, send):
+        engine = await open_async_library(library)
+        async with async_sessionmaker(engine).begin() as session:  # begin
+            session.add(library.Author(name="new", bio=""))
+        await engine.dispose()
+        await respond(send)
+
+    observer, records = observed(app)
+    asyncio.run(get(observer, "/"))
+
+    insert = records["/"].statements[-1]
+    assert insert.summary == "INSERT authors"
+    assert (insert.call_site.file, insert.call_site.line) == (HERE, line_of("begin"))
 
 
 def test_session_in_a_task_within_a_recording_of_a_part_of_the_request_is_told_where_that_is_awaited():
