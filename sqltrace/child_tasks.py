@@ -20,6 +20,7 @@ _WAITS_FOR_OWN: Final = frozenset(
     + (["wait_for", "_cancel_and_wait"] if sys.version_info < (3, 12) else [])
 )
 _TASKS_TELL_THEIR_CONTEXT: Final = sys.version_info >= (3, 12)
+_SLOW: Final = 10_000_000  # nanoseconds of a suspension; asking the kernel costs some 5 microseconds
 _POLL: Final = 100_000_000  # nanoseconds after which psycopg wakes up to look around, without a reply
 TICK: Final = 5_000_000  # nanoseconds by which the kernel may be wrong about when data came in
 
@@ -28,13 +29,15 @@ TICK: Final = 5_000_000  # nanoseconds by which the kernel may be wrong about wh
 reply_age: Callable[[Any, bool], int | None] | None = None
 
 
-def ready_since(suspended: Any, collector: Collector, left: int, now: int) -> int | None:
+def ready_since(suspended: Any, collector: Collector, log: LoopLog, left: int, now: int) -> int | None:
     """
     When the reply of the database came in that the task was suspended for since `left`.
 
     `None` where that is not known, as of a task that awaits something else. `now` where none
     has come: psycopg wakes up to look around.
     """
+    if now - left < _SLOW or not log.holds or log.holds[-1][1] <= left:
+        return None  # nothing to be waited for
     names = {code.co_qualname for code in _suspended_codes(suspended)}
     polls = "wait_async" in names
     nothing = now if polls and now - left >= _POLL else None

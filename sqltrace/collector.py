@@ -123,8 +123,8 @@ ParentKey = tuple[str, Any, CallSite | None, Origin]
 # The parts of a time account that are marked as stretches of time; `database` also by the executions themselves.
 # Work that overlaps is counted once, for the first of these that it belongs to. Making objects holds
 # the processor, whatever a sibling task is waiting for; a reply that lies ready is not the database's.
-Part = Literal["objects", "loop_wait", "database", "connection"]
-PARTS: tuple[Part, ...] = ("objects", "loop_wait", "database", "connection")
+Part = Literal["objects", "loop_wait", "python", "database", "connection"]
+PARTS: tuple[Part, ...] = ("objects", "loop_wait", "python", "database", "connection")  # of the first, what overlaps
 Marks = dict[Part, list[int]]  # start and end by turns
 unmeasurable: set[Part] = set()  # with the installed SQLAlchemy
 
@@ -251,7 +251,7 @@ class Collector:
 
 
 def _no_marks() -> Marks:
-    return {"objects": [], "loop_wait": [], "database": [], "connection": []}
+    return {"objects": [], "loop_wait": [], "python": [], "database": [], "connection": []}
 
 
 def mark(collector: Collector | None, dialect: Any, part: Part, start: int, end: int) -> None:

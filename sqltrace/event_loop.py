@@ -35,7 +35,6 @@ from sqltrace.loop_log import HOLD, LoopLog, log_of
 from sqltrace.watchdog import Sightings, guard, release
 
 _SECOND: Final = 1_000_000_000
-_SLOW: Final = 10_000_000  # nanoseconds of a suspension; asking the kernel costs some 5 microseconds
 _NAMED: Final = 5
 _MAX_WAITED_FOR: Final = 64
 _MAX_SUSPENSIONS: Final = 64
@@ -137,9 +136,7 @@ class LoopShare:
             waits = log.tail(
                 left, now, self.label, lambda: not waits_for_own(awaited, suspended, self.collector, log, left)
             )
-            self.ready = None
-            if now - left >= _SLOW and log.holds and log.holds[-1][1] > left:
-                self.ready = ready_since(suspended, self.collector, left, now)
+            self.ready = ready_since(suspended, self.collector, log, left, now)
             if self.ready == now:
                 return
             worked = self._latest_work()
@@ -217,10 +214,14 @@ class LoopShare:
 
     def held_by_others(self, since: int, until: int) -> list[tuple[int, int]]:
         """The parts of a stretch in which other requests are known to have held the loop."""
-        if self.log is None:  # pragma: no cover - for the type checker: it is asked in the request's own task
+        if self.log is None:  # pragma: no cover - for the type checker: it is asked on the loop
             return []
         held = self.log.within(since, until)
         return [(start, end) for start, end, label in held if label is not self.label and label.known]
+
+    def is_alone(self, since: int, until: int) -> bool:
+        """Whether no other request runs on the loop, or is known to have held it in a stretch."""
+        return self.log is not None and self.log.active == 1 and not self.held_by_others(since, until)
 
     def without_own_holds(self, since: int, until: int) -> list[tuple[int, int]]:
         """What is left of a stretch in which child tasks are not known to have held the loop, the latest first."""

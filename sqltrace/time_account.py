@@ -106,5 +106,5 @@ class Spent:
             database=spent["database"] / _SECOND,
             objects=None if "objects" in unknown else spent["objects"] / _SECOND,
             loop_wait=None if "loop_wait" in unknown and not spent["loop_wait"] else spent["loop_wait"] / _SECOND,
-            python=max(0, duration - sum(spent.values())) / _SECOND,
+            python=max(0, duration - sum(spent.values()) + spent["python"]) / _SECOND,
         )

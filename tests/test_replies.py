@@ -289,6 +289,38 @@ def test_request_does_not_wait_for_what_its_own_child_task_holds(run, driver):
 
 @pytest.mark.parametrize("driver", [POSTGRESQL])
 @thrice
+def test_child_tasks_of_the_only_request_wait_for_nobody_else(run, driver):
+    query = sleep(driver, 0.02)
+
+    async def main():
+        engine = create_async_engine(url_of(driver))
+
+        async def resolve():
+            await asyncio.sleep(0.01)
+            block(0.2)
+
+        async def alone(request):
+            async with engine.connect() as connection:
+                await connection.execute(query)
+                await asyncio.gather(connection.execute(query), resolve())
+            return PlainTextResponse("ok")
+
+        app, records = observed(Starlette(routes=[Route("/", alone)]))
+        await get(app, "/")
+        await engine.dispose()
+        return records["/"]
+
+    recording = run(main())
+
+    account = recording.time_account
+    assert recording.statements[-1].execute == pytest.approx(0.03, abs=0.02)
+    assert account.loop_wait < 0.02
+    assert account.python > 0.16
+    assert recording.waited_for == []
+
+
+@pytest.mark.parametrize("driver", [POSTGRESQL])
+@thrice
 def test_wait_between_two_round_trips_is_an_estimate(run, driver):
     query = sleep(driver, 0.02)
 

@@ -101,6 +101,8 @@ def loop_wait(collector: Collector, connection: Any, dialect: Any, started: int,
         return None  # nothing came in since: this is not the connection that was waited for
     arrived = max(arrived, started)
     large = values > _LARGE
+    # Where no other request was, what held the loop was this one itself, in tasks that it has started.
+    alone = not own and share is not None and share.is_alone(arrived, ended)
     before = 0
     waits = [(arrived, ended)]
     if share is not None and own:
@@ -117,11 +119,11 @@ def loop_wait(collector: Collector, connection: Any, dialect: Any, started: int,
         waits if share is None else [piece for since, until in waits for piece in share.without_own_holds(since, until)]
     )
     for start, end in pieces:
-        others = share.blame(start, end, unknown=not large) if share is not None else 0
+        others = share.blame(start, end, unknown=not (large or alone)) if share is not None else 0
         waited = others if large else end - start
         if waited <= SLOW and not others:
             continue  # as long as it may take until the operating system lets the process run
-        mark(collector, dialect, "loop_wait", start, start + waited)
+        mark(collector, dialect, "python" if alone else "loop_wait", start, start + waited)
         wait += waited
     return wait
 
