@@ -12,7 +12,7 @@ from sqltrace.idle import LEAST, IdleStretch, Transactions
 
 NEGLIGIBLE = 10_000  # nanoseconds: below that a stretch of the time account costs more than it tells
 _SECOND = 1_000_000_000
-_WORST = 10  # waits that are kept
+WORST = 10  # waits that are kept
 _NOTABLE = 1_000_000  # nanoseconds from asking for a connection to having it
 _LONGEST = 20  # of these that are kept
 
@@ -180,14 +180,14 @@ class ConnectionTotals:
         self.rollbacks += checkout.rollbacks
         if idle >= LEAST:
             longest = [*self.idle_stretches, *checkout.idle_stretches(now)]
-            self.idle_stretches = sorted(longest, key=lambda one: one.start - one.end)[:_WORST]
+            self.idle_stretches = sorted(longest, key=lambda one: one.start - one.end)[:WORST]
         got = checkout.taken or checkout.ended or now
         if got - checkout.asked >= _NOTABLE:
             acquired = [*self.acquired, (checkout.asked, got, checkout.span)]
             self.acquired = sorted(acquired, key=lambda one: one[0] - one[1])[:_LONGEST]
         if checkout.pool_wait is not None:
             self.timeouts += checkout.pool_wait.timed_out
-            self.waits = sorted([*self.waits, checkout.pool_wait], key=lambda wait: -wait.waited)[:_WORST]
+            self.waits = sorted([*self.waits, checkout.pool_wait], key=lambda wait: -wait.waited)[:WORST]
 
     def use(self, still_open: Sequence[Checkout], now: int) -> ConnectionUse:
         """All of it, with those that are still open, and `None` for what cannot be measured."""

@@ -5,6 +5,7 @@ import sqlite3
 import threading
 import time
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 
 import pytest
 from sqlalchemy import create_engine, event, func, select, text
@@ -527,7 +528,7 @@ def waited(*waits, after_response=False):
         for wait in waits:
             checkout = Checkout(clock, (recording.collector.label,), Occupants())
             clock.advance(wait.waited)
-            checkout.pool_wait = wait
+            checkout.pool_wait = replace(wait, ended=clock())
             checkout.end()
             recording.collector.checkouts.append(checkout)
     return recording

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from sqltrace.connection import PoolWait
+from sqltrace.connection import WORST, PoolWait
 from sqltrace.finding import Finding
 from sqltrace.findings.wording import by_name, line, listed, time
+from sqltrace.intervals import Coverage
 from sqltrace.recording import Recording
 
 _NAMED = 3
@@ -16,18 +17,22 @@ _SECOND = 1_000_000_000
 def pool_wait(recording: Recording, *, wait: float = 0.1) -> Iterator[Finding]:
     """
     Args:
-        wait: Seconds that the waits of a recording took together; one that timed out is told in any case.
+        wait:
+            Seconds that the waits of a recording took, those at once together. One that timed out is told in any case.
     """
     waits = recording.connections.waits
     if not waits:
         return
-    for_loop = recording.stretches("loop_wait")
+    together, busy = Coverage(), recording.stretches("loop_wait")
+    together.add_all([one.started for one in waits], [one.ended for one in waits])
+    for_loop = busy.total()
+    busy.merge(together)
     # While the loop was busy, the connection was there, or could have been.
-    waited = sum(one.waited - for_loop.within(one.started, one.ended) / _SECOND for one in waits)
+    waited = (busy.total() - for_loop) / _SECOND
     if waited < wait and not any(one.timed_out for one in waits):
         return
     worst = next((one for one in waits if one.self_deadlock), waits[0])
-    at_once = waited > recording.duration + recording.after_response
+    at_once = sum(one.waited for one in waits) > 1.01 * together.total() / _SECOND
     yield Finding(
         "pool_wait",
         _message(waits, worst, waited, at_once),
@@ -41,7 +46,8 @@ def _message(waits: Sequence[PoolWait], worst: PoolWait, waited: float, at_once:
     in_vain = sum(one.timed_out for one in waits)
     if at_once:
         vain = f", {in_vain} in vain" if in_vain else ""
-        text = f"{len(waits)} waits for a connection took {time(waited)} together, some at once{vain}"
+        count = f"the {WORST} longest" if len(waits) == WORST else len(waits)
+        text = f"{count} waits for a connection, some at once{vain}, took {time(waited)}"
     else:
         text = f"{time(waited)} spent waiting{' in vain' if worst.timed_out else ''} for a connection"
     text += f", {worst.in_use} in use of a pool of {worst.pool_size}"
