@@ -70,6 +70,7 @@ class Execution:
         parents: Key, dialect, call site and origin of the statement that loaded the objects this one is a load for.
         widening: What eager joins made of it.
         digest: Hash of statement and parameters of the first of a kind, in this process; `None` for all others.
+        later_digest: The same of some later ones.
         open: Whether rows may still be fetched: such a statement is counted later.
         reading: Whether all rows are being fetched at this moment.
         more: Whether there is more to count than time and rows.
@@ -80,7 +81,7 @@ class Execution:
     # Slots, all set: reading a default of the class takes ten times as long, and setting another name later longer.
     __slots__ = (
         "batch_size", "call_site", "collector", "dialect", "digest", "ended", "entities", "executemany", "failure",
-        "fetch", "folded", "key", "loop_wait", "mark_at", "marked", "more", "objects", "on_loop", "open", "origin",
+        "fetch", "folded", "key", "later_digest", "loop_wait", "mark_at", "marked", "more", "objects", "on_loop", "open", "origin",
         "parameters", "parents", "reading", "roots", "rows", "span", "sql", "started", "streamed", "tail", "widening",
     )  # fmt: skip
 
@@ -98,6 +99,7 @@ class Execution:
         self.batch_size: int | None = None
         self.call_site: CallSite | None = None
         self.digest: int | None = None
+        self.later_digest: int | None = None
         self.entities: dict[str, int] | None = None
         self.failure: Failure | None = None
         self.loop_wait: int | None = None

@@ -23,17 +23,20 @@ class Samples:
     Call sites are taken of the 1st, 2nd, 4th, 9th, 16th … execution of a statement
     and of slow ones; each stands for those up to the next. Of parameters
     there is only a hash, of the first eight; it never leaves the process.
+    Of those at call sites that come later is known whether they differ.
 
     Attributes:
+        varied: Whether a later one had parameters that none of the first had.
         engines: Identities of the dialects that it ran with.
         first, last: Readings of the clock at the start of the first and of the latest execution.
     """
 
-    __slots__ = ("_digests", "_several", "_sites", "engines", "first", "last")
+    __slots__ = ("_digests", "_several", "_sites", "engines", "first", "last", "varied")
 
     def __init__(self, first: int) -> None:
         self.first = self.last = first
         self.engines: set[int] = set()
+        self.varied = False
         self._sites: list[tuple[int, CallSite]] = []
         self._several = False  # not one and the same
         self._digests: dict[int, int] = {}
@@ -50,6 +53,10 @@ class Samples:
         # A group may have any number of texts, with their values in them, and each has its first eight.
         if len(digests) < _MAX_DIGESTS or digest in digests:
             digests[digest] = digests.get(digest, 0) + 1
+
+    def compare_later(self, digest: int) -> None:
+        """Of one that comes after the first eight."""
+        self.varied = self.varied or digest not in self._digests
 
     def busiest(self, count: int) -> tuple[CallSite, int] | None:
         """The call site that most of the `count` came from, and about how many; `None` where none is known."""

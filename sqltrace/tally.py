@@ -267,8 +267,12 @@ class Tally:
 
     @staticmethod
     def _compare(execution: Execution, group: Group) -> None:
-        if execution.digest is not None and group.fingerprint:
+        if not group.fingerprint:
+            return
+        if execution.digest is not None:
             group.samples.compare(execution.digest)
+        elif execution.later_digest is not None:
+            group.samples.compare_later(execution.later_digest)
 
     def _catch_up(self) -> None:
         """Count what executions have measured since they were counted."""

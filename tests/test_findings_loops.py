@@ -104,6 +104,16 @@ def test_query_for_many_at_once_is_a_batch(condition, batch):
     assert _is_batch(f"SELECT t.a FROM t WHERE {condition} AND t.b = ?") is batch
 
 
+@pytest.mark.parametrize("each", [8, 12, 30])
+def test_loop_over_what_is_in_the_order_of_what_it_asks_for_repeats_nothing(engine, shelf, each):
+    def work(session):
+        for author in range(1, 4):
+            for _ in range(each):
+                session.execute(text("SELECT p.name FROM publishers p WHERE p.id = :id"), {"id": author}).all()
+
+    assert [finding.kind for finding in findings(engine, work)] == ["n_plus_one"]
+
+
 class TestOneForAll:
     def test_says_what_becomes_of_limit(self, engine, shelf):
         def work(session):

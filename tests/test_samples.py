@@ -66,6 +66,17 @@ def test_equal_parameters_are_counted_among_the_first_eight(values, equal, compa
     assert (group.samples.equal, group.samples.compared) == (equal, compared)
 
 
+@pytest.mark.parametrize(
+    ("values", "varied"),
+    [([1] * 40, False), ([1] * 8 + [2] * 40, True), ([*range(8), *range(8)], False), ([1] * 8 + [2], True)],
+)
+def test_later_parameters_are_compared_with_the_first_eight(values, varied):
+    group = record(lambda connection: [ask(connection, value) for value in values])
+
+    assert group.samples.varied is varied
+    assert group.samples.compared == 8
+
+
 def test_equal_statements_without_parameters_are_told_apart_by_their_values():
     group = record(lambda connection: [connection.execute(text(f"SELECT {number}")) for number in range(3)])
 

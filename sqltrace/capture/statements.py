@@ -104,6 +104,8 @@ def note(
         taken = collector.sites_taken.get(key, 0)
         if taken in SAMPLED or elapsed > SLOW_STATEMENT or failure is not None:
             _take_sample(execution, context, taken)
+            if taken >= DIGESTS and context.execute_style is _EXECUTE:
+                execution.later_digest = _digest(statement, parameters, context.dialect)
             execution.more = True
         else:
             collector.sites_taken[key] = taken + 1

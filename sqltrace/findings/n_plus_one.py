@@ -78,7 +78,8 @@ def _told_elsewhere(group: Group) -> bool:
 
 
 def _same_each_time(group: Group) -> bool:
-    return group.samples.compared > 1 and group.samples.equal == group.samples.compared
+    samples = group.samples
+    return samples.compared > 1 and samples.equal == samples.compared and not samples.varied
 
 
 def _asks_for_one(group: Group) -> bool:
