@@ -389,6 +389,28 @@ def test_commit_is_awaited_where_the_idle_session_is_an_async_one(tmp_path):
     assert of_sync.call_site.endswith("main")
 
 
+@pytest.mark.postgresql
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+def test_transaction_is_over_as_a_statement_of_it_is_cancelled(postgres_url, driver):
+    async def main():
+        engine = create_async_engine(postgres_url.set(drivername=f"postgresql+{driver}"))
+        # To close a connection in the middle of a statement may take seconds.
+        event.listen(engine.sync_engine, "invalidate", lambda *_: time.sleep(0.6))
+        async with sqltrace.record() as recording, engine.connect() as connection:
+            await connection.execute(text("SELECT 1"))
+            with suppress(TimeoutError):
+                async with asyncio.timeout(0.05):
+                    await connection.execute(text("SELECT pg_sleep(5)"))
+            assert connection.invalidated
+        await engine.dispose()
+        return recording
+
+    recording = asyncio.run(main())
+
+    assert recording.connections.idle_in_transaction < 0.1
+    assert sqltrace.diagnose(recording) == []
+
+
 def test_transaction_that_waits_for_another_connection_of_the_pool_is_told_once(tmp_path):
     engine = create_engine(
         f"sqlite:///{tmp_path}/app.db", poolclass=QueuePool, pool_size=1, max_overflow=0, pool_timeout=0.6

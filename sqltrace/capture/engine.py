@@ -17,6 +17,7 @@ from sqlalchemy.engine.interfaces import DBAPICursor, ExecutionContext
 
 from sqltrace.capture import wanted
 from sqltrace.capture.statements import describe, note
+from sqltrace.capture.transactions import abandon
 from sqltrace.collector import current, missed
 
 _collector: Final = current.get
@@ -40,6 +41,8 @@ def do_execute(cursor: DBAPICursor, statement: str, parameters: Any, context: Ex
             dialect.do_execute(cursor, sent, parameters, context)
     except BaseException as error:
         note(collector, context, statement, parameters, started, clock(), describe(error))
+        if not isinstance(error, Exception):
+            abandon(context)
         raise
     note(collector, context, statement, parameters, started, clock(), None)
     return True
@@ -77,6 +80,8 @@ def _observe(
             getattr(context.dialect, name)(cursor, sent, *arguments)
     except BaseException as error:
         note(collector, context, statement, parameters, started, collector.clock(), describe(error), many=True)
+        if not isinstance(error, Exception):
+            abandon(context)
         raise
     note(collector, context, statement, parameters, started, collector.clock(), None, many=True)
     return True

@@ -97,6 +97,16 @@ def attach(context: Any, execution: Execution) -> None:
         report_fault("measuring a transaction", fault)
 
 
+def abandon(context: Any) -> None:
+    """SQLAlchemy gives up a connection as a statement of it is cancelled: its transaction is over. Never raises."""
+    try:
+        checkout = checkout_of(internals.pooled_connection(context))
+        if checkout is not None and checkout.transaction:
+            checkout.end_transaction(checkout.clock())
+    except Exception as fault:
+        report_fault("measuring a transaction", fault)
+
+
 def _replace(dialect: Dialect, name: str, ours: Callable[..., Any]) -> None:
     setattr(ours, _MARKER, (vars(dialect).get(name),))
     setattr(dialect, name, ours)
