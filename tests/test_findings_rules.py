@@ -542,6 +542,37 @@ def test_remedy_for_a_stream_that_holds_the_loop_is_smaller_batches(tmp_path, sl
     assert finding.fix == fix
 
 
+@pytest.mark.mariadb
+@thrice
+def test_remedy_for_a_stream_whose_driver_never_pauses_is_a_pause(mariadb_url):
+    def work(pause):
+        async def endpoint(scope, receive, send):
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            async with AsyncSession(database) as session:
+                async for _ in await session.stream(text("SELECT seq FROM seq_1_to_3000")):
+                    await send({"type": "http.response.body", "body": b"1", "more_body": True})
+                    if pause:
+                        await asyncio.sleep(0)
+            await send({"type": "http.response.body", "body": b""})
+
+        return endpoint
+
+    async def main():
+        await get(apps[0], "/")
+        await get(apps[1], "/paused")
+        await database.dispose()
+
+    database = create_async_engine(mariadb_url.set(drivername="mysql+aiomysql"))
+    observers = [observed(work(pause)) for pause in (False, True)]
+    apps = [app for app, _ in observers]
+    asyncio.run(main())
+    recording, paused = observers[0][1]["/"], observers[1][1]["/paused"]
+    [finding] = sqltrace.diagnose(recording, [partial(blocked_loop, hold=0.001)])
+
+    assert finding.fix.startswith("more rows in each chunk of the stream, and await asyncio.sleep(0) between chunks")
+    assert paused.longest_hold < recording.longest_hold / 2
+
+
 def test_request_that_waited_for_another_of_its_route_is_not_told_to_see_itself():
     async def endpoint(request):
         number = request.path_params["number"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from sqltrace.callsite import CallSite
 from sqltrace.finding import Finding
 from sqltrace.findings.widened import multiplied, repeats_parents
 from sqltrace.findings.wording import kept_of, line, mostly, name_of, place, plural, time
@@ -15,6 +16,10 @@ _MOSTLY = 0.6
 _ELSEWHERE = "await run_in_threadpool(function) for what computes or blocks"
 _SMALLER = "fewer objects in the body of the request or response: pages, or only the fields that are needed"
 _STREAM = "fewer rows of the stream at once, by yield_per, and more of them in each chunk of the body"
+
+_CHUNKS = (
+    "more rows in each chunk of the stream, and await asyncio.sleep(0) between chunks: nothing else lets others in"
+)
 
 
 def blocked_loop(recording: Recording, *, sql: float = 0.1, hold: float = 0.25) -> Iterator[Finding]:
@@ -78,8 +83,16 @@ def _by_python(recording: Recording, held: float) -> Finding:
         f"the event loop was held for {time(held)} at a stretch{making}.",
         held,
         line(site),
-        fix=_SMALLER if site is not None and site.in_framework else _ELSEWHERE,
+        fix=_fix_for_python(recording, groups, site),
     )
+
+
+def _fix_for_python(recording: Recording, groups: list[Group], site: CallSite | None) -> str:
+    streams = [group for group in groups if any(execution.streamed for execution in kept_of(recording, group))]
+    # Some drivers have the rows already as they are asked for, and a server takes chunks without a pause.
+    if streams and (site is None or site.in_framework or any(site == group.call_site for group in streams)):
+        return _CHUNKS
+    return _SMALLER if site is not None and site.in_framework else _ELSEWHERE
 
 
 def _fix_for_objects(recording: Recording, worst: Group) -> str:
