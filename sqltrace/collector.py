@@ -81,8 +81,9 @@ class Execution:
     # Slots, all set: reading a default of the class takes ten times as long, and setting another name later longer.
     __slots__ = (
         "batch_size", "call_site", "collector", "dialect", "digest", "ended", "entities", "executemany", "failure",
-        "fetch", "folded", "key", "later_digest", "loop_wait", "mark_at", "marked", "more", "objects", "on_loop", "open", "origin",
-        "parameters", "parents", "reading", "roots", "rows", "span", "sql", "started", "streamed", "tail", "widening",
+        "fetch", "folded", "key", "later_digest", "loop_wait", "mark_at", "marked", "more", "objects", "on_loop",
+        "open", "origin", "parameters", "parents", "reading", "roots", "rows", "span", "sql", "started", "streamed",
+        "tail", "widening",
     )  # fmt: skip
 
     def __init__(self, collector: Collector, started: int, ended: int, sql: str, key: str, dialect: Any) -> None:

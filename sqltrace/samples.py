@@ -41,22 +41,22 @@ class Samples:
         self._several = False  # not one and the same
         self._digests: dict[int, int] = {}
 
-    def add_site(self, number: int, call_site: CallSite) -> None:
+    def add(self, number: int, call_site: CallSite | None, digest: int | None, later_digest: int | None) -> None:
         """Of the execution with this number in its group; 1 is the first."""
-        if len(self._sites) < _MAX_SITES:
+        if call_site is not None and len(self._sites) < _MAX_SITES:
             self._sites.append((number, call_site))
             self._several = self._several or call_site is not self._sites[0][1]
+        if digest is not None:
+            self.compare(digest)
+        elif later_digest is not None:
+            self.varied = self.varied or later_digest not in self._digests
 
     def compare(self, digest: int) -> None:
-        """Of the parameters of an execution."""
+        """The parameters of one of the first eight."""
         digests = self._digests
         # A group may have any number of texts, with their values in them, and each has its first eight.
         if len(digests) < _MAX_DIGESTS or digest in digests:
             digests[digest] = digests.get(digest, 0) + 1
-
-    def compare_later(self, digest: int) -> None:
-        """Of one that comes after the first eight."""
-        self.varied = self.varied or digest not in self._digests
 
     def busiest(self, count: int) -> tuple[CallSite, int] | None:
         """The call site that most of the `count` came from, and about how many; `None` where none is known."""

@@ -233,8 +233,8 @@ class Tally:
             if execution.more or execution.open:
                 rows += self._count_more(execution, group)
                 continue
-            if execution.digest is not None:
-                self._compare(execution, group)
+            if execution.digest is not None and group.fingerprint:
+                group.samples.compare(execution.digest)
             elapsed = execution.ended - started + execution.fetch
             group.total += elapsed / _SECOND
             if elapsed > group._longest:
@@ -259,20 +259,10 @@ class Tally:
         if execution.loop_wait:
             group.total -= execution.loop_wait / _SECOND
             group.loop_wait += execution.loop_wait / _SECOND
-        self._compare(execution, group)
-        if execution.call_site is not None and group.fingerprint:
-            group.samples.add_site(group.count, execution.call_site)
+        if group.fingerprint:
+            group.samples.add(group.count, execution.call_site, execution.digest, execution.later_digest)
             group.call_site = group.call_site or execution.call_site
         return rows or 0
-
-    @staticmethod
-    def _compare(execution: Execution, group: Group) -> None:
-        if not group.fingerprint:
-            return
-        if execution.digest is not None:
-            group.samples.compare(execution.digest)
-        elif execution.later_digest is not None:
-            group.samples.compare_later(execution.later_digest)
 
     def _catch_up(self) -> None:
         """Count what executions have measured since they were counted."""
