@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 from sqlalchemy import create_engine, text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import create_async_engine
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
@@ -398,16 +399,23 @@ def test_aiosqlite_has_an_estimate_only(run):
     assert outer.waited_for[0][0] == "GET /guilty/{number}"
 
 
+@pytest.mark.parametrize(
+    "driver", [pytest.param(name, marks=MARKS["postgresql"]) for name in ("asyncpg", "psycopg_async")]
+)
 @thrice
-def test_a_failed_statement_has_none(run):
+def test_error_that_lay_ready_while_others_held_the_loop_is_no_time_of_the_database(run, driver):
+    query = text("SELECT 1 / length(CAST(pg_sleep(0.02) AS text))")
+
     async def work(connection):
-        with pytest.raises(Exception, match="timeout"):
-            await connection.execute(text("SET LOCAL statement_timeout = 20; SELECT pg_sleep(1)"))
+        with pytest.raises(DBAPIError, match="zero"):
+            await connection.execute(query)
 
-    inner, _, _ = measure(run, "psycopg_async", work, blocked=0)
+    inner, _, blocked = measure(run, driver, work, prepare=sleep(driver, 0.001))
 
-    assert inner.statements[0].failed
-    assert inner.statements[0].loop_wait is None
+    [statement] = inner.statements
+    assert statement.failed
+    assert blocked - 0.05 < statement.loop_wait < blocked + 0.02
+    assert statement.execute == pytest.approx(0.03, abs=0.025)
 
 
 def test_capabilities_tell():

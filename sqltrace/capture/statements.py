@@ -112,8 +112,10 @@ def note(
         if taken < DIGESTS and context.execute_style is _EXECUTE:
             execution.digest = _digest(statement, parameters, context.dialect)
         if execution.dialect.is_async if purpose is NOTHING else purpose.is_async:
-            if elapsed >= replies.SLOW and failure is None:
-                proxy, values = internals.pooled_connection(context), replies.value_count(context)
+            # What failed without a code, as by a timeout, has no reply: the latest was that of its preparation.
+            if elapsed >= replies.SLOW and (failure is None or failure.code is not None):
+                proxy = internals.pooled_connection(context)
+                values = replies.value_count(context) if failure is None else 0
                 execution.loop_wait = replies.loop_wait(collector, proxy, execution.dialect, started, ended, values)
                 execution.more = True
         # To be asked for the running loop is dear where one runs: asyncio asks for the process before Python 3.12.
