@@ -16,7 +16,7 @@ from sqltrace.recording import Recording
 
 
 class Witness:
-    """A sink that keeps every moment of every request, in order."""
+    """A sink that keeps every moment of every request, in order. Safe to read from another thread."""
 
     def __init__(self):
         self.moments = []
@@ -32,11 +32,13 @@ class Witness:
             self.records.append(record)
             self._finished.notify_all()
 
-    def wait(self, count=1):
-        """The first `count` requests, when they have finished, which their clients do not see."""
+    def take(self, count=1):
+        """The `count` requests since the last take, as soon as all have finished: a client does not see that."""
         with self._finished:
-            assert self._finished.wait_for(lambda: len(self.records) >= count, timeout=30)
-        return self.records
+            self._finished.wait_for(lambda: len(self.records) >= count, timeout=30)
+            taken, self.records = self.records, []
+        assert len(taken) == count
+        return taken
 
     @property
     def record(self):

@@ -1,5 +1,3 @@
-import threading
-
 import pytest
 import structlog
 
@@ -36,30 +34,6 @@ def unpatched():
     if original is not None:
         BackgroundTask.__call__ = original
         del BackgroundTask._otel_original_call
-
-
-class MemorySink:
-    """A sink that keeps the finished requests. Safe to read from another thread."""
-
-    def __init__(self):
-        self.records = []
-        self._changed = threading.Condition()
-
-    def response_ready(self, record):
-        pass
-
-    def request_finished(self, record):
-        with self._changed:
-            self.records.append(record)
-            self._changed.notify_all()
-
-    def take(self, count):
-        """The `count` requests since the last take, as soon as all have finished: a client does not see that."""
-        with self._changed:
-            self._changed.wait_for(lambda: len(self.records) >= count, timeout=30)
-            taken, self.records = self.records, []
-        assert len(taken) == count
-        return taken
 
 
 @pytest.fixture
@@ -102,8 +76,8 @@ def memory_engine():
 
 
 @pytest.fixture
-def sink():
-    return MemorySink()
+def witness():
+    return asgi.Witness()
 
 
 @pytest.fixture(scope="session", autouse=True)

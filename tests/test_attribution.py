@@ -11,8 +11,8 @@ import pytest
 from starlette.testclient import TestClient
 
 import sqltrace
+from tests.asgi import Witness
 from tests.attribution_app import KINDS, LOST, STACKS, Databases, charged, make_app, marker_of, path_to
-from tests.conftest import MemorySink
 
 pytestmark = [pytest.mark.usefixtures("no_faults"), pytest.mark.postgresql]
 
@@ -37,7 +37,7 @@ async def client_of(app):
 @pytest.fixture(scope="module", params=STACKS)
 def visited(request, databases):
     """The stack, and the records of three requests to each kind of endpoint, made all at once."""
-    app = make_app(databases, sink := MemorySink(), request.param)
+    app = make_app(databases, witness := Witness(), request.param)
     paths = [path_to(name, f"{name}-{number}") for number in range(3) for name in HTTP_KINDS]
 
     async def main():
@@ -45,7 +45,7 @@ def visited(request, databases):
             await asyncio.gather(*(client.get(path) for path in paths))
 
     asyncio.run(main())
-    return request.param, {marker_of(record): record for record in sink.take(len(paths))}
+    return request.param, {marker_of(record): record for record in witness.take(len(paths))}
 
 
 @pytest.mark.parametrize("name", HTTP_KINDS)
@@ -58,8 +58,8 @@ def test_statements_are_found_in_their_own_request(visited, name):
     assert found == [KINDS[name].tags(marker, stack) for marker in markers]
 
 
-def test_statements_after_the_last_byte_are_told_apart(databases, sink):
-    app = make_app(databases, sink)
+def test_statements_after_the_last_byte_are_told_apart(databases, witness):
+    app = make_app(databases, witness)
 
     async def main():
         async with client_of(app) as client:
@@ -68,13 +68,13 @@ def test_statements_after_the_last_byte_are_told_apart(databases, sink):
 
     asyncio.run(main())
 
-    found = {marker_of(record): charged(record, "after_response") for record in sink.take(len(HTTP_KINDS))}
+    found = {marker_of(record): charged(record, "after_response") for record in witness.take(len(HTTP_KINDS))}
     assert found == {name: sorted(f"{name}:{word}" for word in KINDS[name].after) for name in HTTP_KINDS}
 
 
 @pytest.mark.parametrize("stack", STACKS)
-def test_statements_of_a_websocket_are_found_in_its_own_recording(databases, sink, stack):
-    app = make_app(databases, sink, stack)
+def test_statements_of_a_websocket_are_found_in_its_own_recording(databases, witness, stack):
+    app = make_app(databases, witness, stack)
 
     with TestClient(app) as client:
         for marker in ("socket-0", "socket-1"):
@@ -85,12 +85,12 @@ def test_statements_of_a_websocket_are_found_in_its_own_recording(databases, sin
                     answers.append(socket.receive_text())
                 assert answers == [f"{marker}:message 0", f"{marker}:message 1"]
 
-    found = {marker_of(record): charged(record) for record in sink.take(2)}
+    found = {marker_of(record): charged(record) for record in witness.take(2)}
     assert found == {marker: KINDS["websocket"].tags(marker, stack) for marker in ("socket-0", "socket-1")}
 
 
-def test_not_one_statement_of_500_concurrent_requests_is_misattributed(databases, sink):
-    app = make_app(databases, sink)
+def test_not_one_statement_of_500_concurrent_requests_is_misattributed(databases, witness):
+    app = make_app(databases, witness)
     visits = {f"request-{number}": HTTP_KINDS[number % len(HTTP_KINDS)] for number in range(500)}
     order = random.Random(4).sample(sorted(visits), 500)
 
@@ -100,24 +100,24 @@ def test_not_one_statement_of_500_concurrent_requests_is_misattributed(databases
 
     asyncio.run(main())
 
-    found = {marker_of(record): charged(record) for record in sink.take(500)}
+    found = {marker_of(record): charged(record) for record in witness.take(500)}
     assert found == {marker: KINDS[name].tags(marker) for marker, name in visits.items()}
 
 
-def test_statements_of_the_lifespan_are_in_no_request(databases, sink):
-    app = make_app(databases, sink)
+def test_statements_of_the_lifespan_are_in_no_request(databases, witness):
+    app = make_app(databases, witness)
     before = sqltrace.missed_statements().unattributed
 
     with TestClient(app) as client:
         client.get(path_to("def_endpoint", "only"))
 
-    assert [charged(record) for record in sink.take(1)] == [["only:body"]]
+    assert [charged(record) for record in witness.take()] == [["only:body"]]
     assert sqltrace.missed_statements().unattributed - before >= len(databases.sync) + len(databases.asynchronous)
 
 
 @pytest.mark.parametrize("name", LOST)
-def test_statement_of_a_bare_thread_is_counted_as_unattributed(databases, sink, name):
-    app = make_app(databases, sink)
+def test_statement_of_a_bare_thread_is_counted_as_unattributed(databases, witness, name):
+    app = make_app(databases, witness)
 
     async def main():
         async with client_of(app) as client:
@@ -127,13 +127,13 @@ def test_statement_of_a_bare_thread_is_counted_as_unattributed(databases, sink, 
 
     before, after = asyncio.run(main())
 
-    assert [charged(record) for record in sink.take(1)] == [[]]
+    assert [charged(record) for record in witness.take()] == [[]]
     assert (after.unattributed - before.unattributed, after.late - before.late) == (1, 0)
 
 
 @pytest.mark.parametrize("name", ["thread_with_context", "executor_with_context"])
-def test_statement_of_a_thread_run_in_a_copy_of_the_context_is_not_lost(databases, sink, name):
-    app = make_app(databases, sink)
+def test_statement_of_a_thread_run_in_a_copy_of_the_context_is_not_lost(databases, witness, name):
+    app = make_app(databases, witness)
 
     async def main():
         async with client_of(app) as client:
@@ -143,12 +143,12 @@ def test_statement_of_a_thread_run_in_a_copy_of_the_context_is_not_lost(database
 
     before, after = asyncio.run(main())
 
-    assert [charged(record) for record in sink.take(1)] == [KINDS[name].tags("only")]
+    assert [charged(record) for record in witness.take()] == [KINDS[name].tags("only")]
     assert after == before
 
 
-def test_statement_of_a_middleware_outside_ours_is_counted_as_unattributed(databases, sink):
-    app = make_app(databases, sink, "ours inside")
+def test_statement_of_a_middleware_outside_ours_is_counted_as_unattributed(databases, witness):
+    app = make_app(databases, witness, "ours inside")
 
     async def main():
         async with client_of(app) as client:
@@ -157,11 +157,11 @@ def test_statement_of_a_middleware_outside_ours_is_counted_as_unattributed(datab
             return sqltrace.missed_statements().unattributed - before
 
     assert asyncio.run(main()) == 2
-    assert [charged(record) for record in sink.take(1)] == [["only:body"]]
+    assert [charged(record) for record in witness.take()] == [["only:body"]]
 
 
-def test_statement_of_a_task_that_outlives_its_request_is_counted_as_late(databases, sink):
-    app = make_app(databases, sink)
+def test_statement_of_a_task_that_outlives_its_request_is_counted_as_late(databases, witness):
+    app = make_app(databases, witness)
 
     async def main():
         async with client_of(app) as client:
@@ -174,14 +174,14 @@ def test_statement_of_a_task_that_outlives_its_request_is_counted_as_late(databa
 
     before, after = asyncio.run(main())
 
-    first, second = sink.take(2)
+    first, second = witness.take(2)
     assert (charged(first), charged(second)) == (["first:body"], ["second:body"])
     assert (first.recording.late_count, second.recording.late_count) == (1, 0)
     assert (after.late - before.late, after.unattributed - before.unattributed) == (1, 0)
 
 
-def test_late_statement_still_counts_in_a_recording_around_the_request(databases, sink):
-    app = make_app(databases, sink)
+def test_late_statement_still_counts_in_a_recording_around_the_request(databases, witness):
+    app = make_app(databases, witness)
 
     async def main():
         async with client_of(app) as client:
@@ -195,16 +195,16 @@ def test_late_statement_still_counts_in_a_recording_around_the_request(databases
     inside, outer = asyncio.run(main())
 
     assert (inside, outer.statement_count, outer.late_count) == (1, 2, 0)
-    assert sink.take(1)[0].recording.late_count == 1
+    assert witness.take()[0].recording.late_count == 1
 
 
-def test_task_that_outlives_its_request_does_not_keep_the_recording_alive(databases, sink):
-    app = make_app(databases, sink)
+def test_task_that_outlives_its_request_does_not_keep_the_recording_alive(databases, witness):
+    app = make_app(databases, witness)
 
     async def main():
         async with client_of(app) as client:
             await client.get(path_to("outliving_task", "only"))
-            recording = weakref.ref(sink.take(1)[0].recording)
+            recording = weakref.ref(witness.take()[0].recording)
             gc.collect()
             kept, running = recording() is not None, not app.state.task.done()
             app.state.release.set()

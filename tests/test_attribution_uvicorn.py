@@ -74,19 +74,19 @@ def databases(tmp_path_factory, postgres_url):
 
 @pytest.mark.parametrize("stack", STACKS)
 @pytest.mark.parametrize("loop", LOOPS)
-def test_statements_of_every_kind_of_endpoint_are_found_in_their_own_request(databases, sink, loop, stack):
+def test_statements_of_every_kind_of_endpoint_are_found_in_their_own_request(databases, witness, loop, stack):
     visits = {f"{name}-{number}": name for name in KINDS for number in range(3)}
 
-    with serving(make_app(databases, sink, stack), loop) as address:
+    with serving(make_app(databases, witness, stack), loop) as address:
         asyncio.run(visit(address, visits))
-        records = sink.take(len(visits))
+        records = witness.take(len(visits))
 
     found = {marker_of(record): charged(record) for record in records}
     assert found == {marker: KINDS[name].tags(marker, stack) for marker, name in visits.items()}
 
 
 @pytest.mark.parametrize("loop", LOOPS)
-def test_statements_of_requests_on_one_kept_alive_connection_are_not_mixed(databases, sink, loop):
+def test_statements_of_requests_on_one_kept_alive_connection_are_not_mixed(databases, witness, loop):
     names = [name for name, kind in KINDS.items() if not kind.websocket]
 
     async def visit_in_turn(address):
@@ -95,9 +95,9 @@ def test_statements_of_requests_on_one_kept_alive_connection_are_not_mixed(datab
             for name in names:
                 await client.get(path_to(name, name))
 
-    with serving(make_app(databases, sink), loop) as address:
+    with serving(make_app(databases, witness), loop) as address:
         asyncio.run(visit_in_turn(address))
-        records = sink.take(len(names))
+        records = witness.take(len(names))
 
     assert {marker_of(record): charged(record) for record in records} == {
         name: KINDS[name].tags(name) for name in names
@@ -106,15 +106,15 @@ def test_statements_of_requests_on_one_kept_alive_connection_are_not_mixed(datab
 
 
 @pytest.mark.parametrize("loop", LOOPS)
-def test_not_one_statement_of_500_concurrent_requests_is_misattributed(databases, sink, loop):
+def test_not_one_statement_of_500_concurrent_requests_is_misattributed(databases, witness, loop):
     names = list(KINDS)
     markers = random.Random(4).sample(range(500), 500)
     visits = {f"request-{number}": names[number % len(names)] for number in markers}
 
-    with serving(make_app(databases, sink), loop) as address:
+    with serving(make_app(databases, witness), loop) as address:
         before = sqltrace.missed_statements()
         asyncio.run(visit(address, visits))
-        records = sink.take(500)
+        records = witness.take(500)
         after = sqltrace.missed_statements()
 
     found = {marker_of(record): charged(record) for record in records}

@@ -71,9 +71,9 @@ def test_what_is_no_recording_is_refused_by_the_default_rules(other):
     )
 
 
-def test_record_of_a_request_is_refused_with_the_remedy(sink):
-    visit([], [sink])
-    [record] = sink.take(1)
+def test_record_of_a_request_is_refused_with_the_remedy(witness):
+    visit([], [witness])
+    [record] = witness.take()
 
     with pytest.raises(TypeError, match=r"got a RequestRecord: write record\.recording"):
         sqltrace.diagnose(record)
@@ -149,7 +149,7 @@ def test_n_plus_one_tells_its_parents_and_its_lines():
     )
 
 
-def test_findings_of_a_request_are_made_once_when_it_is_over(sink):
+def test_findings_of_a_request_are_made_once_when_it_is_over(witness):
     seen = []
 
     def rule(recording):
@@ -157,8 +157,8 @@ def test_findings_of_a_request_are_made_once_when_it_is_over(sink):
         return [Finding("mine", "Seen.", 0.0)]
 
     engine = create_engine("sqlite://", poolclass=StaticPool)
-    visit([rule], [sink], background=BackgroundTask(lambda: engine.connect().execute(text("SELECT 1")).close()))
-    [record] = sink.take(1)
+    visit([rule], [witness], background=BackgroundTask(lambda: engine.connect().execute(text("SELECT 1")).close()))
+    [record] = witness.take()
 
     assert record.findings is record.findings
     assert seen == [(True, 1)]
@@ -189,7 +189,7 @@ def test_line_with_a_finding_is_a_warning(rules, level):
     assert ("findings" in lines[0]) is (level == "warning")
 
 
-def test_making_findings_is_not_in_the_duration(sink):
+def test_making_findings_is_not_in_the_duration(witness):
     clock = [1]
 
     class Clocked(sqltrace.SQLTraceMiddleware):
@@ -200,8 +200,8 @@ def test_making_findings_is_not_in_the_duration(sink):
         return []
 
     app = Starlette(routes=[Route("/", lambda request: JSONResponse({}))])
-    TestClient(Clocked(app, rules=[slow], sinks=[sink])).get("/")
-    [record] = sink.take(1)
+    TestClient(Clocked(app, rules=[slow], sinks=[witness])).get("/")
+    [record] = witness.take()
 
     assert record.findings == []
     assert record.duration == record.recording.after_response == 0

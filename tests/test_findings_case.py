@@ -46,11 +46,11 @@ def no_garbage_collection():
     gc.enable()
 
 
-def visit(database, sink, flavour, calls=CALLS):
+def visit(database, witness, flavour, calls=CALLS):
     """The records of these calls, one after the other."""
     app = create_app(database)
     app.user_middleware.clear()
-    app.add_middleware(sqltrace.SQLTraceMiddleware, sinks=[sink])
+    app.add_middleware(sqltrace.SQLTraceMiddleware, sinks=[witness])
 
     async def run():
         transport = httpx2.ASGITransport(app=app)
@@ -62,7 +62,7 @@ def visit(database, sink, flavour, calls=CALLS):
                 await database.async_engine.dispose()
 
     asyncio.run(run())
-    return sink.take(len(calls))
+    return witness.take(len(calls))
 
 
 def line_of(relationship):
@@ -75,8 +75,8 @@ def line_of(relationship):
 
 
 @pytest.mark.parametrize("session", ["sync", "async"])
-def test_guilty_endpoint_is_told_what_its_mapping_did(database, sink, session, no_faults):
-    [record] = visit(database, sink, Flavour("guilty", session), CALLS[2:3])
+def test_guilty_endpoint_is_told_what_its_mapping_did(database, witness, session, no_faults):
+    [record] = visit(database, witness, Flavour("guilty", session), CALLS[2:3])
 
     [finding] = [finding for finding in record.findings if finding.kind == "cartesian_product"]
 
@@ -97,17 +97,17 @@ def test_guilty_endpoint_is_told_what_its_mapping_did(database, sink, session, n
 
 
 @pytest.mark.parametrize("session", ["sync", "async"])
-def test_mended_endpoints_have_no_finding(database, sink, session, no_faults):
-    visit(database, sink, Flavour("mended", session))  # imports drivers and compiles, which holds the loop
-    records = visit(database, sink, Flavour("mended", session))
+def test_mended_endpoints_have_no_finding(database, witness, session, no_faults):
+    visit(database, witness, Flavour("mended", session))  # imports drivers and compiles, which holds the loop
+    records = visit(database, witness, Flavour("mended", session))
 
     assert {record.path: record.findings for record in records} == {record.path: [] for record in records}
     assert len(records) == len(CALLS)
 
 
 @pytest.mark.parametrize("session", ["sync", "async"])
-def test_innocent_guilty_endpoint_has_no_finding(database, sink, session):
-    [record] = visit(database, sink, Flavour("guilty", session), CALLS[:1])
+def test_innocent_guilty_endpoint_has_no_finding(database, witness, session):
+    [record] = visit(database, witness, Flavour("guilty", session), CALLS[:1])
 
     assert record.findings == []
 
@@ -149,10 +149,10 @@ def test_objects_of_a_load_are_counted_once_however_often_its_rows_repeat_them(d
     assert load.roots == len(articles)
 
 
-def test_innocent_request_is_told_whom_it_waited_for(database, sink):
+def test_innocent_request_is_told_whom_it_waited_for(database, witness):
     app = create_app(database)
     app.user_middleware.clear()
-    app.add_middleware(sqltrace.SQLTraceMiddleware, sinks=[sink])
+    app.add_middleware(sqltrace.SQLTraceMiddleware, sinks=[witness])
 
     async def page():
         transport = httpx2.ASGITransport(app=app)
@@ -167,7 +167,9 @@ def test_innocent_request_is_told_whom_it_waited_for(database, sink):
     for _ in range(5):  # the loop may be held just while a refresh has answered, and puts its session away
         asyncio.run(page())
         waits |= {
-            record.recording.time_account.loop_wait or 0.0: record for record in sink.records if record.method == "POST"
+            record.recording.time_account.loop_wait or 0.0: record
+            for record in witness.records
+            if record.method == "POST"
         }
         if max(waits) > 0.5:
             break

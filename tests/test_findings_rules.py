@@ -59,13 +59,13 @@ def engine(clock):
     engine.dispose()
 
 
-def visit(sink, clock, endpoint, **options):
+def visit(witness, clock, endpoint, **options):
     class Clocked(sqltrace.SQLTraceMiddleware):
         _clock = staticmethod(clock)
 
     app = Starlette(routes=[Route("/", endpoint)])
-    TestClient(Clocked(app, sinks=[sink], **options), raise_server_exceptions=False).get("/")
-    return sink.take(1)[0].findings
+    TestClient(Clocked(app, sinks=[witness], **options), raise_server_exceptions=False).get("/")
+    return witness.take()[0].findings
 
 
 def kinds(recording):
@@ -418,13 +418,13 @@ def test_thousands_of_short_pauses_are_a_busy_transaction(clock, engine):
 
 
 @pytest.mark.parametrize(("seconds", "found"), [(0.2, ["blocked_loop"]), (0.05, [])])
-def test_synchronous_sql_on_the_loop(sink, clock, engine, seconds, found):
+def test_synchronous_sql_on_the_loop(witness, clock, engine, seconds, found):
     async def endpoint(request):
         with engine.connect() as connection:
             connection.execute(text("SELECT wait(:seconds)"), {"seconds": seconds})
         return JSONResponse({})
 
-    findings = visit(sink, clock, endpoint)
+    findings = visit(witness, clock, endpoint)
 
     assert [finding.kind for finding in findings] == found
     if found:
@@ -432,7 +432,7 @@ def test_synchronous_sql_on_the_loop(sink, clock, engine, seconds, found):
         assert "run_in_threadpool" in findings[0].fix
 
 
-def test_of_statements_that_run_here_and_there_only_those_on_the_loop_block(sink, clock, engine):
+def test_of_statements_that_run_here_and_there_only_those_on_the_loop_block(witness, clock, engine):
     def wait():
         with engine.connect() as connection:
             connection.execute(text("SELECT wait(0.03)"))
@@ -443,24 +443,24 @@ def test_of_statements_that_run_here_and_there_only_those_on_the_loop_block(sink
             await run_in_threadpool(wait)
         return JSONResponse({})
 
-    assert visit(sink, clock, endpoint) == []
+    assert visit(witness, clock, endpoint) == []
 
 
-def test_synchronous_sql_in_a_thread_does_not_block(sink, clock, engine):
+def test_synchronous_sql_in_a_thread_does_not_block(witness, clock, engine):
     def endpoint(request):
         with engine.connect() as connection:
             connection.execute(text("SELECT wait(0.2)"))
         return JSONResponse({})
 
-    assert visit(sink, clock, endpoint) == []
+    assert visit(witness, clock, endpoint) == []
 
 
-def test_python_that_holds_the_loop(sink, clock):
+def test_python_that_holds_the_loop(witness, clock):
     async def endpoint(request):
         clock.advance(0.3)
         return JSONResponse({})
 
-    [finding] = visit(sink, clock, endpoint)
+    [finding] = visit(witness, clock, endpoint)
 
     assert (finding.kind, finding.cost) == ("blocked_loop", pytest.approx(0.3))
 
@@ -621,7 +621,7 @@ def test_wait_for_another_request_is_told_if_it_is_long_and_a_good_part_of_the_d
     ids=["in the transaction", "elsewhere, maybe", "hold not told"],
 )
 def test_transaction_that_is_idle_as_its_request_holds_the_loop_is_told_once(
-    sink, clock, engine, elsewhere, rules, found
+    witness, clock, engine, elsewhere, rules, found
 ):
     async def endpoint(request):
         with engine.connect() as connection:
@@ -632,7 +632,7 @@ def test_transaction_that_is_idle_as_its_request_holds_the_loop_is_told_once(
         clock.advance(elsewhere)
         return JSONResponse({})
 
-    findings = visit(sink, clock, endpoint, rules=rules)
+    findings = visit(witness, clock, endpoint, rules=rules)
 
     assert sorted(finding.kind for finding in findings) == found
 
@@ -642,7 +642,7 @@ def test_transaction_that_is_idle_as_its_request_holds_the_loop_is_told_once(
     [("SELECT * FROM missing", ["after_response_sql"]), ("SELECT wait(0.3)", []), ("SELECT 1", [])],
     ids=["failed", "short", "quick"],
 )
-def test_sql_after_the_response(sink, clock, engine, sql, found):
+def test_sql_after_the_response(witness, clock, engine, sql, found):
     def work():
         clock.advance(0.001)
         with engine.connect() as connection:
@@ -651,18 +651,18 @@ def test_sql_after_the_response(sink, clock, engine, sql, found):
             except exc.OperationalError:
                 pass
 
-    findings = visit(sink, clock, lambda request: JSONResponse({}, background=BackgroundTask(work)))
+    findings = visit(witness, clock, lambda request: JSONResponse({}, background=BackgroundTask(work)))
 
     assert [finding.kind for finding in findings] == found
 
 
-def test_remedy_for_what_failed_after_the_response_fits_a_background_task(sink, clock, engine):
+def test_remedy_for_what_failed_after_the_response_fits_a_background_task(witness, clock, engine):
     def work():
         clock.advance(0.001)
         with engine.connect() as connection:
             connection.execute(text("SELECT * FROM missing"))
 
-    [finding] = visit(sink, clock, lambda request: JSONResponse({}, background=BackgroundTask(work)))
+    [finding] = visit(witness, clock, lambda request: JSONResponse({}, background=BackgroundTask(work)))
 
     assert finding.fix == (
         "commit in the endpoint what the exit of a dependency commits;"
@@ -670,7 +670,7 @@ def test_remedy_for_what_failed_after_the_response_fits_a_background_task(sink, 
     )
 
 
-def after_the_response(sink, clock, engine, *statements):
+def after_the_response(witness, clock, engine, *statements):
     """What is found where a background task runs these."""
 
     def work():
@@ -679,20 +679,20 @@ def after_the_response(sink, clock, engine, *statements):
             for statement in statements:
                 connection.execute(text(statement))
 
-    return visit(sink, clock, lambda request: JSONResponse({}, background=BackgroundTask(work)))
+    return visit(witness, clock, lambda request: JSONResponse({}, background=BackgroundTask(work)))
 
 
-def test_long_sql_after_the_response(sink, clock, engine):
-    [finding] = after_the_response(sink, clock, engine, *["SELECT wait(0.4)"] * 4)
+def test_long_sql_after_the_response(witness, clock, engine):
+    [finding] = after_the_response(witness, clock, engine, *["SELECT wait(0.4)"] * 4)
 
     assert (finding.kind, finding.cost) == ("after_response_sql", pytest.approx(1.6))
     assert finding.message == "4 statements ran for 1.60 s after the response: SELECT."
 
 
-def test_sql_of_several_kinds_is_told_by_the_one_that_took_most(sink, clock, engine):
+def test_sql_of_several_kinds_is_told_by_the_one_that_took_most(witness, clock, engine):
     statements = *["SELECT wait(0.4)"] * 4, "SELECT wait(0.2) FROM (SELECT 1) AS one"
 
-    [finding] = after_the_response(sink, clock, engine, *statements)
+    [finding] = after_the_response(witness, clock, engine, *statements)
 
     assert finding.message == "5 statements ran for 1.80 s after the response, most of it SELECT."
 
@@ -797,7 +797,7 @@ def test_pool_that_nobody_waits_for_is_not_told(engine):
     assert kinds(recording) == []
 
 
-def test_lazy_loads_of_a_response_model_are_told_without_a_line_of_the_application(sink):
+def test_lazy_loads_of_a_response_model_are_told_without_a_line_of_the_application(witness):
     shelf = shelves.mapping()
     engine = create_engine("sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False})
     with engine.connect() as connection:
@@ -816,8 +816,8 @@ def test_lazy_loads_of_a_response_model_are_told_without_a_line_of_the_applicati
     def list_authors():
         return session.scalars(select(shelf.Author)).all()
 
-    TestClient(sqltrace.SQLTraceMiddleware(app, sinks=[sink])).get("/authors").raise_for_status()
-    [record] = sink.take(1)
+    TestClient(sqltrace.SQLTraceMiddleware(app, sinks=[witness])).get("/authors").raise_for_status()
+    [record] = witness.take()
     session.close()
     engine.dispose()
 

@@ -9,12 +9,7 @@ from starlette.testclient import TestClient
 
 import sqltrace
 from sqltrace import SQLTraceMiddleware
-from tests.asgi import BODY, START, Witness, http_scope, memory_engine, run, select, sends, websocket_scope
-
-
-@pytest.fixture
-def witness():
-    return Witness()
+from tests.asgi import BODY, START, http_scope, memory_engine, run, select, sends, websocket_scope
 
 
 @pytest.fixture

@@ -25,11 +25,6 @@ from tests.asgi import BODY, CHUNK, START, Witness, call, http_scope, run, sends
 GONE = {"type": "http.disconnect"}
 
 
-@pytest.fixture
-def witness():
-    return Witness()
-
-
 def facts(witness):
     record = witness.record
     return record.outcome, record.status, record.error_type

@@ -21,11 +21,6 @@ from tests.asgi import BODY, START, Witness, call, http_scope, memory_engine, ru
 
 
 @pytest.fixture
-def witness():
-    return Witness()
-
-
-@pytest.fixture
 def engine():
     engine = memory_engine()
     yield engine

@@ -29,11 +29,6 @@ INCOMING = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331
 
 
 @pytest.fixture
-def witness():
-    return Witness()
-
-
-@pytest.fixture
 def exporter():
     return InMemorySpanExporter()
 

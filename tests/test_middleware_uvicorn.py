@@ -29,11 +29,6 @@ def kind(request):
     return {"loop": loop, "http": parser}
 
 
-@pytest.fixture
-def witness():
-    return Witness()
-
-
 def nothing():
     return {}
 
@@ -51,7 +46,7 @@ def request_line(path, *headers):
 
 
 def facts(witness):
-    [record] = witness.wait()
+    [record] = witness.take()
     return record.outcome, record.status, record.error_type
 
 
@@ -63,7 +58,7 @@ def test_requests_over_one_connection_are_told_one_by_one(kind, witness):
             for number in range(3):
                 connection.request("HEAD" if number == 2 else "GET", f"/items/{number}")
                 connection.getresponse().read()
-        records = witness.wait(3)
+        records = witness.take(3)
 
     assert [(record.path, record.route, record.status, record.outcome) for record in records] == [
         (f"/items/{number}", "/items/{item}", 200, "ok") for number in range(3)
@@ -116,7 +111,7 @@ def test_background_task_is_not_waited_for_by_the_client_and_told_apart(kind, wi
         answer = get(server, "/")
         told_before = list(witness.moments)
         release.set()
-        [record] = witness.wait()
+        [record] = witness.take()
 
     assert answer == (200, b"fine")
     assert told_before == ["response_ready"]
@@ -267,7 +262,7 @@ def test_exception_is_answered_by_the_server_and_told(kind, witness):
         answer = get(server, "/early")
         with pytest.raises(http.client.IncompleteRead):
             get(server, "/late")
-        records = witness.wait(2)
+        records = witness.take(2)
 
     assert answer == (500, b"Internal Server Error")
     assert [(record.outcome, record.status, record.error_type) for record in records] == [
@@ -297,7 +292,7 @@ def test_root_path_of_the_server_is_in_path_and_route_and_not_in_the_way_of_excl
     with serve(SQLTraceMiddleware(app, sinks=[witness], exclude=["/health"]), root_path="/api", **kind) as server:
         assert get(server, "/health") == (200, b"up")
         assert get(server, "/sub/acme/items/5")[0] == 200
-        [record] = witness.wait()
+        [record] = witness.take()
 
     assert record.path == "/api/sub/acme/items/5"
     assert record.route == "/api/sub/{tenant}/items/{item}"
@@ -320,7 +315,7 @@ def test_concurrent_requests_each_have_their_own_record(kind, witness):
             client.start()
         for client in clients:
             client.join(30)
-        records = witness.wait(50)
+        records = witness.take(50)
 
     assert {record.path: record.status for record in records} == {f"/{number}": 200 + number for number in range(50)}
     assert witness.moments.count("response_ready") == 50

@@ -11,7 +11,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from sqltrace import SQLTraceMiddleware
-from tests.asgi import Witness, abort, serve
+from tests.asgi import abort, serve
 
 
 @pytest.fixture(params=["asyncio", "uvloop"])
@@ -20,11 +20,6 @@ def kind(request):
     if request.param == "uvloop":
         pytest.importorskip("uvloop", reason="uvloop does not run on this platform")
     return {"loop": request.param, "ws": "websockets-sansio"}
-
-
-@pytest.fixture
-def witness():
-    return Witness()
 
 
 @pytest.fixture
@@ -71,7 +66,7 @@ def url(server, path):
 
 
 def facts(witness):
-    [record] = witness.wait()
+    [record] = witness.take()
     return record.route, record.outcome, record.status
 
 
@@ -140,10 +135,10 @@ def test_exception_is_told(kind, witness, app):
     with serve(app, **kind) as server, connect(url(server, "/fail")) as client:
         with pytest.raises(ConnectionClosed):
             client.recv()
-        told = facts(witness)
+        [record] = witness.take()
 
-    assert told == ("/fail", "error", 101)
-    assert witness.record.error_type == "LookupError"
+    assert (record.route, record.outcome, record.status) == ("/fail", "error", 101)
+    assert record.error_type == "LookupError"
 
 
 def test_server_that_shuts_down_ends_the_request(kind, witness, app):

@@ -9,15 +9,10 @@ from starlette.testclient import TestClient, WebSocketDenialResponse
 from starlette.websockets import WebSocketDisconnect
 
 from sqltrace import SQLTraceMiddleware
-from tests.asgi import Witness, run, sends, websocket_scope
+from tests.asgi import run, sends, websocket_scope
 
 CONNECT = {"type": "websocket.connect"}
 ACCEPT = {"type": "websocket.accept"}
-
-
-@pytest.fixture
-def witness():
-    return Witness()
 
 
 def facts(witness):

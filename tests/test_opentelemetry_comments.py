@@ -58,7 +58,7 @@ def pairs(statement):
     return {key: unquote(value) for key, value in re.findall(r"(\w+)='([^']*)'", statement.partition("/*")[2])}
 
 
-def test_database_sees_the_route_the_trace_and_the_line(database, tracing, sink):
+def test_database_sees_the_route_the_trace_and_the_line(database, tracing, witness):
     if database.driver.system == "sqlite":
         pytest.skip("SQLite has nothing to be asked")
     seen = []
@@ -67,14 +67,14 @@ def test_database_sees_the_route_the_trace_and_the_line(database, tracing, sink)
         question = text(ITSELF[database.driver.system])
         database.run(lambda connection: seen.append(connection.execute(question, {"one": 1}).scalar_one()))
 
-    commented(work, sink, tracing=tracing)
+    commented(work, witness, tracing=tracing)
 
     span, told = server_span(tracing.spans()), pairs(seen[0])
     assert told["route"] == "/100%/{item}/*'"
     assert re.fullmatch(r"tests/test_opentelemetry_comments.py:\d+", told["call_site"])
     traceparent = f"00-{span.context.trace_id:032x}-{span.context.span_id:016x}-{span.context.trace_flags:02x}"
     assert told.get("traceparent") == (None if database.driver.name == "asyncpg" else traceparent)
-    [record] = sink.take(1)
+    [record] = witness.take()
     assert not any("/*" in statement.sql for statement in record.recording.statements)
 
 

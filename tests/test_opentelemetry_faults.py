@@ -85,7 +85,7 @@ def test_provider_that_is_shut_down_while_serving_does_not_reach_the_response(me
 
 
 @pytest.mark.usefixtures("no_faults")
-def test_disabled_sdk_is_nothing(memory_engine, monkeypatch, sink):
+def test_disabled_sdk_is_nothing(memory_engine, monkeypatch, witness):
     monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
     provider = TracerProvider()
 

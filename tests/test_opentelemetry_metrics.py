@@ -23,25 +23,12 @@ from sqltrace.collector import FOLD_AT, Execution, unmeasurable
 from sqltrace.finding import Finding
 from sqltrace.sinks import OpenTelemetrySink
 from sqltrace.sinks.opentelemetry import metrics as ours
-from tests.asgi import BODY, START, Clock, http_scope, run, sends, timed
+from tests.asgi import BODY, START, Clock, Witness, http_scope, run, sends, timed
 from tests.drivers import MARKS, url_of
 from tests.loops import block, get, thrice
 from tests.telemetry import STACKS, Meters, Routes, metric_names, native
 
 pytestmark = pytest.mark.usefixtures("no_faults")
-
-
-class Kept:
-    """A sink that keeps the records."""
-
-    def __init__(self):
-        self.records = []
-
-    def response_ready(self, record):
-        pass
-
-    def request_finished(self, record):
-        self.records.append(record)
 
 
 def client_of(engine, meters, *, sinks=(), **options):
@@ -122,20 +109,20 @@ def test_provider_of_two_sinks_measures_once(meters, tmp_path):
 
 
 def test_sum_of_durations_is_that_of_the_recordings(memory_engine, meters):
-    kept = Kept()
-    client_of(memory_engine, meters, sinks=[kept]).get("/many/30")
+    witness = Witness()
+    client_of(memory_engine, meters, sinks=[witness]).get("/many/30")
 
-    [record] = kept.records
+    [record] = witness.records
     [point] = meters.points("db.client.operation.duration")
     assert point.count == 30
     assert point.sum == pytest.approx(sum(group.total for group in record.recording.groups))
 
 
 def test_statements_beyond_those_that_are_kept_are_measured_too(memory_engine, meters):
-    kept = Kept()
-    client_of(memory_engine, meters, sinks=[kept], max_statements=10).get("/many/2000")
+    witness = Witness()
+    client_of(memory_engine, meters, sinks=[witness], max_statements=10).get("/many/2000")
 
-    [record] = kept.records
+    [record] = witness.records
     [point] = meters.points("db.client.operation.duration")
     assert len(record.recording.statements) == 10
     assert point.count == 2000
@@ -146,8 +133,8 @@ def test_statements_beyond_those_that_are_kept_are_measured_too(memory_engine, m
 
 
 def test_time_account_is_measured_for_each_route(memory_engine, meters):
-    kept = Kept()
-    client = client_of(memory_engine, meters, sinks=[kept])
+    witness = Witness()
+    client = client_of(memory_engine, meters, sinks=[witness])
     for item in (1, 2):
         client.get(f"/sync/{item}")
 
@@ -155,7 +142,7 @@ def test_time_account_is_measured_for_each_route(memory_engine, meters):
         [point] = meters.points(f"sqltrace.request.{part}")
         assert dict(point.attributes) == {"http.route": "/sync/{item}", "http.request.method": "GET"}
         assert point.count == 2
-        assert point.sum == pytest.approx(sum(getattr(r.recording.time_account, part) for r in kept.records))
+        assert point.sum == pytest.approx(sum(getattr(r.recording.time_account, part) for r in witness.records))
     assert [(p.count, p.sum) for p in meters.points("sqltrace.request.statements")] == [(2, 4)]
     assert [(p.count, p.sum) for p in meters.points("sqltrace.request.rows")] == [(2, 4)]
 
@@ -442,7 +429,7 @@ def test_results_left_open_do_not_fill_the_memory_of_metrics(memory_engine, mete
 @pytest.mark.parametrize("driver", [pytest.param("asyncpg", marks=MARKS["postgresql"])])
 @thrice
 def test_wait_for_the_event_loop_is_not_the_duration_of_a_statement(driver, max_statements):
-    meters, kept, begun = Meters(), Kept(), asyncio.Event()
+    meters, witness, begun = Meters(), Witness(), asyncio.Event()
 
     async def victim(request):
         engine = create_async_engine(url_of(driver))
@@ -460,7 +447,7 @@ def test_wait_for_the_event_loop_is_not_the_duration_of_a_statement(driver, max_
         return PlainTextResponse("fine")
 
     app = Starlette(routes=[Route("/victim", victim), Route("/guilty", guilty)])
-    sinks = [OpenTelemetrySink(meter_provider=meters.provider), kept]
+    sinks = [OpenTelemetrySink(meter_provider=meters.provider), witness]
     app.add_middleware(SQLTraceMiddleware, sinks=sinks, max_statements=max_statements)
 
     async def main():
@@ -468,7 +455,7 @@ def test_wait_for_the_event_loop_is_not_the_duration_of_a_statement(driver, max_
 
     asyncio.run(main())
 
-    groups = [group for record in kept.records for group in record.recording.groups]
+    groups = [group for record in witness.records for group in record.recording.groups]
     assert sum(group.loop_wait for group in groups) > 0.1
     measured = sum(point.sum for point in meters.points("db.client.operation.duration"))
     meters.provider.shutdown()

@@ -152,10 +152,10 @@ def test_times_of_uses_are_measured(engines, meters):
     assert all(point.sum > 0 for found in points.values() for point in found)
 
 
-def test_times_of_uses_are_those_of_the_recording(engines, meters, sink):
-    client_of(engines(), meters, sinks=[sink]).get("/")
+def test_times_of_uses_are_those_of_the_recording(engines, meters, witness):
+    client_of(engines(), meters, sinks=[witness]).get("/")
 
-    [record] = sink.take(1)
+    [record] = witness.take()
     use = record.recording.connections
     names = ("create_time", "wait_time", "use_time")
     created, waited, used = [meters.points(f"db.client.connection.{name}")[0].sum for name in names]

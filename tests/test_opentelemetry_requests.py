@@ -49,20 +49,20 @@ def test_requests_at_the_same_time_have_a_trace_each(tracing, tmp_path):
         assert [is_below(span, server, spans) for span in statement_spans(spans)] == [True, True]
 
 
-def test_request_to_itself_is_told_once(memory_engine, tracing, sink):
+def test_request_to_itself_is_told_once(memory_engine, tracing, witness):
     async def app(scope, receive, send):
         select(memory_engine)
         if scope["path"] == "/outer":
             await call(wrapped, http_scope("/inner"))
         await call(sends(START, BODY), scope, send=send)
 
-    wrapped = traced_app(app, tracing, sink)
+    wrapped = traced_app(app, tracing, witness)
     run(wrapped, http_scope("/outer"))
 
     spans = tracing.spans()
     assert len(statement_spans(spans)) == 2
     assert server_span(spans).attributes["sqltrace.statement.count"] == 2
-    assert [record.path for record in sink.take(2)] == ["/inner", "/outer"]
+    assert [record.path for record in witness.take(2)] == ["/inner", "/outer"]
 
 
 def test_request_within_another_whose_span_is_not_current_has_one_of_its_own(tracing):

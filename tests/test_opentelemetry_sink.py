@@ -374,11 +374,11 @@ def test_baggage_comes_through(tracing):
     assert seen == {"a": "1", "b": "2"}
 
 
-def test_line_has_the_ids_of_the_span_that_is_made_here(tracing, sink):
+def test_line_has_the_ids_of_the_span_that_is_made_here(tracing, witness):
     otel = OpenTelemetrySink(tracer_provider=tracing.provider)
-    run(SQLTraceMiddleware(sends(START, BODY), sinks=[sink, otel]), http_scope())
+    run(SQLTraceMiddleware(sends(START, BODY), sinks=[witness, otel]), http_scope())
 
-    [record], span = sink.take(1), server_span(tracing.spans())
+    [record], span = witness.take(), server_span(tracing.spans())
     assert record.span_id == format(span.context.span_id, "016x")
 
 
@@ -566,14 +566,14 @@ def test_log_line_without_a_provider_is_not_sent(tracing):
     assert answer(tracing, sends(START, BODY), log_line=True).name == "GET"
 
 
-def test_nothing_happens_where_no_provider_is_configured(sink):
+def test_nothing_happens_where_no_provider_is_configured(witness):
     otel = OpenTelemetrySink(log_line=True)
     run(
-        SQLTraceMiddleware(sends(START, BODY), sinks=[otel, sink]),
+        SQLTraceMiddleware(sends(START, BODY), sinks=[otel, witness]),
         http_scope(headers=[(b"traceparent", INCOMING["traceparent"].encode())]),
     )
 
-    [record] = sink.take(1)
+    [record] = witness.take()
     assert (record.trace_id, record.notes) == (None, {})
 
 

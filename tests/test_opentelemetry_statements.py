@@ -58,15 +58,15 @@ def ask(tracing, work, *others, **options):
     return tracing.spans()
 
 
-def test_thousand_equal_statements_are_few_spans_with_the_exact_count_and_sum(memory_engine, tracing, sink):
-    spans = ask(tracing, lambda: repeat(memory_engine, 1_000), sink)
+def test_thousand_equal_statements_are_few_spans_with_the_exact_count_and_sum(memory_engine, tracing, witness):
+    spans = ask(tracing, lambda: repeat(memory_engine, 1_000), witness)
 
     statements = statement_spans(spans)
     assert names(statements) == ["SELECT", "SELECT", "SELECT", "SELECT ×997"]
     attributes, server = statements[-1].attributes, server_span(spans)
     assert attributes["sqltrace.compressed.count"] == 997
     singles = sum(span.end_time - span.start_time for span in statements[:3]) / 1_000_000_000
-    [record] = sink.take(1)
+    [record] = witness.take()
     assert singles + attributes["sqltrace.compressed.sum"] == pytest.approx(record.recording.groups[0].total)
     assert attributes["sqltrace.compressed.rows"] == 997
     assert statements[-1].end_time <= server.end_time
@@ -315,14 +315,14 @@ def different(engine, count):
             connection.execute(text(f"SELECT 1 AS column_{number}")).all()
 
 
-def test_cap_keeps_the_totals(memory_engine, tracing, sink):
-    spans = ask(tracing, lambda: different(memory_engine, 30), sink, max_spans=10)
+def test_cap_keeps_the_totals(memory_engine, tracing, witness):
+    spans = ask(tracing, lambda: different(memory_engine, 30), witness, max_spans=10)
 
     statements = statement_spans(spans)
     assert len(statements) == 10
     [rest] = [span for span in statements if "sqltrace.compressed.count" in span.attributes]
     assert rest.name == "(other statements) ×21"
-    [record] = sink.take(1)
+    [record] = witness.take()
     assert sum(
         span.attributes.get("sqltrace.compressed.sum", (span.end_time - span.start_time) / 1_000_000_000)
         for span in statements
@@ -615,7 +615,7 @@ def test_unsampled_request_has_no_spans(memory_engine, headers):
     assert tracing.spans() == ()
 
 
-def test_nothing_is_noted_of_the_statements_of_an_unsampled_request(memory_engine, sink):
+def test_nothing_is_noted_of_the_statements_of_an_unsampled_request(memory_engine, witness):
     tracing = Tracing(sampler=ALWAYS_OFF)
     otel = OpenTelemetrySink(tracer_provider=tracing.provider)
 
@@ -624,9 +624,9 @@ def test_nothing_is_noted_of_the_statements_of_an_unsampled_request(memory_engin
         await send(START)
         await send(BODY)
 
-    run(SQLTraceMiddleware(app, sinks=[otel, sink]), http_scope())
+    run(SQLTraceMiddleware(app, sinks=[otel, witness]), http_scope())
 
-    [record] = sink.take(1)
+    [record] = witness.take()
     assert [statement.span for statement in record.recording.statements] == [None]
 
 
