@@ -76,6 +76,11 @@ def memory_engine():
 
 
 @pytest.fixture
+def clock():
+    return asgi.Clock()
+
+
+@pytest.fixture
 def witness():
     return asgi.Witness()
 

@@ -10,14 +10,9 @@ from sqlalchemy.pool import StaticPool
 
 import sqltrace
 from sqltrace.findings.wording import place
-from tests.asgi import Clock, recorded
+from tests.asgi import recorded
 
 WORK = text("SELECT work(:seconds)")
-
-
-@pytest.fixture
-def clock():
-    return Clock()
 
 
 @pytest.fixture

@@ -35,13 +35,8 @@ from sqltrace.findings import (
 from sqltrace.loop_log import LoopLog
 from sqltrace.recording import Recording
 from tests import shelf as shelves
-from tests.asgi import Clock, recorded
+from tests.asgi import recorded
 from tests.loops import block, get, observed, respond, thrice
-
-
-@pytest.fixture
-def clock():
-    return Clock()
 
 
 @pytest.fixture

@@ -9,14 +9,7 @@ from starlette.testclient import TestClient
 
 import sqltrace
 from sqltrace import SQLTraceMiddleware
-from tests.asgi import BODY, START, http_scope, memory_engine, run, select, sends, websocket_scope
-
-
-@pytest.fixture
-def engine():
-    engine = memory_engine()
-    yield engine
-    engine.dispose()
+from tests.asgi import BODY, START, http_scope, run, select, sends, websocket_scope
 
 
 def test_request_is_told_with_its_facts(witness):
@@ -169,9 +162,9 @@ def test_callable_decides_what_is_excluded(witness):
     assert witness.record.path == "/b"
 
 
-def test_statement_of_an_excluded_request_is_in_no_recording(witness, engine):
+def test_statement_of_an_excluded_request_is_in_no_recording(witness, memory_engine):
     async def app(scope, receive, send):
-        select(engine)
+        select(memory_engine)
         await sends(START, BODY)(scope, receive, send)
 
     before = sqltrace.missed_statements().unattributed

@@ -6,7 +6,6 @@ import tracemalloc
 import weakref
 from contextlib import suppress
 
-import pytest
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
@@ -14,14 +13,7 @@ from starlette.testclient import TestClient
 
 import sqltrace
 from sqltrace import SQLTraceMiddleware
-from tests.asgi import BODY, START, call, http_scope, memory_engine, select, sends
-
-
-@pytest.fixture
-def engine():
-    engine = memory_engine()
-    yield engine
-    engine.dispose()
+from tests.asgi import BODY, START, call, http_scope, select, sends
 
 
 class Forgetful:
@@ -41,9 +33,9 @@ class Scope(dict):
     """A scope that can be weakly referenced."""
 
 
-def test_nothing_is_kept_of_a_finished_request(engine):
+def test_nothing_is_kept_of_a_finished_request(memory_engine):
     async def app(scope, receive, send):
-        select(engine)
+        select(memory_engine)
         if scope["path"] == "/fail":
             raise ValueError
         await sends(START, BODY)(scope, receive, send)
@@ -67,9 +59,9 @@ def test_nothing_is_kept_of_a_finished_request(engine):
     assert kept == [None] * 4
 
 
-def test_application_that_keeps_its_request_does_not_keep_the_recording(engine):
+def test_application_that_keeps_its_request_does_not_keep_the_recording(memory_engine):
     def endpoint(request):
-        select(engine)
+        select(memory_engine)
         requests.append(request)
         return PlainTextResponse("fine")
 
@@ -81,11 +73,11 @@ def test_application_that_keeps_its_request_does_not_keep_the_recording(engine):
     assert [reference() for reference in sink.recordings] == [None]
 
 
-def test_task_that_outlives_its_request_does_not_keep_the_recording(engine):
+def test_task_that_outlives_its_request_does_not_keep_the_recording(memory_engine):
     async def app(scope, receive, send):
         async def outlive():
             await over.wait()
-            select(engine)
+            select(memory_engine)
 
         tasks.append(asyncio.create_task(outlive()))
         await sends(START, BODY)(scope, receive, send)
@@ -105,9 +97,9 @@ def test_task_that_outlives_its_request_does_not_keep_the_recording(engine):
     assert sqltrace.missed_statements().late == before + 1
 
 
-def test_thousands_of_requests_leave_no_growth(engine):
+def test_thousands_of_requests_leave_no_growth(memory_engine):
     async def app(scope, receive, send):
-        select(engine)
+        select(memory_engine)
         if scope["path"] == "/fail":
             raise ValueError
         await sends(START, BODY)(scope, receive, send)

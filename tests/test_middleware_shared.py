@@ -17,14 +17,7 @@ from starlette.testclient import TestClient
 
 import sqltrace
 from sqltrace import SQLTraceMiddleware
-from tests.asgi import BODY, START, Witness, call, http_scope, memory_engine, run, select, sends
-
-
-@pytest.fixture
-def engine():
-    engine = memory_engine()
-    yield engine
-    engine.dispose()
+from tests.asgi import BODY, START, Witness, call, http_scope, run, select, sends
 
 
 def test_installed_twice_the_outermost_tells():
@@ -39,9 +32,9 @@ def test_installed_twice_the_outermost_tells():
 
 
 @pytest.mark.parametrize("make_app", [Starlette, FastAPI])
-def test_in_a_mounted_application_the_outermost_tells(make_app, engine):
+def test_in_a_mounted_application_the_outermost_tells(make_app, memory_engine):
     def endpoint(request: Request):
-        select(engine, 2)
+        select(memory_engine, 2)
         return PlainTextResponse("fine")
 
     outer, inner = Witness(), Witness()
@@ -100,15 +93,15 @@ def test_every_sink_is_told_in_order():
     assert told == [(name, moment, record) for moment in ("response_ready", "request_finished") for name in "ab"]
 
 
-def test_in_process_call_has_its_own_record_and_counts_in_both(engine):
+def test_in_process_call_has_its_own_record_and_counts_in_both(memory_engine):
     inner_witness, outer_witness = Witness(), Witness()
 
     def inner(request):
-        select(engine, 2)
+        select(memory_engine, 2)
         return PlainTextResponse("inner")
 
     async def outer(request):
-        select(engine, 3)
+        select(memory_engine, 3)
         transport = httpx.ASGITransport(app=inner_app)
         async with httpx.AsyncClient(transport=transport, base_url="http://inner") as client:
             answer = await client.get("/inner")
@@ -122,9 +115,9 @@ def test_in_process_call_has_its_own_record_and_counts_in_both(engine):
     assert (outer_witness.record.route, outer_witness.record.recording.statement_count) == ("/outer", 5)
 
 
-def test_application_that_calls_itself_has_a_record_for_each_call(witness, engine):
+def test_application_that_calls_itself_has_a_record_for_each_call(witness, memory_engine):
     async def endpoint(request):
-        select(engine)
+        select(memory_engine)
         depth = int(request.path_params["depth"])
         if depth:
             async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://self") as client:
@@ -155,11 +148,11 @@ def test_recording_is_current_inside_and_only_inside(witness):
     assert inside == [witness.record.recording, True, None]
 
 
-def test_statement_of_a_sink_is_not_in_the_request_it_is_told_of(engine):
+def test_statement_of_a_sink_is_not_in_the_request_it_is_told_of(memory_engine):
     class Saving(Witness):
         def request_finished(self, record):
             super().request_finished(record)
-            select(engine)
+            select(memory_engine)
 
     saving = Saving()
     with sqltrace.record("test") as around:
@@ -170,14 +163,14 @@ def test_statement_of_a_sink_is_not_in_the_request_it_is_told_of(engine):
     assert around.statement_count == 1
 
 
-def test_concurrent_requests_do_not_mix(witness, engine):
+def test_concurrent_requests_do_not_mix(witness, memory_engine):
     async def app(scope, receive, send):
         number = int(scope["path"].removeprefix("/"))
         arrived.append(number)
         if len(arrived) == 100:
             everybody.set()
         await everybody.wait()
-        select(engine, number)
+        select(memory_engine, number)
         await asyncio.sleep(0)
         await sends({**START, "status": 200 + number}, BODY)(scope, receive, send)
 
@@ -194,9 +187,9 @@ def test_concurrent_requests_do_not_mix(witness, engine):
     assert vars(middleware) == before
 
 
-def test_one_middleware_serves_several_event_loops(witness, engine):
+def test_one_middleware_serves_several_event_loops(witness, memory_engine):
     async def app(scope, receive, send):
-        await asyncio.to_thread(select, engine, 3)
+        await asyncio.to_thread(select, memory_engine, 3)
         await sends(START, BODY)(scope, receive, send)
 
     def serve_one(number):
@@ -215,13 +208,13 @@ def test_one_middleware_serves_several_event_loops(witness, engine):
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
-def test_application_runs_on_either_backend(witness, engine, backend):
+def test_application_runs_on_either_backend(witness, memory_engine, backend):
     async def waiting(request):
         await anyio.lowlevel.checkpoint()
         return PlainTextResponse("waited")
 
     def thread(request):
-        select(engine, 2)
+        select(memory_engine, 2)
         return PlainTextResponse("threaded")
 
     app = Starlette(routes=[Route("/thread", thread), Route("/wait", waiting)])

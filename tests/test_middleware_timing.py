@@ -17,14 +17,9 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from sqltrace import SQLTraceMiddleware
-from tests.asgi import BODY, CHUNK, START, Clock, http_scope, run, sends, timed, websocket_scope
+from tests.asgi import BODY, CHUNK, START, http_scope, run, sends, timed, websocket_scope
 
 FASTAPI = tuple(int(part) for part in fastapi.__version__.split(".")[:2])
-
-
-@pytest.fixture
-def clock():
-    return Clock()
 
 
 @pytest.fixture

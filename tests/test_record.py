@@ -6,17 +6,9 @@ import threading
 
 import pytest
 from sqlalchemy import create_engine, text
-from sqlalchemy.pool import StaticPool
 
 import sqltrace
 import sqltrace.collector
-
-
-@pytest.fixture
-def engine():
-    engine = create_engine("sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False})
-    yield engine
-    engine.dispose()
 
 
 def run(engine, count=1):
@@ -25,46 +17,46 @@ def run(engine, count=1):
             connection.execute(text("SELECT 1"))
 
 
-def test_block_is_recorded_without_any_other_set_up(engine):
+def test_block_is_recorded_without_any_other_set_up(memory_engine):
     with sqltrace.record("nightly-import") as recording:
         assert sqltrace.current_recording() is recording
-        run(engine, 3)
+        run(memory_engine, 3)
 
     assert sqltrace.current_recording() is None
     assert (recording.name, recording.statement_count, recording.ended) == ("nightly-import", 3, True)
 
 
-def test_async_block_is_recorded(engine):
+def test_async_block_is_recorded(memory_engine):
     async def work():
         async with sqltrace.record() as recording:
-            await asyncio.to_thread(run, engine, 2)
+            await asyncio.to_thread(run, memory_engine, 2)
         return recording
 
     assert asyncio.run(work()).statement_count == 2
 
 
-def test_statement_counts_in_every_recording_around_it(engine):
+def test_statement_counts_in_every_recording_around_it(memory_engine):
     with sqltrace.record("outer") as outer:
-        run(engine)
+        run(memory_engine)
         with sqltrace.record("inner") as inner:
-            run(engine, 2)
-        run(engine)
+            run(memory_engine, 2)
+        run(memory_engine)
 
     assert (outer.statement_count, inner.statement_count) == (4, 2)
 
 
-def test_recording_that_has_ended_leaves_the_one_around_it_current(engine):
+def test_recording_that_has_ended_leaves_the_one_around_it_current(memory_engine):
     with sqltrace.record() as outer:
         with sqltrace.record() as inner:
             context = contextvars.copy_context()
-        context.run(run, engine)
+        context.run(run, memory_engine)
 
         assert context.run(sqltrace.current_recording) is outer
 
     assert (outer.statement_count, inner.statement_count, inner.late_count) == (1, 0, 1)
 
 
-def test_exception_of_the_block_passes_and_ends_the_recording(engine):
+def test_exception_of_the_block_passes_and_ends_the_recording(memory_engine):
     block = sqltrace.record()
 
     with pytest.raises(KeyError, match="theirs"), block as recording:
@@ -73,7 +65,7 @@ def test_exception_of_the_block_passes_and_ends_the_recording(engine):
     assert recording.ended
 
 
-def test_block_may_end_in_another_context_than_it_began(engine):
+def test_block_may_end_in_another_context_than_it_began(memory_engine):
     block = sqltrace.record()
     recording = contextvars.copy_context().run(block.__enter__)
 
@@ -98,34 +90,34 @@ def test_exit_without_entry_changes_nothing():
     assert sqltrace.current_recording() is None
 
 
-def test_engines_that_were_instrumented_alone_stay_alone(engine):
+def test_engines_that_were_instrumented_alone_stay_alone(memory_engine):
     other = create_engine("sqlite://")
-    sqltrace.instrument(engine)
+    sqltrace.instrument(memory_engine)
 
     with sqltrace.record() as recording:
-        run(engine)
+        run(memory_engine)
         run(other)
     other.dispose()
 
     assert recording.statement_count == 1
 
 
-def test_only_the_engines_asked_for_are_recorded(engine):
+def test_only_the_engines_asked_for_are_recorded(memory_engine):
     other = create_engine("sqlite://")
 
     with sqltrace.record(engines=[other]) as recording:
-        run(engine)
+        run(memory_engine)
         run(other)
     other.dispose()
 
     assert recording.statement_count == 1
 
 
-def test_recording_around_may_be_of_other_engines(engine):
+def test_recording_around_may_be_of_other_engines(memory_engine):
     other = create_engine("sqlite://")
 
     with sqltrace.record(engines=[other]) as outer, sqltrace.record() as inner:
-        run(engine)
+        run(memory_engine)
     other.dispose()
 
     assert (outer.statement_count, inner.statement_count) == (0, 1)
@@ -156,12 +148,12 @@ def test_wrong_option_says_what_was_got_and_what_is_wanted(options, error, messa
     assert str(raised.value) == message
 
 
-def test_bare_thread_is_counted_as_unattributed_and_copy_context_is_the_remedy(engine):
+def test_bare_thread_is_counted_as_unattributed_and_copy_context_is_the_remedy(memory_engine):
     before = sqltrace.missed_statements().unattributed
 
     with sqltrace.record() as recording:
         for target in (run, contextvars.copy_context().run):
-            arguments = (engine,) if target is run else (run, engine)
+            arguments = (memory_engine,) if target is run else (run, memory_engine)
             thread = threading.Thread(target=target, args=arguments)
             thread.start()
             thread.join()
@@ -170,10 +162,10 @@ def test_bare_thread_is_counted_as_unattributed_and_copy_context_is_the_remedy(e
     assert sqltrace.missed_statements().unattributed == before + 1
 
 
-def test_recordings_that_are_left_in_another_context_do_not_pile_up(engine):
+def test_recordings_that_are_left_in_another_context_do_not_pile_up(memory_engine):
     async def rows():
         with sqltrace.record():
-            run(engine)
+            run(memory_engine)
             yield 1
             yield 2
 
@@ -190,8 +182,8 @@ def test_recordings_that_are_left_in_another_context_do_not_pile_up(engine):
     assert asyncio.run(work()) < 5
 
 
-def test_recording_stays_as_it_ended_while_its_results_are_read_on(engine):
-    with engine.connect() as connection:
+def test_recording_stays_as_it_ended_while_its_results_are_read_on(memory_engine):
+    with memory_engine.connect() as connection:
         with sqltrace.record() as recording:
             result = connection.execute(text("SELECT 1 UNION SELECT 2 UNION SELECT 3"))
             result.fetchone()
@@ -202,8 +194,8 @@ def test_recording_stays_as_it_ended_while_its_results_are_read_on(engine):
     assert recording.statements[0].rows == recording.groups[0].rows == recording.row_count == rows
 
 
-def test_rows_of_many_results_that_are_open_at_once_are_all_counted(engine):
-    with sqltrace.record() as recording, engine.connect() as connection:
+def test_rows_of_many_results_that_are_open_at_once_are_all_counted(memory_engine):
+    with sqltrace.record() as recording, memory_engine.connect() as connection:
         results = [connection.execute(text("SELECT 1 UNION SELECT 2")) for _ in range(1_200)]
         for result in results:
             result.all()

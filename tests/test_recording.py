@@ -35,11 +35,6 @@ class Clock:
 
 
 @pytest.fixture
-def clock():
-    return Clock()
-
-
-@pytest.fixture
 def engine(clock):
     """SQL that takes as many seconds as it says: `SELECT spend(0.5)`."""
     engine = create_engine("sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False})
