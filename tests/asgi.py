@@ -61,14 +61,16 @@ class Clock:
 
 
 @contextlib.contextmanager
-def recorded(clock):
-    """A recording by this clock. Where the body raises, it stays open."""
+def recorded(clock, **options):
+    """A recording by this clock."""
     sqltrace.instrument()
-    recording = Recording(clock=clock)
+    recording = Recording(clock=clock, **options)
     outer = recording.open()
-    yield recording
-    recording.end()
-    recording.leave(outer)
+    try:
+        yield recording
+    finally:
+        recording.end()
+        recording.leave(outer)
 
 
 def timed(app, sink, clock):

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session, contains_eager, joinedload, loading, selecti
 import sqltrace
 from sqltrace.capture import orm_internals
 from sqltrace.collector import LEAST_MARK
-from sqltrace.recording import Recording
+from tests.asgi import Clock, recorded
 from tests.drivers import DRIVERS, ROWS, Author, Book, Databases, Runner
 
 QUERY = select(Author).order_by(Author.id)
@@ -498,27 +498,15 @@ def test_capabilities():
     assert {key: sqltrace.capabilities()[key] for key in ("rows", "objects")} == {"rows": True, "objects": True}
 
 
-class Clock:
-    """Moves only as SQL says, with the function ``wait(nanoseconds)``."""
+class SQLClock(Clock):
+    """Moves as SQL says, too, with the function ``wait(nanoseconds)``."""
 
     def __init__(self, engine):
-        self.now = 1_000_000_000
+        super().__init__()
         event.listen(engine, "connect", lambda connection, _: connection.create_function("wait", 1, self.wait))
-
-    def __call__(self):
-        return self.now
 
     def wait(self, nanoseconds):
         self.now += nanoseconds
-
-    def record(self, work):
-        sqltrace.instrument()
-        recording = Recording(clock=self)
-        outer = recording.open()
-        work()
-        recording.end()
-        recording.leave(outer)
-        return recording
 
 
 def test_slow_close_of_a_cursor_takes_nothing_from_the_database_of_an_orm_query(databases):
@@ -537,14 +525,11 @@ def test_slow_close_of_a_cursor_takes_nothing_from_the_database_of_an_orm_query(
 
     databases.fill("sqlite3")
     engine = create_engine(databases.url("sqlite3"), connect_args={"factory": Connection})
-    clock = Clock(engine)
+    clock = SQLClock(engine)
 
-    def work():
-        with Session(engine) as session:
-            for number in range(50):
-                session.scalars(select(Author).where(Author.id == number)).all()
-
-    recording = clock.record(work)
+    with recorded(clock) as recording, Session(engine) as session:
+        for number in range(50):
+            session.scalars(select(Author).where(Author.id == number)).all()
 
     engine.dispose()
     assert sum(statement.duration for statement in recording.statements) == pytest.approx(50 * 160e-6)
@@ -566,24 +551,22 @@ def on_load():
 
 
 def test_rows_of_another_result_whose_reading_began_before_the_objects_take_nothing_from_them(engine, on_load):
-    clock = Clock(engine)
+    clock = SQLClock(engine)
     slow = select(func.wait(LEAST_MARK * 6 // 10)).select_from(Author)
 
-    def work():
-        with engine.connect() as connection, Session(engine) as session:
-            rows = iter(connection.execute(slow))
-            next(rows)
-            on_load(lambda *_: next(rows))
-            session.scalars(QUERY.limit(1)).all()
+    with recorded(clock) as recording, engine.connect() as connection, Session(engine) as session:
+        rows = iter(connection.execute(slow))
+        next(rows)
+        on_load(lambda *_: next(rows))
+        session.scalars(QUERY.limit(1)).all()
 
-    account = clock.record(work).time_account
-
+    account = recording.time_account
     assert account.objects == 0
     assert account.database == pytest.approx(3 * 0.6 * LEAST_MARK / 1e9)  # sqlite3 is one row ahead
 
 
 def test_statement_that_sql_runs_as_its_rows_are_fetched_is_not_in_the_time_of_the_objects(engine, on_load):
-    clock = Clock(engine)
+    clock = SQLClock(engine)
     inner = create_engine(engine.url)
     event.listen(inner, "do_execute", lambda *_: clock.wait(20_000))
 
@@ -594,12 +577,9 @@ def test_statement_that_sql_runs_as_its_rows_are_fetched_is_not_in_the_time_of_t
     event.listen(engine, "connect", lambda connection, _: connection.create_function("run", 1, run))
     on_load(lambda *_: clock.wait(10_000))
 
-    def work():
-        with Session(engine) as session:
-            slow = func.run(Author.id).is_(None), func.wait(Author.id * 10_000).is_(None)
-            session.scalars(QUERY.where(Author.id.in_([2, 3]), *slow)).all()
-
-    recording = clock.record(work)
+    with recorded(clock) as recording, Session(engine) as session:
+        slow = func.run(Author.id).is_(None), func.wait(Author.id * 10_000).is_(None)
+        session.scalars(QUERY.where(Author.id.in_([2, 3]), *slow)).all()
 
     inner.dispose()
     _, outer, _ = recording.statements  # sqlite3 runs the function for the first row in execute()

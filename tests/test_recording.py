@@ -17,21 +17,7 @@ from sqltrace.database import Database
 from sqltrace.recording import Recording
 from sqltrace.statement import CallSite, Failure, Group, Statement
 from sqltrace.tally import OTHER_STATEMENTS
-
-SECOND = 1_000_000_000
-
-
-class Clock:
-    """A clock that stands still until it is told, or until a statement takes its time."""
-
-    def __init__(self):
-        self.now = 1_000 * SECOND
-
-    def __call__(self):
-        return self.now
-
-    def advance(self, seconds):
-        self.now += round(seconds * SECOND)
+from tests.asgi import recorded
 
 
 @pytest.fixture
@@ -50,21 +36,6 @@ def engine(clock):
     engine.dispose()
 
 
-class Opened:
-    """A recording that is open for a block, with the clock that the test moves."""
-
-    def __init__(self, clock, **options):
-        self.recording = Recording("test", clock=clock, **options)
-
-    def __enter__(self):
-        self.outer = self.recording.open()
-        return self.recording
-
-    def __exit__(self, *error):
-        self.recording.end()
-        self.recording.leave(self.outer)
-
-
 def run(engine, *seconds, sql="SELECT spend(:seconds)"):
     with engine.connect() as connection:
         for each in seconds:
@@ -72,7 +43,7 @@ def run(engine, *seconds, sql="SELECT spend(:seconds)"):
 
 
 def test_statement_is_recorded_whole(engine, clock):
-    with Opened(clock) as recording:
+    with recorded(clock) as recording:
         clock.advance(2)
         run(engine, 0.25)
 
@@ -95,7 +66,7 @@ def test_statement_is_recorded_whole(engine, clock):
 
 
 def test_group_is_exact(engine, clock):
-    with Opened(clock) as recording:
+    with recorded(clock) as recording:
         run(engine, 0.5, 2, 0.5)
 
     [group] = recording.groups
@@ -105,7 +76,7 @@ def test_group_is_exact(engine, clock):
 
 
 def test_groups_come_most_time_first(engine, clock):
-    with Opened(clock) as recording:
+    with recorded(clock) as recording:
         run(engine, 1)
         run(engine, 3, sql="SELECT spend(:seconds) AS second")
         run(engine, 2, sql="SELECT spend(:seconds) AS third")
@@ -114,7 +85,7 @@ def test_groups_come_most_time_first(engine, clock):
 
 
 def test_lists_that_a_reader_changes_are_its_own(engine, clock):
-    with Opened(clock) as recording:
+    with recorded(clock) as recording:
         run(engine, 1)
 
     recording.statements.clear()
@@ -124,7 +95,7 @@ def test_lists_that_a_reader_changes_are_its_own(engine, clock):
 
 
 def test_statement_that_begins_at_the_very_end_of_the_response_is_of_the_response(engine, clock):
-    with Opened(clock) as recording:
+    with recorded(clock) as recording:
         recording.end_response()
         run(engine, 1, 1)
 
@@ -134,7 +105,7 @@ def test_statement_that_begins_at_the_very_end_of_the_response_is_of_the_respons
 
 
 def test_statement_that_was_counted_as_the_response_ended_is_kept_with_its_group(engine, clock):
-    with Opened(clock) as recording:
+    with recorded(clock) as recording:
         run(engine, 1)
         recording.fold()
         recording._response_ended = recording.started - 1  # another thread had read the clock, and then was held up
@@ -146,7 +117,7 @@ def test_statement_that_was_counted_as_the_response_ended_is_kept_with_its_group
 
 def test_only_statements_of_the_response_count_as_on_the_loop(engine, clock):
     async def main():
-        with Opened(clock) as recording:
+        with recorded(clock) as recording:
             run(engine, 1)
             recording.end_response()
             clock.advance(1)
@@ -162,7 +133,7 @@ def test_statements_that_differ_beyond_the_sql_that_is_kept_are_different_ones(e
     things = table("things", column("size"), column("weight"))
     with engine.begin() as connection:
         connection.execute(text("CREATE TABLE things (size INTEGER, weight INTEGER)"))
-    with Opened(clock, max_sql_length=20) as recording, engine.connect() as connection:
+    with recorded(clock, max_sql_length=20) as recording, engine.connect() as connection:
         for each in (things.c.size, things.c.weight):
             connection.execute(select(things).where(each == 1)).all()
 
@@ -183,7 +154,7 @@ def test_same_statement_for_two_reasons_is_one_distinct_statement(engine, clock)
         thing = Thing(id=1)
         session.add(thing)
         session.commit()
-        with Opened(clock) as recording:
+        with recorded(clock) as recording:
             assert thing.id == 1  # had expired with the commit
             session.expire(thing)
             assert thing.id == 1
@@ -193,7 +164,7 @@ def test_same_statement_for_two_reasons_is_one_distinct_statement(engine, clock)
 
 
 def test_duration_ends_with_the_response_and_the_rest_is_after_it(engine, clock):
-    with Opened(clock) as recording:
+    with recorded(clock) as recording:
         run(engine, 1)
         clock.advance(1)
         recording.end_response()
@@ -207,7 +178,7 @@ def test_duration_ends_with_the_response_and_the_rest_is_after_it(engine, clock)
 
 
 def test_response_that_ended_twice_ended_the_first_time(clock):
-    with Opened(clock) as recording:
+    with recorded(clock) as recording:
         clock.advance(1)
         recording.end_response()
         clock.advance(1)
@@ -220,7 +191,7 @@ def test_response_that_ended_twice_ended_the_first_time(clock):
 
 
 def test_open_recording_can_be_read(engine, clock):
-    with Opened(clock) as recording:
+    with recorded(clock) as recording:
         run(engine, 1)
 
         assert (recording.duration, recording.after_response, recording.time_account.database) == (1.0, 0.0, 1.0)
@@ -231,7 +202,7 @@ def test_open_recording_can_be_read(engine, clock):
 def test_failure_is_counted_and_told(engine, clock):
     from sqlalchemy.exc import OperationalError
 
-    with Opened(clock) as recording, engine.connect() as connection, pytest.raises(OperationalError):
+    with recorded(clock) as recording, engine.connect() as connection, pytest.raises(OperationalError):
         connection.execute(text("SELECT * FROM missing"))
 
     assert recording.failed_count == recording.groups[0].failed == 1
@@ -240,7 +211,7 @@ def test_failure_is_counted_and_told(engine, clock):
 
 
 def test_counts_stay_exact_beyond_the_statements_that_are_kept(engine, clock):
-    with Opened(clock, max_statements=10) as recording:
+    with recorded(clock, max_statements=10) as recording:
         run(engine, *[1] * (2 * FOLD_AT + 7))
 
     assert len(recording.statements) == 10
@@ -249,7 +220,7 @@ def test_counts_stay_exact_beyond_the_statements_that_are_kept(engine, clock):
 
 
 def test_group_knows_when_the_last_of_those_that_are_not_kept_ended(engine, clock):
-    with Opened(clock, max_statements=1) as recording:
+    with recorded(clock, max_statements=1) as recording:
         run(engine, 1, 1, 1)
         last = clock.now
         clock.advance(1)
@@ -258,7 +229,7 @@ def test_group_knows_when_the_last_of_those_that_are_not_kept_ended(engine, cloc
 
 
 def test_groups_are_bounded_and_the_others_counted_together(engine, clock):
-    with Opened(clock, max_statements=3) as recording:
+    with recorded(clock, max_statements=3) as recording:
         for number in range(10):
             run(engine, 1, sql=f"SELECT spend(:seconds) AS column_{number}")
 
@@ -268,7 +239,7 @@ def test_groups_are_bounded_and_the_others_counted_together(engine, clock):
 
 
 def test_literals_in_the_text_do_not_fill_the_memory(engine, clock):
-    with Opened(clock, max_statements=20) as recording:
+    with recorded(clock, max_statements=20) as recording:
         for number in range(2_049):
             run(engine, 0, sql=f"SELECT spend(:seconds), {number}")
 
@@ -288,7 +259,7 @@ def test_engines_that_a_statement_ran_on_do_not_fill_the_memory():
 
 
 def test_recording_that_has_ended_holds_no_texts_beyond_its_groups(engine, clock):
-    with Opened(clock, max_statements=20) as recording:
+    with recorded(clock, max_statements=20) as recording:
         for number in range(100):
             run(engine, 0, sql=f"SELECT spend(:seconds), {number}")
 
@@ -296,7 +267,7 @@ def test_recording_that_has_ended_holds_no_texts_beyond_its_groups(engine, clock
 
 
 def test_call_sites_are_looked_for_in_few_of_the_texts(engine, clock):
-    with Opened(clock, max_statements=20) as recording, engine.connect() as connection:
+    with recorded(clock, max_statements=20) as recording, engine.connect() as connection:
         for number in range(100):
             connection.exec_driver_sql(f"SELECT {number} AS column_{number}").all()
 
@@ -306,7 +277,7 @@ def test_call_sites_are_looked_for_in_few_of_the_texts(engine, clock):
 
 
 def test_equal_parameters_are_looked_for_in_few_of_the_texts_of_a_group(engine, clock):
-    with Opened(clock) as recording, engine.connect() as connection:
+    with recorded(clock) as recording, engine.connect() as connection:
         for number in range(1_000):
             connection.exec_driver_sql(f"SELECT {number}").all()
 
@@ -314,7 +285,7 @@ def test_equal_parameters_are_looked_for_in_few_of_the_texts_of_a_group(engine, 
 
 
 def test_long_sql_is_cut(engine, clock):
-    with Opened(clock, max_sql_length=20) as recording:
+    with recorded(clock, max_sql_length=20) as recording:
         run(engine, 0, sql="SELECT spend(:seconds) AS a_long_name")
 
     assert recording.statements[0].sql == "SELECT spend(?) AS a"
@@ -323,7 +294,7 @@ def test_long_sql_is_cut(engine, clock):
 def test_long_sql_is_held_nowhere(clock):
     engine = create_engine("sqlite://", connect_args={"cached_statements": 0})  # sqlite3 would hold it
     sqltrace.instrument(engine)
-    with Opened(clock, max_sql_length=100) as recording, engine.connect() as connection:
+    with recorded(clock, max_sql_length=100) as recording, engine.connect() as connection:
         tracemalloc.start()
         for number in range(50):
             connection.exec_driver_sql(f"SELECT {number} /* {'x' * 100_000} */").all()
@@ -336,7 +307,7 @@ def test_long_sql_is_held_nowhere(clock):
 
 
 def test_parameters_are_kept_on_request_only_and_shortened(engine, clock):
-    with Opened(clock) as silent, Opened(clock, capture_parameters=True) as telling:
+    with recorded(clock) as silent, recorded(clock, capture_parameters=True) as telling:
         run(engine, 0.5)
         with engine.connect() as connection:
             connection.execute(text("SELECT :text"), {"text": "x" * 1_000})
@@ -348,7 +319,7 @@ def test_parameters_are_kept_on_request_only_and_shortened(engine, clock):
 
 
 def test_each_of_nested_recordings_shows_what_it_has_asked_for(engine, clock):
-    with Opened(clock, max_sql_length=12) as outer, Opened(clock, capture_parameters=True) as inner:
+    with recorded(clock, max_sql_length=12) as outer, recorded(clock, capture_parameters=True) as inner:
         run(engine, 0.5)
 
     assert [(one.parameters, one.sql) for one in inner.statements] == [("(0.5,)", "SELECT spend(?)")]
@@ -357,7 +328,7 @@ def test_each_of_nested_recordings_shows_what_it_has_asked_for(engine, clock):
 
 
 def test_recording_around_has_what_it_has_asked_for_of_an_inner_one(engine, clock):
-    with Opened(clock, capture_parameters=True) as outer, Opened(clock, max_sql_length=12) as inner:
+    with recorded(clock, capture_parameters=True) as outer, recorded(clock, max_sql_length=12) as inner:
         run(engine, 0.5)
 
     assert [(one.parameters, one.sql) for one in inner.statements] == [(None, "SELECT spend")]
@@ -389,7 +360,7 @@ def test_threads_add_while_others_read_and_nothing_is_lost(clock):
 
 
 def test_what_comes_after_the_end_is_counted_as_late_and_not_kept(engine, clock):
-    with Opened(clock) as recording:
+    with recorded(clock) as recording:
         context = contextvars.copy_context()
     before = sqltrace.missed_statements().late
 
@@ -401,8 +372,8 @@ def test_what_comes_after_the_end_is_counted_as_late_and_not_kept(engine, clock)
 
 
 def test_what_an_open_recording_around_takes_is_not_missed(engine, clock):
-    with Opened(clock) as outer:
-        with Opened(clock) as inner:
+    with recorded(clock) as outer:
+        with recorded(clock) as inner:
             context = contextvars.copy_context()
         before = sqltrace.missed_statements().late
         context.run(run, engine, 1)
@@ -412,7 +383,7 @@ def test_what_an_open_recording_around_takes_is_not_missed(engine, clock):
 
 
 def test_late_statements_fill_no_recording_that_has_ended(engine, clock):
-    with Opened(clock) as recording:
+    with recorded(clock) as recording:
         context = contextvars.copy_context()
     collector = context[current]
 
@@ -425,7 +396,7 @@ def test_late_statements_fill_no_recording_that_has_ended(engine, clock):
 def test_recording_around_that_has_ended_counts_as_late_what_the_inner_one_takes(engine, clock):
     outer = Recording("outer", clock=clock)
     before = outer.open()
-    with Opened(clock) as inner:
+    with recorded(clock) as inner:
         outer.end()
         run(engine, 1)
     outer.leave(before)
@@ -435,7 +406,7 @@ def test_recording_around_that_has_ended_counts_as_late_what_the_inner_one_takes
 
 
 def test_recording_around_counts_many_statements_as_they_come(engine, clock):
-    with Opened(clock, max_statements=10) as outer, Opened(clock, max_statements=10) as inner:
+    with recorded(clock, max_statements=10) as outer, recorded(clock, max_statements=10) as inner:
         run(engine, *[1] * (FOLD_AT + 10))
         waiting = [len(recording.collector.pending) for recording in (outer, inner)]
 
@@ -461,7 +432,7 @@ def test_recording_that_is_left_out_of_turn_does_not_take_the_place_of_another(e
 
 
 def test_group_has_the_call_site_of_the_first_that_has_one(engine, clock):
-    with Opened(clock) as recording, engine.connect() as connection:
+    with recorded(clock) as recording, engine.connect() as connection:
         connection.execute(text("SELECT spend(1)")).all()
         first = sys._getframe().f_lineno - 1
         connection.execute(text("SELECT spend(1)")).all()
@@ -470,7 +441,7 @@ def test_group_has_the_call_site_of_the_first_that_has_one(engine, clock):
 
 
 def test_five_hundred_statements_are_kept_unless_asked_otherwise(engine, clock):
-    with Opened(clock) as recording:
+    with recorded(clock) as recording:
         run(engine, *[0] * 510)
 
     assert (len(recording.statements), recording.statement_count) == (500, 510)
@@ -516,7 +487,7 @@ def test_only_the_dialects_asked_for_are_recorded_and_the_recording_around_has_a
     other = create_engine("sqlite://")
     sqltrace.instrument(other)
 
-    with Opened(clock) as everything, Opened(clock, dialects=frozenset({other.dialect})) as some:
+    with recorded(clock) as everything, recorded(clock, dialects=frozenset({other.dialect})) as some:
         run(engine, 1)
         with other.connect() as connection:
             connection.execute(text("SELECT 1"))
@@ -552,7 +523,7 @@ def test_recording_that_ends_while_it_is_frozen_keeps_its_answers():
 
 
 def test_fetch_is_counted_once_in_each_of_two_recordings_that_look_while_rows_are_read(engine, clock):
-    with Opened(clock) as outer, engine.connect() as connection, Opened(clock) as inner:
+    with recorded(clock) as outer, engine.connect() as connection, recorded(clock) as inner:
         result = connection.execute(text("SELECT spend(0.00001) FROM (VALUES (1), (2), (3), (4))"))
         result.fetchone()
         assert inner.row_count >= 1
@@ -566,7 +537,7 @@ def test_fetch_is_counted_once_in_each_of_two_recordings_that_look_while_rows_ar
 
 
 def test_fetch_between_the_looks_of_two_recordings_is_counted_once_in_its_place(engine, clock):
-    with Opened(clock) as outer, engine.connect() as connection, Opened(clock) as inner:
+    with recorded(clock) as outer, engine.connect() as connection, recorded(clock) as inner:
         result = connection.execute(text("SELECT spend(0.00001) FROM (VALUES (1), (2), (3), (4))"))
         result.fetchone()
         assert inner.row_count >= 1
@@ -581,7 +552,7 @@ def test_fetch_between_the_looks_of_two_recordings_is_counted_once_in_its_place(
 
 
 def test_results_left_open_do_not_fill_the_memory(engine, clock):
-    with Opened(clock, max_statements=1) as recording, engine.connect() as connection:
+    with recorded(clock, max_statements=1) as recording, engine.connect() as connection:
         left_open = [connection.execute(text("SELECT 1 UNION SELECT 2")) for _ in range(6 * FOLD_AT)]
         recording.fold()
         assert len(recording._tally._unsettled) <= 2_048
