@@ -43,12 +43,6 @@ from tests.loops import (
 pytestmark = pytest.mark.filterwarnings("error")
 
 
-@pytest.fixture(autouse=True)
-def uninstrumented():
-    yield
-    sqltrace.uninstrument()
-
-
 @pytest.fixture(params=CLOCKED)
 def run(request):
     return request.param

@@ -19,12 +19,6 @@ from tests.loops import CLOCKED, ObservedMiddleware, Records, block, get, observ
 pytestmark = [pytest.mark.filterwarnings("error"), pytest.mark.usefixtures("no_faults")]
 
 
-@pytest.fixture(autouse=True)
-def uninstrumented():
-    yield
-    sqltrace.uninstrument()
-
-
 async def passes(request, call_next):
     return await call_next(request)
 
