@@ -96,21 +96,10 @@ def postgres_url(servers):
     return servers.url("postgresql")
 
 
-@pytest.fixture(scope="session")
-def mariadb_url(servers):
-    return servers.url("mysql")
-
-
 @pytest.fixture(params=databases.drivers())
 def database(request, tmp_path):
     """A `tests.databases.Database` with the empty table `books`, once for every driver."""
-    driver = request.param
-    if driver.system == "sqlite":
-        url = f"{driver.dialect}:///{tmp_path / 'test.db'}"
-    else:
-        server = request.getfixturevalue("postgres_url" if driver.system == "postgresql" else "mariadb_url")
-        url = server.set(drivername=driver.dialect)
-    database = databases.Database(driver, url)
+    database = databases.Database(request.param, request.param.url(tmp_path / "test.db"))
     database.run(lambda connection: (databases.metadata.create_all(connection), connection.commit()))
     yield database
     database.run(lambda connection: (databases.metadata.drop_all(connection), connection.commit()))

@@ -54,9 +54,14 @@ class Driver:
     system: str
     is_async: bool = False
 
+    def url(self, file=":memory:"):
+        """Of the tests' own database on the server, or of the file for SQLite."""
+        url = make_url(f"{self.dialect}:///{file}")
+        return url if self.system == "sqlite" else SERVERS.url(url.get_backend_name()).set(drivername=self.dialect)
+
 
 DRIVERS = (
-    Driver("sqlite", "sqlite+pysqlite", "sqlite"),
+    Driver("sqlite3", "sqlite+pysqlite", "sqlite"),
     Driver("aiosqlite", "sqlite+aiosqlite", "sqlite", is_async=True),
     Driver("psycopg", "postgresql+psycopg", "postgresql"),
     Driver("psycopg2", "postgresql+psycopg2", "postgresql"),

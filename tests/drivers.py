@@ -4,37 +4,20 @@ import asyncio
 from contextlib import contextmanager
 
 import pytest
-from sqlalchemy import ForeignKey, String, create_engine, insert, make_url
+from sqlalchemy import ForeignKey, String, create_engine, insert
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
 
-from tests.databases import SERVERS
+from tests import databases
 
 ROWS = 5_000
-DIALECTS = {
-    "sqlite3": "sqlite",
-    "aiosqlite": "sqlite+aiosqlite",
-    "psycopg": "postgresql+psycopg",
-    "psycopg_async": "postgresql+psycopg_async",
-    "psycopg2": "postgresql+psycopg2",
-    "asyncpg": "postgresql+asyncpg",
-    "pymysql": "mysql+pymysql",
-    "aiomysql": "mysql+aiomysql",
-    "asyncmy": "mysql+asyncmy",
-}
-ASYNC = {"aiosqlite", "psycopg_async", "asyncpg", "aiomysql", "asyncmy"}
-MARKS = {"postgresql": pytest.mark.postgresql, "mysql": pytest.mark.mariadb}
-DRIVERS = [
-    pytest.param(name, id=name, marks=MARKS[system] if (system := dialect.split("+")[0]) in MARKS else ())
-    for name, dialect in DIALECTS.items()
-]
+ASYNC = {driver.name for driver in databases.DRIVERS if driver.is_async}
+DRIVERS = [pytest.param(param.id, id=param.id, marks=param.marks) for param in databases.drivers()]
 
 
-def url_of(driver, file=":memory:"):
-    """Of the tests' own database on the driver's server, or of the file for SQLite."""
-    dialect = DIALECTS[driver]
-    system = dialect.split("+")[0]
-    return make_url(f"{dialect}:///{file}") if system == "sqlite" else SERVERS.url(system).set(drivername=dialect)
+def url_of(name, file=":memory:"):
+    [driver] = [driver for driver in databases.DRIVERS if driver.name == name]
+    return driver.url(file)
 
 
 class Base(DeclarativeBase):

@@ -35,7 +35,6 @@ from tests.asgi import Clock, recorded
 from tests.loops import thrice
 
 DRIVERS = [driver for driver in drivers.DRIVERS if driver.id != "asyncmy"]
-ASYNC = drivers.ASYNC - {"asyncmy"}
 SLEEP = {"sqlite": "SELECT 1", "postgresql": "SELECT pg_sleep(0.05)", "mysql": "SELECT SLEEP(0.05)"}
 
 
@@ -44,7 +43,7 @@ class Work:
 
     def __init__(self, driver, file):
         self.url = drivers.url_of(driver, file)
-        self.is_async = driver in ASYNC
+        self.is_async = driver in drivers.ASYNC
         self.sleep = text(SLEEP[self.url.get_backend_name()])
         self._loop = asyncio.Runner() if self.is_async else None
         self._engines = []
@@ -101,7 +100,7 @@ def work(request, tmp_path):
     work.close()
 
 
-@pytest.fixture(params=sorted(ASYNC))
+@pytest.fixture(params=[driver for driver in DRIVERS if driver.id in drivers.ASYNC])
 def async_work(request, tmp_path):
     work = make_work(request.param, tmp_path)
     yield work

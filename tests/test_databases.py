@@ -37,12 +37,12 @@ postgresql_drivers = pytest.mark.parametrize(
 )
 # What listeners do is the same for all drivers.
 two_drivers = pytest.mark.parametrize(
-    "database", drivers(lambda driver: driver.name in ("sqlite", "asyncpg")), indirect=True
+    "database", drivers(lambda driver: driver.name in ("sqlite3", "asyncpg")), indirect=True
 )
 SLEEP = {"postgresql": text("SELECT pg_sleep(20)"), "mariadb": text("SELECT sleep(20)")}
 
 MISSING_TABLE = {
-    "sqlite": ("sqlite3.OperationalError", "SQLITE_ERROR"),
+    "sqlite3": ("sqlite3.OperationalError", "SQLITE_ERROR"),
     "aiosqlite": ("sqlite3.OperationalError", "SQLITE_ERROR"),
     "psycopg": ("psycopg.errors.UndefinedTable", "42P01"),
     "psycopg2": ("psycopg2.errors.UndefinedTable", "42P01"),
@@ -53,7 +53,7 @@ MISSING_TABLE = {
     "asyncmy": ("asyncmy.errors.ProgrammingError", "1146"),
 }
 NOT_UNIQUE = {
-    "sqlite": ("sqlite3.IntegrityError", "SQLITE_CONSTRAINT_UNIQUE"),
+    "sqlite3": ("sqlite3.IntegrityError", "SQLITE_CONSTRAINT_UNIQUE"),
     "aiosqlite": ("sqlite3.IntegrityError", "SQLITE_CONSTRAINT_UNIQUE"),
     "psycopg": ("psycopg.errors.UniqueViolation", "23505"),
     "psycopg2": ("psycopg2.errors.UniqueViolation", "23505"),

@@ -68,15 +68,9 @@ def told(failed):
 @pytest.fixture(params=ASYNC)
 def library_engine(request, tmp_path):
     """A function that makes an engine of each asynchronous driver, on a filled library."""
-    driver = request.param
-    if driver.system == "sqlite":
-        url = f"{driver.dialect}:///{tmp_path / 'test.db'}"
-    else:
-        server = "postgres_url" if driver.system == "postgresql" else "mariadb_url"
-        url = request.getfixturevalue(server).set(drivername=driver.dialect)
 
     async def engine():
-        engine = create_async_engine(url)
+        engine = create_async_engine(request.param.url(tmp_path / "test.db"))
         async with engine.connect() as connection:
             await connection.run_sync(mapping().Base.metadata.drop_all)
             await connection.run_sync(fill, mapping())

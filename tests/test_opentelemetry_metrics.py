@@ -24,7 +24,6 @@ from sqltrace.finding import Finding
 from sqltrace.sinks import OpenTelemetrySink
 from sqltrace.sinks.opentelemetry import metrics as ours
 from tests.asgi import BODY, START, Clock, Witness, http_scope, run, sends, timed
-from tests.drivers import MARKS, url_of
 from tests.loops import block, get, thrice
 from tests.telemetry import STACKS, Meters, Routes, metric_names, native
 
@@ -426,13 +425,13 @@ def test_results_left_open_do_not_fill_the_memory_of_metrics(memory_engine, mete
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells when a reply came in")
 @pytest.mark.parametrize("max_statements", [500, 1])
-@pytest.mark.parametrize("driver", [pytest.param("asyncpg", marks=MARKS["postgresql"])])
+@pytest.mark.postgresql
 @thrice
-def test_wait_for_the_event_loop_is_not_the_duration_of_a_statement(driver, max_statements):
+def test_wait_for_the_event_loop_is_not_the_duration_of_a_statement(postgres_url, max_statements):
     meters, witness, begun = Meters(), Witness(), asyncio.Event()
 
     async def victim(request):
-        engine = create_async_engine(url_of(driver))
+        engine = create_async_engine(postgres_url.set(drivername="postgresql+asyncpg"))
         async with engine.connect() as connection:
             await connection.execute(text("SELECT 1"))
             begun.set()

@@ -14,21 +14,15 @@ from starlette.routing import Route
 import sqltrace
 from sqltrace.capture import internals, replies
 from sqltrace.recording import Recording
-from tests.drivers import ASYNC, DIALECTS, MARKS, url_of
+from tests.databases import drivers
 from tests.loops import RUNNERS, block, get, observed, thrice
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells when a reply came in")
 
-OVER_TCP = [
-    pytest.param(name, id=name, marks=MARKS[DIALECTS[name].split("+")[0]]) for name in sorted(ASYNC - {"aiosqlite"})
-]
-POSTGRESQL = pytest.param("asyncpg", marks=MARKS["postgresql"])
-
-
-@pytest.fixture(autouse=True)
-def uninstrumented():
-    yield
-    sqltrace.uninstrument()
+OVER_TCP = drivers(lambda driver: driver.is_async and driver.system != "sqlite")
+OF_POSTGRESQL = drivers(lambda driver: driver.is_async and driver.system == "postgresql")
+ASYNCPG = drivers(lambda driver: driver.name == "asyncpg")
+PSYCOPG = drivers(lambda driver: driver.name == "psycopg_async")
 
 
 @pytest.fixture(params=RUNNERS)
@@ -37,11 +31,11 @@ def run(request):
 
 
 def sleep(driver, seconds):
-    return text(f"SELECT {'pg_sleep' if 'postgresql' in DIALECTS[driver] else 'SLEEP'}({seconds})")
+    return text(f"SELECT {'pg_sleep' if driver.system == 'postgresql' else 'SLEEP'}({seconds})")
 
 
 def numbers(driver, count):
-    if "postgresql" in DIALECTS[driver]:
+    if driver.system == "postgresql":
         return text(f"SELECT i, i, i, i, i, i, i, i FROM generate_series(1, {count}) AS i")
     return text(f"SELECT seq, seq, seq, seq, seq, seq, seq, seq FROM seq_1_to_{count}")
 
@@ -54,7 +48,7 @@ def measure(run, driver, work, *, prepare=None, blocked=0.2, after=0.01):
     took = [0.0]
 
     async def main():
-        engine = create_async_engine(url_of(driver))
+        engine = create_async_engine(driver.url())
         begun = asyncio.Event()
 
         async def victim(request):
@@ -127,7 +121,7 @@ def test_group_tells_the_time_of_the_database_and_the_wait_for_the_loop_apart(ru
 @pytest.mark.parametrize("driver", OVER_TCP)
 def test_connection_on_which_nothing_came_in_was_not_the_one_that_was_waited_for(run, driver):
     async def main():
-        engine = create_async_engine(url_of(driver))
+        engine = create_async_engine(driver.url())
         async with engine.connect() as connection:
             await connection.execute(text("SELECT 1"))
             await asyncio.sleep(0.05)
@@ -168,7 +162,7 @@ def test_reply_that_comes_after_the_block_was_not_waited_for(run, driver):
 
 def numbers_after(driver, count, seconds):
     """As `numbers`, and the server takes its time before it begins to answer."""
-    if "postgresql" in DIALECTS[driver]:
+    if driver.system == "postgresql":
         return text(
             f"SELECT i, i, i, i, i, i, i, i FROM generate_series(1, {count}) AS i, (SELECT pg_sleep({seconds})) z"
         )
@@ -195,7 +189,7 @@ def test_reply_of_many_rows_waits_for_the_loop_as_one_of_few_does(run, driver, r
     assert outer.waited_for[0][1] < blocked + 0.02
 
 
-@pytest.mark.parametrize("driver", [POSTGRESQL])
+@pytest.mark.parametrize("driver", ASYNCPG)
 @thrice
 def test_transaction_that_ends_late_has_waited_for_the_loop(run, driver):
     async def work(connection):
@@ -265,7 +259,7 @@ def test_child_task_waits_too(run, driver):
     assert outer.waited_for[0][0] == "GET /guilty/{number}"
 
 
-@pytest.mark.parametrize("driver", [POSTGRESQL])
+@pytest.mark.parametrize("driver", ASYNCPG)
 @thrice
 def test_request_does_not_wait_for_what_its_own_child_task_holds(run, driver):
     query = sleep(driver, 0.02)
@@ -288,13 +282,13 @@ def test_request_does_not_wait_for_what_its_own_child_task_holds(run, driver):
     assert outer.held_loop > 0.2
 
 
-@pytest.mark.parametrize("driver", [POSTGRESQL])
+@pytest.mark.parametrize("driver", ASYNCPG)
 @thrice
 def test_child_tasks_of_the_only_request_wait_for_nobody_else(run, driver):
     query = sleep(driver, 0.02)
 
     async def main():
-        engine = create_async_engine(url_of(driver))
+        engine = create_async_engine(driver.url())
 
         async def resolve():
             await asyncio.sleep(0.01)
@@ -320,7 +314,7 @@ def test_child_tasks_of_the_only_request_wait_for_nobody_else(run, driver):
     assert recording.waited_for == []
 
 
-@pytest.mark.parametrize("driver", [POSTGRESQL])
+@pytest.mark.parametrize("driver", ASYNCPG)
 @thrice
 def test_wait_between_two_round_trips_is_an_estimate(run, driver):
     query = sleep(driver, 0.02)
@@ -335,7 +329,7 @@ def test_wait_between_two_round_trips_is_an_estimate(run, driver):
     assert inner.time_account.database == pytest.approx(0.03, abs=0.03)
 
 
-@pytest.mark.parametrize("driver", [pytest.param("psycopg_async", marks=MARKS["postgresql"])])
+@pytest.mark.parametrize("driver", PSYCOPG)
 @thrice
 def test_wait_after_a_fast_round_trip_is_an_estimate_where_the_driver_wakes_up_by_itself(run, driver):
     query = sleep(driver, 0.02)
@@ -351,7 +345,7 @@ def test_wait_after_a_fast_round_trip_is_an_estimate_where_the_driver_wakes_up_b
     assert inner.time_account.database == pytest.approx(0.03, abs=0.03)
 
 
-@pytest.mark.parametrize("driver", [POSTGRESQL, pytest.param("psycopg_async", marks=MARKS["postgresql"])])
+@pytest.mark.parametrize("driver", OF_POSTGRESQL)
 @thrice
 def test_wait_behind_a_fast_round_trip_is_known_from_its_reply(run, driver, monkeypatch):
     # As on a busy loop: between what held it, short steps of many make a rest.
@@ -369,7 +363,7 @@ def test_wait_behind_a_fast_round_trip_is_known_from_its_reply(run, driver, monk
     assert inner.time_account.database == pytest.approx(0.03, abs=0.03)
 
 
-@pytest.mark.parametrize("driver", [POSTGRESQL, pytest.param("psycopg_async", marks=MARKS["postgresql"])])
+@pytest.mark.parametrize("driver", OF_POSTGRESQL)
 @thrice
 def test_request_that_sleeps_has_not_waited_since_its_latest_reply(run, driver, monkeypatch):
     monkeypatch.setattr("sqltrace.loop_log.LoopLog.tail", lambda *_: [])
@@ -385,13 +379,13 @@ def test_request_that_sleeps_has_not_waited_since_its_latest_reply(run, driver, 
 
 
 @thrice
-def test_aiosqlite_has_an_estimate_only(run):
+def test_aiosqlite_has_an_estimate_only(run, driver):
     async def work(connection):
         await connection.execute(
             text("WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c LIMIT 5000) SELECT count(*) FROM c")
         )
 
-    inner, outer, blocked = measure(run, "aiosqlite", work, after=0)
+    inner, outer, blocked = measure(run, driver, work, after=0)
 
     assert inner.loop_wait_estimated
     assert inner.time_account.loop_wait == pytest.approx(blocked, abs=0.05)
@@ -399,9 +393,7 @@ def test_aiosqlite_has_an_estimate_only(run):
     assert outer.waited_for[0][0] == "GET /guilty/{number}"
 
 
-@pytest.mark.parametrize(
-    "driver", [pytest.param(name, marks=MARKS["postgresql"]) for name in ("asyncpg", "psycopg_async")]
-)
+@pytest.mark.parametrize("driver", OF_POSTGRESQL)
 @thrice
 def test_error_that_lay_ready_while_others_held_the_loop_is_no_time_of_the_database(run, driver):
     query = text("SELECT 1 / length(CAST(pg_sleep(0.02) AS text))")
@@ -457,7 +449,7 @@ def test_driver_that_has_changed_is_unknown(connection):
     assert internals.driver_descriptor(SimpleNamespace(driver_connection=connection)) is None
 
 
-@pytest.mark.parametrize("driver", [POSTGRESQL])
+@pytest.mark.parametrize("driver", ASYNCPG)
 @thrice
 def test_reply_that_lay_ready_is_told_where_the_loop_cannot_be_observed(run, driver, monkeypatch, caplog):
     def broken(*arguments):

@@ -13,7 +13,7 @@ import sqltrace
 from sqltrace.capture import rows
 from sqltrace.capture.internals import DEFAULT_FETCH
 from sqltrace.collector import FOLD_AT
-from tests.drivers import ASYNC, DRIVERS, ROWS, Author, Databases, Runner
+from tests.drivers import DRIVERS, ROWS, Author, Databases, Runner
 
 QUERY = select(Author.__table__).order_by(Author.id)
 STREAM = {"stream_results": True}
@@ -570,7 +570,3 @@ def test_fault_of_ours_leaves_rows_alone(engine, monkeypatch, caplog):
 
 def test_self_test_passes():
     assert rows.work()
-
-
-def test_async_drivers_are_known():
-    assert {"aiosqlite", "asyncpg"} < ASYNC
