@@ -12,6 +12,7 @@ import structlog
 
 from sqltrace.checks import checked_flag, checked_size
 from sqltrace.findings.wording import by_name, plural, time
+from sqltrace.time_account import ALL_PARTS
 
 _INDENT = " " * 9
 _COLUMNS = re.compile(r"\bSELECT (?P<columns>(?:(?! FROM ).){40,}?) FROM ", re.DOTALL)
@@ -31,7 +32,6 @@ _PAINT = re.compile(r"\x1b\[\d+m")
 _LEAST = 20  # characters, however narrow the terminal
 _NOTABLE = 0.1  # milliseconds
 _LONG = 50.0  # milliseconds; of a shorter request that is all of one part this needs not be said
-_PARTS = ("connection", "database", "objects", "loop_wait", "python")
 _COLORS = {"info": "32", "warning": "33", "error": "31", "dim": "2", "bold": "1"}
 
 
@@ -190,7 +190,7 @@ def _who(event: Mapping[str, Any]) -> str:
 def _parts(event: Mapping[str, Any]) -> str:
     """The time account, without the parts that are too small to be seen."""
     total = event["duration_ms"]
-    parts = {part: event.get(f"time.{part}_ms") or 0.0 for part in _PARTS}
+    parts = {part: event.get(f"time.{part}_ms") or 0.0 for part in ALL_PARTS}
     seen = [f"{_time(spent)} {part.replace('_', ' ')}" for part, spent in parts.items() if _is_seen(spent, total)]
     worth_it = len(seen) > 1 or (total >= _LONG and sum(parts.values()) > 0.9 * total)
     return f"{_time(total)} = {' + '.join(seen)}{_off_the_loop(event)}" if worth_it else ""

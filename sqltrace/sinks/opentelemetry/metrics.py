@@ -19,6 +19,7 @@ from sqltrace.sinks.opentelemetry.pool_metrics import PoolMetrics
 from sqltrace.sinks.opentelemetry.server_span import http_method
 from sqltrace.sinks.opentelemetry.unkept import Unkept
 from sqltrace.statement import Failure, Group
+from sqltrace.time_account import ALL_PARTS
 
 # Of the semantic conventions, which the SDK's default boundaries (milliseconds) do not fit.
 OPERATION_BUCKETS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10)
@@ -28,7 +29,6 @@ HTTP_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5
 TIME_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 COUNT_BUCKETS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 5000)
 
-PARTS = ("connection", "database", "objects", "loop_wait", "python")
 _MAX_SUMMARIES = 1_000  # told apart in one process, each a time series for every bucket
 _SECOND = 1_000_000_000
 
@@ -62,7 +62,7 @@ class RequestMetrics:
         self._rows = histogram("sqltrace.request.rows", "{row}", "Rows that a request fetched.", ROW_BUCKETS)
         self._parts = {
             part: histogram(f"sqltrace.request.{part}", "s", f"Time of a request spent on: {part}.", TIME_BUCKETS)
-            for part in PARTS
+            for part in ALL_PARTS
         }
         self._findings = meter.create_counter("sqltrace.findings", "{finding}", "Findings in requests.")
         self._pools = PoolMetrics(meter)
