@@ -17,7 +17,7 @@ _NOTABLE = 1_000_000  # nanoseconds from asking for a connection to having it
 _LONGEST = 20  # of these that are kept
 
 TIMES = ("wait", "connect", "ping", "begin", "commit", "rollback", "held", "idle_in_transaction")
-unmeasurable: set[str] = set()  # of these, with the installed SQLAlchemy
+unmeasurable_times: set[str] = set()  # of these, with the installed SQLAlchemy
 
 
 class Label:
@@ -196,9 +196,9 @@ class ConnectionTotals:
             totals = copy(self)
             for checkout in still_open:
                 totals.add(checkout, now)
-        if not (totals.checkouts or totals.failed or unmeasurable):
+        if not (totals.checkouts or totals.failed or unmeasurable_times):
             return ConnectionUse()  # as of most requests without SQL
-        seconds = {name: None if name in unmeasurable else getattr(totals, name) / _SECOND for name in TIMES}
+        seconds = {name: None if name in unmeasurable_times else getattr(totals, name) / _SECOND for name in TIMES}
         return ConnectionUse(
             totals.checkouts,
             totals.failed,

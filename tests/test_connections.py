@@ -1267,7 +1267,7 @@ class TestChangedSQLAlchemy:
         yield
         sqltrace.uninstrument()
         connections.works.cache_clear()
-        connection.unmeasurable.clear()
+        connection.unmeasurable_times.clear()
         collector.unmeasurable.discard("connection")
 
     @pytest.mark.parametrize(

@@ -471,7 +471,7 @@ def test_line_tells_what_a_group_has_measured(engine):
 
 
 def test_line_has_no_checkouts_where_connections_cannot_be_measured(monkeypatch):
-    monkeypatch.setattr(connection, "unmeasurable", {*connection.TIMES})
+    monkeypatch.setattr(connection, "unmeasurable_times", {*connection.TIMES})
     with sqltrace.record() as recording:
         pass
 

@@ -86,8 +86,8 @@ def works() -> dict[str, bool]:
     }
     if not found["raw_connection"]:
         unmeasurable.add("connection")
-        measures.unmeasurable.update(measures.TIMES)
-    measures.unmeasurable.update(name for name in measures.TIMES if not found.get(name, True))
+        measures.unmeasurable_times.update(measures.TIMES)
+    measures.unmeasurable_times.update(name for name in measures.TIMES if not found.get(name, True))
     if not all(found.values()):
         missing = ", ".join(name for name, measured in found.items() if not measured)
         logger.warning("this SQLAlchemy has its connections in a way not known here: %s not measured", missing)
