@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from inspect import isasyncgenfunction, iscoroutinefunction, signature
 from typing import Any
@@ -55,7 +55,6 @@ def checked_rules(rules: Any) -> tuple[Rule, ...] | None:
 
 
 def checked_exclude(exclude: Any) -> Exclude:
-    wanted = "exclude must be a sequence of path prefixes or a callable"
     if exclude is None:
         return ()
     if callable(exclude):
@@ -64,11 +63,9 @@ def checked_exclude(exclude: Any) -> Exclude:
         _check_takes_one(exclude, "exclude must be a function that takes the scope")
         function: Callable[[Scope], bool] = exclude
         return function
-    if isinstance(exclude, (str, bytes)):
-        raise TypeError(f"{wanted}, got {exclude!r:.100}: write [{exclude!r:.100}]")
-    if not isinstance(exclude, Iterable):
-        raise TypeError(f"{wanted}, got {exclude!r:.100}")
-    return tuple(map(_checked_prefix, exclude))
+    prefix = exclude if isinstance(exclude, str) else "/health"
+    checked = checked_sequence("exclude", exclude, "path prefixes or a callable", f"[{prefix!r:.100}]")
+    return tuple(map(_checked_prefix, checked))
 
 
 def _checked_prefix(prefix: Any) -> str:

@@ -126,7 +126,11 @@ PATTERN = "exclude must hold path prefixes, got the pattern {}: write {}a callab
             TypeError,
             "exclude must be a sequence of path prefixes or a callable, got '/health': write ['/health']",
         ),
-        ({"exclude": 5}, TypeError, "exclude must be a sequence of path prefixes or a callable, got 5"),
+        (
+            {"exclude": 5},
+            TypeError,
+            "exclude must be a sequence of path prefixes or a callable, got 5: write ['/health']",
+        ),
         ({"exclude": [re.compile("/h")]}, TypeError, "exclude must hold path prefixes as str, got re.compile('/h')"),
         ({"exclude": ["health"]}, ValueError, "exclude must hold paths that begin with '/', got 'health'"),
         ({"exclude": [""]}, ValueError, "exclude must hold paths that begin with '/', got ''"),
