@@ -46,9 +46,9 @@ def add_measured(group: Group, execution: Execution) -> int | None:
     return rows
 
 
-def add_more(group: Group, execution: Execution, seen: Seen) -> tuple[int, bool]:
+def add_unseen(group: Group, execution: Execution, seen: Seen) -> tuple[int, bool]:
     """
-    As `add_measured`, beyond what was seen before. All is seen then. Returns the rows, and whether it has failed since.
+    Add what was not seen before; all is seen then. Returns the rows, and whether it has failed since.
 
     Each number is read once: another thread may be reading rows.
     """
@@ -106,8 +106,8 @@ class Unsettled:
         self.closed = self.is_read = self.looked_at = self.settled = False
 
     def catch_up(self) -> tuple[int, bool]:
-        """As `add_more`."""
+        """As `add_unseen`."""
         self.settled, self.closed = self.closed, not self.execution.open
-        rows, failed = add_more(self.group, self.execution, self.seen)
+        rows, failed = add_unseen(self.group, self.execution, self.seen)
         self.is_read, self.looked_at = rows > 0 and self.looked_at, True
         return rows, failed
