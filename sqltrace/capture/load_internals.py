@@ -183,11 +183,6 @@ def made_by_database(state: Any, attributes: Iterable[str]) -> bool:
     )
 
 
-def load_number(state: Any) -> int | None:
-    """The number of the load that filled an object; see `orm_internals.load_number`."""
-    return getattr(state, "runid", None)
-
-
 def loaded_class(compiled: Any) -> str | None:
     """Name of the class that a statement loads."""
     mapper = getattr(compiled.compile_state._entities[-1], "mapper", None)

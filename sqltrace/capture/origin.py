@@ -212,7 +212,7 @@ def _certain_kind(attributes: frozenset[str], state: Any) -> OriginKind | None:
 
 def parents_of_one(collector: Collector, state: Any) -> ParentKey | None:
     """The statement that loaded an object, in this recording or in those around it."""
-    number = load_internals.load_number(state)
+    number = load_number(state)
     if number is None:
         return None
     around: Collector | None = collector

@@ -103,9 +103,9 @@ def _is_object(entity: Any) -> bool:
     return entity.supports_single_entity is True and not hasattr(entity, "bundle")
 
 
-def load_number(context: Any) -> int | None:
-    """The number that SQLAlchemy gives each making of objects, and writes on the state of every object made."""
-    number: int | None = getattr(context, "runid", None)
+def load_number(owner: Any) -> int | None:
+    """The number that SQLAlchemy gives each making of objects: of its context, or of the state of an object made."""
+    number: int | None = getattr(owner, "runid", None)
     return number
 
 
