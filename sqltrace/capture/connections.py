@@ -44,7 +44,10 @@ _replacements: Final = Replacements()
 
 def install() -> None:
     """Measure the connections of engines that are wanted. Called again, nothing changes."""
-    if _replacements or not works()["raw_connection"]:
+    if _replacements:
+        return
+    work()
+    if "connection" in unmeasurable:
         return
     _replacements.replace(Engine, "raw_connection", _measure_checkout)
     for place, wrapper in ((internals.waiting(), pool_wait.measure_wait), (internals.connecting(), _measure_connect)):
@@ -76,8 +79,8 @@ def release(dialect: Dialect) -> None:
 
 
 @cache
-def works() -> dict[str, bool]:
-    """What can be measured with the installed SQLAlchemy. The first time, warns of what cannot."""
+def work() -> bool:
+    """Self-test: whether all can be measured with the installed SQLAlchemy. The first time, warns of what cannot."""
     found = {
         "raw_connection": internals.asks_for_raw_connection(),
         "wait": internals.waiting() is not None,
@@ -88,10 +91,11 @@ def works() -> dict[str, bool]:
         unmeasurable.add("connection")
         measures.unmeasurable_times.update(measures.TIMES)
     measures.unmeasurable_times.update(name for name in measures.TIMES if not found.get(name, True))
-    if not all(found.values()):
+    works = all(found.values())
+    if not works:
         missing = ", ".join(name for name, measured in found.items() if not measured)
         logger.warning("this SQLAlchemy has its connections in a way not known here: %s not measured", missing)
-    return found
+    return works
 
 
 def watched_pools() -> list[tuple[Pool, Occupants]]:

@@ -121,7 +121,7 @@ def capabilities() -> dict[str, bool]:
         "origins": origin.work(),
         "eager_joins": joins.work(),
         "failed_loads": failed_loads.work(),
-        "connections": all(connections.works().values()),
+        "connections": connections.work(),
         "event_loop": True,
         "reply_times": replies.work(),
     }
