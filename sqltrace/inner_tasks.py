@@ -17,30 +17,23 @@ from typing import Any
 from sqltrace.collector import Collector, current
 from sqltrace.event_loop import LoopShare, stepped
 from sqltrace.faults import report_fault
+from sqltrace.route import layers
 
-_MAX_DEPTH = 100
 _MARKER = "_sqltrace_observed"
 
 
 def observe_inner_tasks(app: Any) -> bool:
     """
-    Of an ASGI application and what it wraps, as far as attributes named `app` tell: not of what a router mounts.
+    Of an ASGI application and what it wraps: not of what a router mounts.
 
     `False` where that is not known yet: Starlette builds its stack of middleware when it is first called.
     """
     _observe_streaming()
-    for _ in range(_MAX_DEPTH):
-        if hasattr(app, "middleware_stack"):
-            inner = app.middleware_stack
-            if inner is None:
-                return False
-        else:
-            inner = getattr(app, "app", None)
-        if inner is None:
-            break
-        if _starts_a_task(app) and not isinstance(inner, _Observed):
-            app.app = _Observed(inner)
-        app = inner
+    for layer in layers(app):
+        if getattr(layer, "middleware_stack", layer) is None:
+            return False
+        if _starts_a_task(layer) and not isinstance(layer.app, _Observed):
+            layer.app = _Observed(layer.app)
     return True
 
 

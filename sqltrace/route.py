@@ -52,6 +52,16 @@ def path_below_root(scope: Scope) -> str:
     return path
 
 
+def layers(app: Any) -> Iterator[Any]:
+    """An ASGI application and what it wraps, as attributes named `app` tell, and Starlette's stack once it is built."""
+    for _ in range(_MAX_DEPTH):  # what is wrapped may lead back to itself
+        if app is None:
+            return
+        yield app
+        stack = getattr(app, "middleware_stack", None)
+        app = stack if stack is not None else getattr(app, "app", None)
+
+
 def _told_path(scope: Scope) -> str | None:
     route = scope.get("route")
     fastapi = scope.get("fastapi")
@@ -102,13 +112,10 @@ def _leaves(routes: Iterable[Any], scope: Scope) -> Iterator[Any]:
 
 def _routes_inside(app: Any) -> Iterable[Any]:
     """The routes of an application, also of one that is wrapped in middleware."""
-    for _ in range(_MAX_DEPTH):  # what is wrapped may lead back to itself
-        if app is None:
-            break
-        routes: Iterable[Any] = getattr(app, "routes", None) or ()
+    for layer in layers(app):
+        routes: Iterable[Any] = getattr(layer, "routes", None) or ()
         if routes:
             return routes
-        app = getattr(app, "app", None)
     return ()
 
 

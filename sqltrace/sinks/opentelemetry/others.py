@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
 from opentelemetry import metrics, trace
 
-from sqltrace.route import Scope
+from sqltrace.route import Scope, layers
 from sqltrace.sinks.automatic import is_configured
 
-_MAX_DEPTH = 100
 _CONTRIB = "opentelemetry.instrumentation."
 
 
@@ -59,21 +57,12 @@ class Insides:
 def _look_into(app: Any) -> tuple[bool, ref[Any] | None]:
     """Whether a contrib package is in it, and the FastAPI that can make spans."""
     native = None
-    for layer in _layers(app):
+    for layer in layers(app):
         if _is_contrib(layer):
             return True, None
         if native is None and isinstance(getattr(layer, "_telemetry", None), dict):
             native = ref(layer)
     return False, native
-
-
-def _layers(app: Any) -> Iterator[Any]:
-    for _ in range(_MAX_DEPTH):
-        if app is None:
-            return
-        yield app
-        stack = getattr(app, "middleware_stack", None)  # Starlette's, once it is built
-        app = stack if stack is not None else getattr(app, "app", None)
 
 
 def _is_contrib(layer: Any) -> bool:
