@@ -60,9 +60,9 @@ def told(failed):
     origin, parents = failed.origin, failed.parents
     assert failed.call_site.line == Lines.touch
     assert str(failed.call_site).startswith(f"{HERE}:{Lines.touch} in touch")
-    assert parents is None or parents.call_site.line == Lines.query
+    assert parents.call_site.line == Lines.query
     assert failed.attribute == f"{origin.entity}.{Lines.attribute}"
-    return failed.error, str(origin), failed.root, failed.path, parents and parents.summary
+    return failed.error, str(origin), failed.root, failed.path, parents.summary
 
 
 @pytest.fixture(params=ASYNC)
@@ -299,9 +299,10 @@ def test_detached_instance(find, is_async):
 
     (failed,) = find_and_close.recording.failed_loads
     assert (failed.error, failed.call_site.line) == ("detached_instance", Lines.touch)
-    assert failed.parents is None or failed.parents.call_site.function == find.__name__
-    found = str(failed.origin), failed.root, failed.path, failed.parents and failed.parents.summary
-    assert found == DETACHED[find]
+    origin, root, path, summary = DETACHED[find]
+    assert (str(failed.origin), failed.root, failed.path) == (origin, root, path)
+    parents = failed.parents and (failed.parents.summary, failed.parents.call_site.function)
+    assert parents == (summary and (summary, find.__name__))
 
 
 def find_and_close(find, library, *, is_async):
