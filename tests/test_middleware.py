@@ -9,7 +9,7 @@ from starlette.testclient import TestClient
 
 import sqltrace
 from sqltrace import SQLTraceMiddleware
-from tests.asgi import BODY, START, http_scope, run, select, sends, websocket_scope
+from tests.asgi import BODY, START, Witness, http_scope, run, select, sends, websocket_scope
 
 
 def test_request_is_told_with_its_facts(witness):
@@ -181,14 +181,14 @@ class Interrupted(Witness):
         raise KeyboardInterrupt
 
 
-def test_interrupt_of_a_sink_reaches_the_application_and_what_comes_after_it_is_told(engine):
+def test_interrupt_of_a_sink_reaches_the_application_and_what_comes_after_it_is_told(memory_engine):
     witness = Interrupted()
 
     async def app(scope, receive, send):
         await send(START)
         with pytest.raises(KeyboardInterrupt):
             await send(BODY)
-        select(engine)
+        select(memory_engine)
 
     run(SQLTraceMiddleware(app, sinks=[witness]), http_scope())
 
