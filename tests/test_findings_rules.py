@@ -36,6 +36,7 @@ from sqltrace.loop_log import LoopLog
 from sqltrace.recording import Recording
 from tests import shelf as shelves
 from tests.asgi import recorded
+from tests.databases import drivers
 from tests.loops import block, get, observed, respond, thrice
 
 
@@ -537,9 +538,9 @@ def test_remedy_for_a_stream_that_holds_the_loop_is_smaller_batches(tmp_path, sl
     assert finding.fix == fix
 
 
-@pytest.mark.mariadb
+@pytest.mark.parametrize("driver", drivers(lambda driver: driver.name == "aiomysql"))
 @thrice
-def test_remedy_for_a_stream_whose_driver_never_pauses_is_a_pause(mariadb_url):
+def test_remedy_for_a_stream_whose_driver_never_pauses_is_a_pause(driver):
     def work(pause):
         async def endpoint(scope, receive, send):
             await send({"type": "http.response.start", "status": 200, "headers": []})
@@ -557,7 +558,7 @@ def test_remedy_for_a_stream_whose_driver_never_pauses_is_a_pause(mariadb_url):
         await get(apps[1], "/paused")
         await database.dispose()
 
-    database = create_async_engine(mariadb_url.set(drivername="mysql+aiomysql"))
+    database = create_async_engine(driver.url())
     observers = [observed(work(pause)) for pause in (False, True)]
     apps = [app for app, _ in observers]
     asyncio.run(main())

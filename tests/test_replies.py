@@ -378,6 +378,7 @@ def test_request_that_sleeps_has_not_waited_since_its_latest_reply(run, driver, 
     assert inner.time_account.loop_wait < 0.05
 
 
+@pytest.mark.parametrize("driver", drivers(lambda driver: driver.name == "aiosqlite"))
 @thrice
 def test_aiosqlite_has_an_estimate_only(run, driver):
     async def work(connection):
