@@ -1,3 +1,5 @@
+import gc
+
 import pytest
 import structlog
 
@@ -22,6 +24,22 @@ def no_faults(caplog):
     yield
     records = caplog.get_records("setup") + caplog.get_records("call")
     assert [record.getMessage() for record in records if record.name == "sqltrace"] == []
+
+
+@pytest.fixture(scope="module")
+def leftovers():
+    """Coroutines that were never awaited are complained of when they are collected: here, not in other tests."""
+    yield
+    gc.collect()
+
+
+@pytest.fixture
+def no_garbage_collection():
+    """A full collection of all that the tests have left takes longer than what is measured."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
 
 
 @pytest.fixture

@@ -24,20 +24,13 @@ from tests.asgi import call, http_scope
 from tests.library import fill, mapping, open_async_library, open_library
 
 pytestmark = [
-    pytest.mark.usefixtures("no_faults"),
+    pytest.mark.usefixtures("no_faults", "leftovers"),
     # What SQLAlchemy leaves behind where it could not await.
     pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 ASYNC = databases.drivers(lambda driver: driver.is_async)
 HERE = "tests/test_failed_loads.py"
-
-
-@pytest.fixture(autouse=True, scope="module")
-def leftovers():
-    """Coroutines that were never awaited are complained of when they are collected: here, not in other tests."""
-    yield
-    gc.collect()
 
 
 class Lines:

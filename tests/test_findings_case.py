@@ -1,7 +1,6 @@
 """What is found in the case that this project exists for, and that the fix mends it."""
 
 import asyncio
-import gc
 import re
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from example_app.database import open_postgresql, open_sqlite
 from example_app.queries import GUILTY
 from example_app.replay import Flavour, page_load
 
+pytestmark = pytest.mark.usefixtures("no_garbage_collection")
 SEED = 303
 CALLS = page_load(refresh_token(USER_ID, SEED))
 
@@ -35,15 +35,6 @@ def database(request, tmp_path_factory):
     yield database
     database.drop_tables()
     database.sync_engine.dispose()
-
-
-@pytest.fixture(autouse=True)
-def no_garbage_collection():
-    """A full collection of all that the tests have left holds the loop for longer than a rule allows."""
-    gc.collect()
-    gc.disable()
-    yield
-    gc.enable()
 
 
 def visit(database, witness, flavour, calls=CALLS):

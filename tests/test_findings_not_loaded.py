@@ -1,7 +1,6 @@
 """`missing_greenlet`, `raise_load` and `detached_instance`: what they say, and that their fix, pasted in, is one."""
 
 import asyncio
-import gc
 
 import pytest
 from sqlalchemy import func, orm, select
@@ -15,19 +14,12 @@ from tests.library import fill, mapping, open_async_library, open_library
 from tests.scenarios import innermost
 
 pytestmark = [
-    pytest.mark.usefixtures("no_faults"),
+    pytest.mark.usefixtures("no_faults", "leftovers"),
     # What SQLAlchemy leaves behind where it could not await.
     pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 ERRORS = (InvalidRequestError, MissingGreenlet, StatementError)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def leftovers():
-    """Coroutines that were never awaited are complained of when they are collected: here, not in other tests."""
-    yield
-    gc.collect()
 
 
 async def find(session, query):

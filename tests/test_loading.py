@@ -1,7 +1,5 @@
 """Each `lazy=` of SQLAlchemy on the example's page: what SQL it causes, and what the log line says of it."""
 
-import gc
-
 import pytest
 from sqlalchemy.exc import InvalidRequestError, MissingGreenlet, StatementError
 from starlette.testclient import TestClient
@@ -13,18 +11,12 @@ from example_app.data import SIZES, generate, seed_database
 from example_app.database import open_sqlite
 from example_app.loading import STRATEGIES
 
-# What SQLAlchemy leaves behind where it could not await.
 pytestmark = [
+    pytest.mark.usefixtures("leftovers"),
+    # What SQLAlchemy leaves behind where it could not await.
     pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def leftovers():
-    """Coroutines that were never awaited are complained of when they are collected: here, not in other tests."""
-    yield
-    gc.collect()
 
 
 @pytest.fixture(scope="module")

@@ -42,14 +42,6 @@ def engine(databases):
     sqltrace.uninstrument()
 
 
-@pytest.fixture
-def no_garbage_collection():
-    """A full collection takes longer than the query, and comes to each second one or so."""
-    gc.disable()
-    yield
-    gc.enable()
-
-
 def last(recording):
     return recording.statements[-1]
 

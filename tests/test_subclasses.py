@@ -1,7 +1,6 @@
 """Columns and relationships of subclasses, which a query of the base leaves out: what is told, and that the fix is one."""
 
 import asyncio
-import gc
 
 import pytest
 from sqlalchemy import create_engine, orm, select
@@ -15,7 +14,7 @@ from sqltrace.findings import missing_greenlet
 from tests import staff as staffs
 
 pytestmark = [
-    pytest.mark.usefixtures("no_faults"),
+    pytest.mark.usefixtures("no_faults", "leftovers"),
     # What SQLAlchemy leaves behind where it could not await.
     pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
@@ -23,13 +22,6 @@ pytestmark = [
 STAFF, RAISING = staffs.mapping(), staffs.mapping("raise")
 EMPLOYEES = select(STAFF.Employee)
 DEPARTMENTS = select(STAFF.Department)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def leftovers():
-    """Coroutines that were never awaited are complained of when they are collected: here, not in other tests."""
-    yield
-    gc.collect()
 
 
 def found(session, query):
