@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from example_app import replay
 from example_app.__main__ import main
 from example_app.data import USER_ID, refresh_token
-from example_app.server import listen
+from tests.databases import free_port
 
 oteltap = pytest.importorskip("oteltap")
 telemetry = pytest.importorskip("example_app.telemetry")
@@ -60,11 +60,6 @@ async def received_from_run(*arguments):
         )
         process = await asyncio.to_thread(run, "--otlp", f"http://127.0.0.1:{port}", *arguments)
         return process, *await asyncio.wait_for(hearing, 30)
-
-
-def free_port():
-    with listen(0) as listener:
-        return listener.getsockname()[1]
 
 
 def test_run_arrives_at_a_receiver_with_traces_logs_and_metrics_of_each_request(tmp_path):

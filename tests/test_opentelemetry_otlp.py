@@ -1,7 +1,6 @@
 """What leaves over OTLP/HTTP arrives whole at a receiver that is nobody's of ours."""
 
 import asyncio
-import socket
 
 import pytest
 from opentelemetry.sdk._logs import LoggerProvider
@@ -9,16 +8,12 @@ from opentelemetry.sdk._logs.export import SimpleLogRecordProcessor
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from starlette.testclient import TestClient
 
+from tests.databases import free_port
 from tests.telemetry import plain, traced
 
 oteltap = pytest.importorskip("oteltap")
 traces = pytest.importorskip("opentelemetry.exporter.otlp.proto.http.trace_exporter")
 logs = pytest.importorskip("opentelemetry.exporter.otlp.proto.http._log_exporter")
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
 
 
 async def received(port, send):
