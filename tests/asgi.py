@@ -89,10 +89,12 @@ def websocket_scope(path="/", **more):
 
 
 async def call(app, scope, received=(), *, send=None):
-    """Call the application as a server would, and return what it sent."""
+    """Call the application as a server would, and return what it sent. The client stays connected."""
     waiting, sent = list(received), []
 
     async def receive():
+        if not waiting:
+            await asyncio.Event().wait()
         return waiting.pop(0)
 
     async def send_to_list(message):

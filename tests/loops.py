@@ -9,7 +9,7 @@ import time
 import pytest
 
 import sqltrace
-from tests.asgi import Clock
+from tests.asgi import Clock, call, http_scope
 
 RUNNERS = [pytest.param(asyncio.run, id="asyncio")]
 if sys.platform != "win32":
@@ -99,22 +99,8 @@ def observed(app):
 
 
 async def get(app, path, **more):
-    """What the application sent. The client stays connected."""
-    asked, sent = [], []
-
-    async def receive():
-        if asked:
-            await asyncio.Event().wait()
-        asked.append(True)
-        return {"type": "http.request", "body": b"", "more_body": False}
-
-    async def send(message):
-        sent.append(message)
-
-    scope = {"type": "http", "method": "GET", "path": path, "query_string": b"", "headers": [], "root_path": ""}
-    scope |= {"scheme": "http", "http_version": "1.1", "client": None, "server": None}
-    await app(scope | more, receive, send)
-    return sent
+    """What the application sent."""
+    return await call(app, http_scope(path, **more), [{"type": "http.request", "body": b"", "more_body": False}])
 
 
 async def respond(send):

@@ -11,7 +11,7 @@ import sqltrace
 from sqltrace.findings.n_plus_one import _is_batch
 from sqltrace.findings.wording import cost_at_once
 from tests import shelf as shelves
-from tests.asgi import Clock, recorded
+from tests.asgi import Clock, recorded, run, websocket_scope
 from tests.loops import get, observed
 
 IDS = range(1, shelves.AUTHORS + 1)
@@ -268,16 +268,8 @@ class TestConversation:
 
 
 def converse(app, *kinds):
-    messages = iter(kinds)
-
-    async def receive():
-        return {"type": next(messages), "text": ""}
-
-    async def send(message):
-        pass
-
     observer, records = observed(app)
-    asyncio.run(observer({"type": "websocket", "path": "/", "headers": [], "query_string": b""}, receive, send))
+    run(observer, websocket_scope(), [{"type": kind, "text": ""} for kind in kinds])
     return records["/"]
 
 
