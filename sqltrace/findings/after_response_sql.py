@@ -1,4 +1,4 @@
-"""`after_response_sql`: statements that nobody waits for, and whose failure nobody is told."""
+"""`after_response_sql`: statements that nobody waits for, and of whose failure nobody hears."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sqltrace.recording import Recording
 def after_response_sql(recording: Recording, *, long: float = 1.0) -> Iterator[Finding]:
     """
     Args:
-        long: Seconds of statements after the response; any that failed are told in any case.
+        long: Seconds of statements after the response; failed ones are reported in any case.
     """
     groups = [group for group in recording.groups if group.phase == "after_response"]
     took = sum(cost(group) for group in groups)

@@ -26,7 +26,7 @@ def blocked_loop(recording: Recording, *, sql: float = 0.1, hold: float = 0.25) 
     """
     Args:
         sql: Seconds of synchronous SQL on the loop, together.
-        hold: Seconds at a stretch, whatever with.
+        hold: Seconds at a stretch, of anything.
     """
     groups = [group for group in recording.groups if group.on_loop]
     blocked = sum(group.total * group.on_loop / group.count for group in groups)

@@ -13,8 +13,8 @@ from sqltrace.recording import Recording
 def cartesian_product(recording: Recording, *, rows: int = 100, ratio: float = 3.0) -> Iterator[Finding]:
     """
     Args:
-        rows: So many rows of a group at least.
-        ratio: So many rows for each object at least: with less, the collections were too small to matter.
+        rows: Least number of rows of a group.
+        ratio: Least number of rows for each object: with fewer, the collections were too small to matter.
     """
     for group in recording.groups:
         widening = group.widening

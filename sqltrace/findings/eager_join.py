@@ -15,8 +15,8 @@ def eager_join(recording: Recording, *, tables: int = 3, values: int = 10_000) -
     Joins that the query's own options want do not count.
 
     Args:
-        tables: So many tables that the mapping's ``lazy="joined"`` adds, at least.
-        values: So many values that came with them, at least: rows × columns.
+        tables: Least number of tables that the mapping's ``lazy="joined"`` adds.
+        values: Least number of values that came with them: rows × columns.
     """
     for group in recording.groups:
         widening = group.widening

@@ -85,7 +85,7 @@ def _add_what_others_tell(busy: Coverage, recording: Recording, idle: float) -> 
 
 def is_idle_of_hold(finding: Finding, others: Sequence[Finding], recording: Recording) -> bool:
     """
-    Whether it tells again what `blocked_loop` tells: the loop was held nearly all the time, so that no more than a
+    Whether it repeats what `blocked_loop` reports: the loop was held nearly all the time, so that no more than a
     fifth of the idling can have been outside of that.
     """
     if finding.kind != "idle_in_transaction":

@@ -51,7 +51,7 @@ def paths_from_query(recording: Recording, group: Group) -> list[Path]:
 
 
 def names_of_query(recording: Recording, parents: Parents | None) -> Path:
-    """How the query that led to some objects calls what it asked for, as the begin of a path; mostly empty."""
+    """How the query that led to some objects calls what it asked for, as the beginning of a path; mostly empty."""
     return _asked(_widening_of(recording, query_above(recording, parents)))
 
 
@@ -74,7 +74,7 @@ def _widening_of(recording: Recording, query: Parents | None) -> Widening | None
 
 
 def takes_joins(recording: Recording, parents: Parents | None) -> bool:
-    """Whether ``joinedload`` does something at the query that led to some objects, and does not make it fail."""
+    """Whether ``joinedload`` has an effect on the query that led to some objects, and does not make it fail."""
     query = query_above(recording, parents)
     if query is None:
         return True

@@ -40,8 +40,8 @@ _EXPIRED: dict[str | None, str] = {
 def n_plus_one(recording: Recording, *, loads: int = 5, queries: int = 10, pause: float = 0.05) -> Iterator[Finding]:
     """
     Args:
-        loads: So many loads of the same relationship, each for one object.
-        queries: So many executions of the same query at the same line.
+        loads: Least number of loads of the same relationship, each for one object.
+        queries: Least number of executions of the same query at the same line.
         pause: Seconds. Queries that are further apart, on average, are no loop but a poll or a conversation.
     """
     loop_wait = recording.time_account.loop_wait or 0.0

@@ -22,7 +22,7 @@ _COMMIT = -1
 
 
 def finding(kind: str, recording: Recording, failed: FailedLoad, message: str, fix: str) -> Finding:
-    """Its cost is all the time that the request took: it was for nothing."""
+    """The cost is all the time that the request took, for it was spent for nothing."""
     return Finding(
         kind,
         message,

@@ -18,7 +18,7 @@ def pool_wait(recording: Recording, *, wait: float = 0.1) -> Iterator[Finding]:
     """
     Args:
         wait:
-            Seconds that the waits of a recording took, those at once together. One that timed out is told in any case.
+            Seconds that the waits of a recording took, those at once together. One that timed out is reported anyway.
     """
     waits = recording.connections.waits
     if not waits:

@@ -13,7 +13,7 @@ from sqltrace.recording import Recording
 def refresh_after_commit(recording: Recording, *, refreshes: int = 5) -> Iterator[Finding]:
     """
     Args:
-        refreshes: So many objects of the same class that were loaded again, at least.
+        refreshes: Least number of objects of the same class that were loaded again.
     """
     for group in recording.groups:
         if group.origin.kind == "refresh" and group.origin.expired_by == "commit" and group.count >= refreshes:

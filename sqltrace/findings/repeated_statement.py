@@ -27,7 +27,7 @@ def repeated_statement(recording: Recording, *, times: int = 4, pause: float = 0
     Only the first eight executions of a statement are compared.
 
     Args:
-        times: So many executions with equal parameters, at least; at most 8 can be seen.
+        times: Least number of executions with equal parameters; at most 8 can be seen.
         pause: Seconds. Those that are further apart, on average, wait for a change.
     """
     loop_wait = recording.time_account.loop_wait or 0.0

@@ -15,9 +15,9 @@ def row_fan_out(
 ) -> Iterator[Finding]:
     """
     Args:
-        rows: So many rows of a group at least.
-        ratio: So many rows for each object that was asked for at least.
-        values: So many values that were sent again at least: rows too many × columns asked for.
+        rows: Least number of rows of a group.
+        ratio: Least number of rows for each object that was asked for.
+        values: Least number of values that were sent again: rows too many × columns asked for.
     """
     for group in recording.groups:
         widening = group.widening

@@ -1,4 +1,4 @@
-"""`slow_statement`: one that took the database long by itself."""
+"""`slow_statement`: a single execution that took the database long."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`waited_for_loop`: this recording is innocent, it stood behind others that held the event loop."""
+"""`waited_for_loop`: this recording is innocent, and waited behind others that held the event loop."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _ELSEWHERE = "await asyncio.to_thread(function) there, for what computes or bloc
 def waited_for_loop(recording: Recording, *, wait: float = 0.25, share: float = 0.2) -> Iterator[Finding]:
     """
     Args:
-        wait: Seconds at least that one and the same other held the loop for.
-        share: Of the duration, that the waiting was.
+        wait: Least seconds for which one and the same other held the loop.
+        share: Least part of the duration that was spent waiting.
     """
     waited = recording.time_account.loop_wait or 0.0
     holders = recording.waited_for

@@ -59,7 +59,7 @@ def asked_and_sent(group: Group, widening: Widening) -> str:
 
 
 def is_told_by_rows(finding: Finding, findings: Iterable[Finding]) -> bool:
-    """Whether another finding tells of the same statement, and better: that the rows are too many."""
+    """Whether another finding says more about the same statement: that its rows are too many."""
     better = _BETTER.get(finding.kind)
     if better is None:
         return False
