@@ -28,8 +28,8 @@ _INFRASTRUCTURE = frozenset(
     " asyncmy MySQLdb click typer pytest _pytest pluggy pytest_asyncio pydantic jinja2 opentelemetry logfire".split()
 )
 
-# They call SQLAlchemy, or the application, for somebody else. An application that is itself installed
-# goes before them; where nobody else is on the way, as in a router of theirs, theirs is the line.
+# They call SQLAlchemy, or the application, on behalf of others. An application that is itself installed goes before
+# them; where there is nobody else, as in a router of theirs, the line is theirs.
 _HELPERS = frozenset(
     "advanced_alchemy aiocache aiodataloader aioinject alembic apscheduler ariadne arq asgi_correlation_id asyncer"
     " backoff cachetools celery ddtrace decorator dependency_injector dishka dogpile dramatiq elasticapm factory"
@@ -49,7 +49,7 @@ _OUTERMOST = (
     *(os.sep + os.path.join("trio", "_core", file) for file in ("_run.py", "_generated_run.py")),
 )
 
-_SKIP, _HELPER, _LIBRARY, _APPLICATION, _END = range(5)  # the first is false, the better is greater
+_SKIP, _HELPER, _LIBRARY, _APPLICATION, _END = range(5)  # the first is falsy, the better is greater
 _MAX_CALLERS = 2  # from a repository past the service to the endpoint
 _COMPREHENSIONS = frozenset({"<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>"})
 _AWAITS = CO_COROUTINE | CO_ITERABLE_COROUTINE | CO_GENERATOR | CO_ASYNC_GENERATOR
@@ -125,7 +125,7 @@ def find_call_site(skip: int = 0) -> CallSite | None:
     frame = sys._getframe(1 + skip)
     greenlet: Any = None
     kinds = _kinds
-    for _ in _FRAMES:  # some thirty of an AsyncSession: what is done for each is dear
+    for _ in _FRAMES:  # some thirty under an AsyncSession: what is done for each adds up
         if kind := kinds[frame.f_code.co_filename]:
             if kind == _APPLICATION:
                 return _site(frame)

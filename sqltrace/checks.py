@@ -1,4 +1,4 @@
-"""Checks of options, whosever they are. Each says what was got and what is wanted."""
+"""Checks of options: of the middleware, of `record()` and of sinks. Each says what was got and what is wanted."""
 
 from __future__ import annotations
 

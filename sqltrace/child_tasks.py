@@ -77,8 +77,8 @@ def waits_for_own(awaited: Any, suspended: Any, collector: Collector, log: LoopL
 
 def site_awaiting(suspended: Any) -> CallSite | None:
     """
-    The application's line at which a task waits for what it has started itself: there a statement comes from that runs
-    in a task without any line of the application, as of ``asyncio.gather(session.scalar(…), …)``.
+    The application's line at which a task waits for what it has started itself: a statement comes from there if it runs
+    in a task without any line of the application, as in ``asyncio.gather(session.scalar(…), …)``.
     """
     site, waits = None, False
     for frame in _suspended_frames(suspended):
@@ -87,14 +87,14 @@ def site_awaiting(suspended: Any) -> CallSite | None:
             return None  # all of the application is in that task
         own = call_site_of(frame)
         site, waits = own or site, waits or own is not None
-        # From Python 3.12 on wait_for() awaits in the task of its caller, what that has started or not.
+        # From Python 3.12 on wait_for() awaits in its caller's task, whether that started the work or not.
         if own is None and name != "wait_for" and name not in _WAITS_FOR_OWN:
             waits = False
     return site if waits else None
 
 
 def _suspended_codes(suspended: Any) -> Iterator[CodeType]:
-    """The code of what awaits what, from the outermost to where it is no longer told."""
+    """The code of what awaits the next, from the outermost to the last that can be seen."""
     return (frame.f_code for frame in _suspended_frames(suspended))
 
 
@@ -120,8 +120,8 @@ def _count_tasks(collector: Collector, log: LoopLog, left: int) -> int:  # pragm
     """
     How many tasks of the loop belong to a request, its own included.
 
-    All are counted at once, and not anew for those who have not run since: of
-    a thousand requests that are resumed each would look at a thousand.
+    All are counted at once, and anew only for one that has run since: else each of
+    a thousand requests that are resumed would look at a thousand tasks.
     """
     if log.counted_at <= left:
         counts: dict[int, int] = {}

@@ -10,7 +10,7 @@ from typing import Any
 from sqltrace.callsite import CallSite
 from sqltrace.idle import LEAST, IdleStretch, Transactions
 
-NEGLIGIBLE = 10_000  # nanoseconds: below that a stretch of the time account costs more than it tells
+NEGLIGIBLE = 10_000  # nanoseconds: below that a stretch of the time account costs more than it is worth
 _SECOND = 1_000_000_000
 WORST = 10  # waits that are kept
 _NOTABLE = 1_000_000  # nanoseconds from asking for a connection to having it

@@ -11,11 +11,11 @@ began late is not visible, only that others held the loop right before it. How
 much of their time the task was ready for is told by the kernel for the reply
 to a statement (`capture.replies`), and else assumed: all of it, as far as
 `LoopLog.tail` goes back. A request whose own event (a timer, a reply of
-another service) came in the middle of a hold so waited less than is told, by
-at most the last two steps of each of the others. It cannot have waited while
+another service) came in the middle of a hold so waited less than is reported,
+by at most the last two steps of each of the others. It cannot have waited while
 SQL of its own was still running in a thread, which is taken into account.
 Where the request may have held the loop itself, through tasks or threads that
-it waits for, only holds of which is known that they are another's count.
+it waits for, only holds that are known to be another's count.
 """
 
 from __future__ import annotations
@@ -252,7 +252,7 @@ class LoopShare:
             report_fault("observing the event loop", fault)
 
     def _latest_work(self) -> int:
-        """When something of this request that was measured ended last: so long it was not ready."""
+        """When something of this request that was measured ended last: until then it was not ready."""
         collector = current.get() or self.collector
         pending, marks = collector.pending, collector.marks
         latest = max((ends[-1] for ends in marks.values() if ends), default=0)
@@ -269,7 +269,7 @@ def _worst_by_name(waited_for: dict[Label, int]) -> list[tuple[Label, int]]:
 
 
 async def _wait_for(something: Any) -> Any:
-    """What cannot be awaited raises what Python says of it."""
+    """Raises Python's own error for what cannot be awaited."""
     return await something
 
 

@@ -96,7 +96,7 @@ class Transactions:
         return self._busy, len(self._executions)
 
     def note_flush(self, started: int, ended: int, progress: tuple[int, int]) -> None:
-        """The ORM has written objects: the time between the statements of that is not idle."""
+        """The ORM has written objects: the time between the statements for that is not idle."""
         if self._first is None:
             return
         busy, count = progress

@@ -24,7 +24,7 @@ _MARKER = "_sqltrace_observed"
 
 def observe_inner_tasks(app: Any) -> bool:
     """
-    Of an ASGI application and what it wraps: not of what a router mounts.
+    Those of an ASGI application and of what it wraps, not of what a router mounts.
 
     `False` where that is not known yet: Starlette builds its stack of middleware when it is first called.
     """

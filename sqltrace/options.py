@@ -94,7 +94,7 @@ def _is_async(function: Any) -> bool:
 
 
 def _check_takes_one(function: Any, wanted: str) -> None:
-    """Let pass what has no signature, as some builtins."""
+    """What has no signature, as some builtins, passes."""
     try:
         # Not of what it wraps: a decorator may give that more arguments.
         taken = signature(_inner(function), follow_wrapped=False)

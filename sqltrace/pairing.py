@@ -111,5 +111,5 @@ def _is_open(sql: str, start: int, system: str) -> bool:
     quote = _QUOTE.search(text)
     if quote is None or "\\" not in text:
         return True
-    # Where a backslash may escape a quote or not, the text is whole if it is so for one of both.
+    # Where a backslash may escape a quote or not, the text is whole if it is in one of the two readings.
     return all(reading.count(quote[0]) % 2 for reading in (text, _ESCAPED.sub("", text)))

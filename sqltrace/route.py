@@ -1,10 +1,10 @@
 """
 The route template of a request, from what Starlette and FastAPI leave in its scope.
 
-Neither is imported. What they tell differs: Starlette names the route from 1.7
-on and FastAPI always did, but a mount's name stays there when the application
-mounted has none to tell; FastAPI from 0.137 on keeps the prefix of
-`include_router()` apart. Who tells nothing has its routes matched once more.
+Neither is imported. What they leave differs: Starlette names the route from 1.7
+on and FastAPI always did, but a mount's name stays there when the mounted
+application leaves none; FastAPI from 0.137 on keeps the prefix of
+`include_router()` apart. Where nothing is left, the routes are matched again.
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ class Samples:
 
     @property
     def equal(self) -> int:
-        """How many of the first executions had the same parameters as the most others; 0 where it is not known."""
+        """How many of the first executions had the most frequent parameters; 0 where it is not known."""
         return max(self._digests.values()) if self._digests else 0
 
     @property

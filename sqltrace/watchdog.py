@@ -6,7 +6,7 @@ knows at which line that was. So one thread of the process looks at all requests
 any, and notes the line at which a step is that has lasted for a while. Neither steps nor statements cost more for it.
 
 What keeps the GIL all the time, as some C extensions do, is seen when it lets go of it: then all the time since the
-look before counts for the line that it has come to, which is the same one as a rule.
+previous look counts for the line it has reached, as a rule the same one.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _LITTLE: Final = 0.02  # less of it is CPU time while a call blocks
 
 class _Step:
     """
-    A step as it was seen: seconds by line, and those of which is known what its thread and the process computed.
+    A step as it was seen: seconds by line, and those for which it is known what its thread and the process computed.
     """
 
     __slots__ = ("began", "computed", "known", "lines", "process", "seconds")
@@ -84,10 +84,10 @@ class Sightings:
     @property
     def waited_for_lock(self) -> float:
         """
-        The share of that time, from 0 to 1, in which it could not go on as other threads had the interpreter's lock.
+        The share of that time, from 0 to 1, in which other threads had the interpreter's lock and it could not go on.
 
-        Told by CPU time, without what other processes had: its thread had some, as it has not while a call blocks, and
-        all threads together most that there is for one. 0.0 where that is not so, or not known.
+        Judged by CPU time: its thread had some, which it has not while a call blocks, and all threads of the process
+        together had most of one processor. 0.0 where that is not so, or not known.
         """
         step = self._longest
         together = min(step.known, step.process)

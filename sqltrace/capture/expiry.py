@@ -1,8 +1,8 @@
 """
 What has expired the objects of a session: a commit, a rollback, or the application.
 
-An object does not tell, and would be asked too late where its session is closed: so it is noted of the session,
-and of the recordings in which it happened.
+An object does not say, and where its session is closed it would be asked too late: so it is noted with the session, and
+with the recordings in which it happened.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 All access to what SQLAlchemy's Core does not document. That of the ORM is in files of their own: `orm_internals`,
 `load_internals`, `join_internals`.
 
-Where a reader answers `None`, SQLAlchemy has changed under it. Those that raise then are called where
-that is reported, and a self-test at install has told that what they measure is missing.
+A reader answers `None` where SQLAlchemy has changed under it. Those that raise instead are called where that is
+reported; a self-test at install has then said that what they measure is missing.
 """
 
 from __future__ import annotations
