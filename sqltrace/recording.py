@@ -127,7 +127,7 @@ class Recording:
             self._tally.close()
 
     def freeze(self) -> None:
-        """Answer as of now, and each thing once, until `thaw`: for who asks much while it is open."""
+        """Answer as of now, and each question once, until `thaw`: for those who ask much while it is open."""
         self._moment = self._clock()
 
     def thaw(self) -> None:
@@ -262,7 +262,7 @@ class Recording:
         return statements.copy()
 
     def executions(self) -> list[tuple[Group, list[Execution]]]:
-        """All groups, each with what its `statements` are made of: for who is in a hurry."""
+        """All groups, each with what its `statements` are made of: for those in a hurry."""
         kept: list[tuple[Group, list[Execution]]] = self._answer("executions", self._kept)
         return kept.copy()
 

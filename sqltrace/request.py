@@ -87,8 +87,8 @@ class RequestRecord:
         """
         What is worth telling, the most expensive first.
 
-        Made when somebody asks: once, when the request is over. Of what is known
-        by then if it is not, and anew each time, which is time that the client may feel.
+        Made when somebody asks: once, when the request is over. Before that of what is known so far, and anew each
+        time, which the client may feel.
         """
         if self._findings is not None:
             return self._findings

@@ -64,7 +64,7 @@ class Block:
         self.since = max(self.since, end)
 
     def leave_out_fetch(self, start: int, end: int) -> None:
-        """As `leave_out`, of a short fetch of the very rows, whose time counts for the database."""
+        """As `leave_out`, for a short fetch of these rows themselves, whose time counts for the database."""
         if self.ended or self.broken or self.fetch_end:
             self.mark_fetch(start, end)
             self.leave_out(start, end)

@@ -1,9 +1,9 @@
 """
 Loads that raise instead of loading: `MissingGreenlet` under `AsyncSession`, `DetachedInstanceError`, ``lazy="raise"``.
 
-They are noticed as they are raised: later a validation of the response may have made another error
-of them, or the application has caught them. What does not pass there, as no connection was
-at hand, is found in the exception that ends the request.
+They are noticed as they are raised: later the validation of a response may have made another error of them, or the
+application may have caught them. What does not pass there, because no connection was at hand, is found in the exception
+that ends the request.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """
 Flushes of a session, and its rollbacks.
 
-Between two statements of a flush its transaction is not idle: the ORM makes the next one. And a
-rollback of the application cannot be told from one by closing where the driver is asked for it.
+Between two statements of a flush its transaction is not idle: the ORM makes the next one. And where the driver is asked
+for it, a rollback by the application looks like one by closing.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ def uninstrument(*engines: Any) -> None:
     """
     Undo `instrument` for these engines; with no argument, for all of them.
 
-    While all engines are instrumented, one that is named here still is.
+    While all engines are instrumented, naming one changes nothing.
     Safe from any thread, also while statements run: the listeners stay with SQLAlchemy, and do nothing.
     What `SQLTraceMiddleware` has wrapped in Starlette stays, too: the body of a `StreamingResponse`, and
     applications inside of `BaseHTTPMiddleware`. It watches the event loop for requests that pass that

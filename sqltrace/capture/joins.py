@@ -14,7 +14,7 @@ _ATTRIBUTE = "_sqltrace_link"
 
 
 def find_widening(compiled: Any) -> Widening | None:
-    """How eager loading widened an ORM SELECT, and what it looks for; `None` for nothing of both. Never raises."""
+    """How eager loading widened an ORM SELECT, and what it looks for; `None` for neither. Never raises."""
     try:
         state = join_internals.select_state(compiled) if work() else None
         return None if state is None else _widening(state)

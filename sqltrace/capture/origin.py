@@ -92,7 +92,7 @@ NOTHING: Final = Purpose()  # of SQL that was not compiled
 
 
 def purpose_of(context: Any) -> Purpose:
-    """That of the statement of an execution, of which it is not known yet. Never raises."""
+    """That of an execution's statement, where it is not known yet. Never raises."""
     compiled = context.compiled
     if compiled is None:
         return NOTHING
@@ -110,7 +110,7 @@ def purpose_of(context: Any) -> Purpose:
 
 
 def explain(execution: Execution, purpose: Purpose, context: Any) -> None:
-    """Tell the execution of a statement that goes through the ORM why it ran, and what became of it. Never raises."""
+    """Note of an execution that goes through the ORM why it ran, and how it was widened. Never raises."""
     try:
         execution.widening = purpose.widening
         if not purpose.loads:

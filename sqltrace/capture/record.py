@@ -23,7 +23,7 @@ class record:  # noqa: N801 - used as a verb, like contextlib.suppress
 
     Also as ``async with``. Nests: a statement counts in every recording around
     it. Tasks and `asyncio.to_thread` calls begun inside count too, bare threads
-    do not. Where nothing is instrumented yet, all engines are from here on.
+    do not. If nothing is instrumented yet, all engines are, from here on.
 
     Args:
         name: Of the recording.

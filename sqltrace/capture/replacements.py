@@ -17,7 +17,7 @@ def listen_for_good(target: type, name: str, listener: Callable[..., object]) ->
     """
     To an event of a class. Called again, nothing changes.
 
-    To remove the listener, while another thread is within the event, would make that raise.
+    Removing it while another thread is within the event would make that raise.
     """
     if not event.contains(target, name, listener):
         event.listen(target, name, listener)

@@ -1,5 +1,5 @@
 """
-When the reply to a slow statement reached this machine, as the kernel knows it: what came later, came late.
+When the reply to a slow statement reached this machine, as the kernel knows it: what is seen later was late.
 
 For asynchronous drivers over TCP, on Linux. An async driver gets control back
 when the event loop gets round to it, which can be long after the reply.

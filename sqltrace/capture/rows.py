@@ -25,7 +25,7 @@ _INSERTMANYVALUES: Final = ExecuteStyle.INSERTMANYVALUES
 
 
 def kind_of(context: Any) -> Callable[..., Execution]:
-    """What to make of an execution that the driver has run well: of one that has rows, its fetch strategy."""
+    """What to make of an execution that has succeeded: its fetch strategy, if it has rows."""
     try:
         if _is_ours_to_choose(context) and not internals.is_streamed(context):
             if context.is_crud:
@@ -38,7 +38,7 @@ def kind_of(context: Any) -> Callable[..., Execution]:
 
 
 def follow(execution: Execution, context: Any) -> None:
-    """Have the rows of an execution counted that `kind_of` has chosen the kind of. Never raises."""
+    """Have the rows of an execution counted in the way that `kind_of` has chosen. Never raises."""
     try:
         if isinstance(execution, CountedFetch):
             context.cursor_fetch_strategy = execution

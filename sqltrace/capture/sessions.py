@@ -1,8 +1,8 @@
 """
 When sessions flush, commit, roll back and expire their objects.
 
-Their methods are replaced, and no event of theirs is listened to: a listener that is added while
-another thread is within the same event, or the application's own listener is, makes that raise.
+Their methods are replaced, and their events not listened to: to add a listener while another thread, or a listener of
+the application, is within the same event makes that event raise.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Whose statements are recorded: what the listeners ask, which stay with SQLAlchemy for good."""
+"""Whose statements are recorded: the listeners, which stay with SQLAlchemy for good, ask here."""
 
 from __future__ import annotations
 

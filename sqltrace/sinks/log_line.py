@@ -22,13 +22,13 @@ _NOTABLE_WAIT = 0.001  # seconds
 
 def log_line(record: RequestRecord, *, top: int = 5, literals: bool = False) -> dict[str, Any]:
     """
-    The line's keys and values, in the order in which they are good to read.
+    The line's keys and values, in the order in which they read best.
 
     Described by ``sqltrace/log_line.schema.json``. Milliseconds are rounded to
     microseconds. A key whose value is not known is left out.
 
     Args:
-        top: Groups told in ``sql.statements``, most time first.
+        top: Groups in ``sql.statements``, most time first.
         literals: Leave literals that were written into raw SQL as they are.
     """
     recording = record.recording

@@ -31,7 +31,7 @@ _CODE = re.compile(r"(?<=\))(?=\.)|(?<= )")  # between words and between calls: 
 _PAINT = re.compile(r"\x1b\[\d+m")
 _LEAST = 20  # characters, however narrow the terminal
 _NOTABLE = 0.1  # milliseconds
-_LONG = 50.0  # milliseconds; of a shorter request that is all of one part this needs not be said
+_LONG = 50.0  # milliseconds; a shorter request that is all one part needs no account
 _COLORS = {"info": "32", "warning": "33", "error": "31", "dim": "2", "bold": "1"}
 
 

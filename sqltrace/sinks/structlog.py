@@ -28,7 +28,7 @@ class StructlogSink:
     Args:
         logger: By default ``structlog.get_logger("sqltrace")``. Of an `AsyncBoundLogger` the synchronous one is used.
         slow: Seconds from which a request is slow; of a websocket or an event stream those until it begins.
-        top: How many groups of statements a line tells, most time first; 0 for none.
+        top: How many groups of statements a line has, most time first; 0 for none.
         literals:
             Leave literals written into raw SQL in the line. By default each is
             replaced by ``?``, for they may be personal data.

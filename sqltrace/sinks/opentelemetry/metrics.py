@@ -1,4 +1,4 @@
-"""The metrics of requests and their statements, told when the request is over."""
+"""The metrics of requests and their statements, recorded when the request is over."""
 
 from __future__ import annotations
 

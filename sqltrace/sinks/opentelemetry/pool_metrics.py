@@ -28,8 +28,7 @@ class PoolMetrics:
     """
     The instruments of one meter. Pools of the same name count as one.
 
-    What pools look like is true of all their connections; how long was waited
-    and what timed out, of those that a recording asked for.
+    What pools look like covers all their connections; waits and timeouts only those that a recording asked for.
     """
 
     def __init__(self, meter: Meter) -> None:

@@ -43,7 +43,7 @@ class Unkept:
     Counts and sums by operation and bucket: all that a histogram needs, in little memory.
 
     Args:
-        durations, rows: Boundaries of the histograms, each the last value of its bucket.
+        durations, rows: Boundaries of the histograms, each the highest value of its bucket.
     """
 
     def __init__(self, durations: tuple[float, ...], rows: tuple[float, ...]) -> None:
