@@ -328,7 +328,7 @@ def test_process_that_was_forked_looks_for_itself():
         "child = os.fork()\n"
         "records.by_path.clear()\n"
         "asyncio.run(get(app, '/'))\n"
-        "print('seen' if records['/'].sightings is not None else 'not seen', flush=True)\n"
+        "print('seen ' if records['/'].sightings is not None else 'not seen ', end='', flush=True)\n"
         "if child:\n"
         "    os.waitpid(child, 0)\n"
     )
