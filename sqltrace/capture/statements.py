@@ -118,7 +118,7 @@ def note(
                 values = replies.value_count(context) if failure is None else 0
                 execution.loop_wait = replies.loop_wait(collector, proxy, execution.dialect, started, ended, values)
                 execution.more = True
-        # To be asked for the running loop is dear where one runs: asyncio asks for the process before Python 3.12.
+        # Asking for the running loop is costly where one runs: before Python 3.12 asyncio asks for the process, too.
         elif ((loop := collector.loop) and loop.thread == get_ident()) or _get_running_loop() is not None:
             execution.on_loop = True
             if elapsed >= HOLD:
@@ -213,7 +213,7 @@ def _key_of(context: Any, statement: str, purpose: Purpose, style: ExecuteStyle)
 
 
 def _take_sample(execution: Execution, context: Any, taken: int) -> None:
-    """What is dear to know: for some of a kind (`SAMPLED`), and for slow and failed statements."""
+    """What is costly to know: for some of a kind (`SAMPLED`), and for slow and failed statements."""
     collector = execution.collector
     if not taken and context.compiled is None:
         note_database(execution.dialect, context.engine.url)
@@ -232,7 +232,7 @@ def _awaiting(collector: Collector) -> CallSite | None:
 
 def _digest(statement: str, parameters: Any, dialect: Any) -> int | None:
     """
-    For telling whether parameters repeat themselves, without keeping them. `None` where it would be dear.
+    For telling whether parameters repeat themselves, without keeping them. `None` where it would be costly.
 
     On another engine the same statement asks for something else.
     """

@@ -2,7 +2,7 @@
 Begin, commit and rollback, and how long a transaction was open while nothing ran in it.
 
 The `Connection` events of the same names would make every statement of every
-engine dearer. The methods of `~sqlalchemy.engine.Dialect` that they stand for
+engine slower. The methods of `~sqlalchemy.engine.Dialect` that they stand for
 are public: they are replaced on the dialect object when a recording first uses it.
 """
 
