@@ -5,7 +5,9 @@ import structlog
 
 import sqltrace
 from sqltrace import faults
-from tests import asgi, databases
+from tests import asgi
+from tests.databases import SERVERS, Database, drivers, metadata
+from tests.drivers import DRIVERS, Databases, Runner
 
 
 @pytest.fixture(autouse=True)
@@ -105,8 +107,8 @@ def witness():
 
 @pytest.fixture(scope="session", autouse=True)
 def servers():
-    yield databases.SERVERS
-    databases.SERVERS.close()
+    yield SERVERS
+    SERVERS.close()
 
 
 @pytest.fixture(scope="session")
@@ -114,10 +116,25 @@ def postgres_url(servers):
     return servers.url("postgresql")
 
 
-@pytest.fixture(params=databases.drivers())
+@pytest.fixture(params=drivers())
 def database(request, tmp_path):
     """A `tests.databases.Database` with the empty table `books`, once for every driver."""
-    database = databases.Database(request.param, request.param.url(tmp_path / "test.db"))
-    database.run(lambda connection: (databases.metadata.create_all(connection), connection.commit()))
+    database = Database(request.param, request.param.url(tmp_path / "test.db"))
+    database.run(lambda connection: (metadata.create_all(connection), connection.commit()))
     yield database
-    database.run(lambda connection: (databases.metadata.drop_all(connection), connection.commit()))
+    database.run(lambda connection: (metadata.drop_all(connection), connection.commit()))
+
+
+@pytest.fixture(scope="module")
+def databases(tmp_path_factory):
+    """Those of `tests.drivers`, filled when asked for."""
+    databases = Databases(tmp_path_factory.mktemp("databases"))
+    yield databases
+    databases.close()
+
+
+@pytest.fixture(params=DRIVERS)
+def runner(request, databases):
+    """A `tests.drivers.Runner` on a filled database, once for every driver."""
+    databases.fill(request.param)
+    return Runner(request.param, databases.url(request.param))

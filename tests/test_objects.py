@@ -17,23 +17,9 @@ import sqltrace
 from sqltrace.capture import orm_internals
 from sqltrace.collector import LEAST_MARK
 from tests.asgi import Clock, recorded
-from tests.drivers import DRIVERS, ROWS, Author, Book, Databases, Runner
+from tests.drivers import ROWS, Author, Book, Runner
 
 QUERY = select(Author).order_by(Author.id)
-
-
-@pytest.fixture(scope="module")
-def databases(tmp_path_factory):
-    databases = Databases(tmp_path_factory.mktemp("objects"))
-    yield databases
-    databases.close()
-
-
-@pytest.fixture(params=DRIVERS)
-def runner(request, databases):
-    databases.fill(request.param)
-    yield Runner(request.param, databases.url(request.param))
-    sqltrace.uninstrument()
 
 
 @pytest.fixture

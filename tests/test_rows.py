@@ -13,24 +13,10 @@ import sqltrace
 from sqltrace.capture import rows
 from sqltrace.capture.internals import DEFAULT_FETCH
 from sqltrace.collector import FOLD_AT
-from tests.drivers import DRIVERS, ROWS, Author, Databases, Runner
+from tests.drivers import ROWS, Author, Runner
 
 QUERY = select(Author.__table__).order_by(Author.id)
 STREAM = {"stream_results": True}
-
-
-@pytest.fixture(scope="module")
-def databases(tmp_path_factory):
-    databases = Databases(tmp_path_factory.mktemp("rows"))
-    yield databases
-    databases.close()
-
-
-@pytest.fixture(params=DRIVERS)
-def runner(request, databases):
-    databases.fill(request.param)
-    yield Runner(request.param, databases.url(request.param))
-    sqltrace.uninstrument()
 
 
 @pytest.fixture
