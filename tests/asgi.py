@@ -73,11 +73,13 @@ def recorded(clock, **options):
         recording.leave(outer)
 
 
-def timed(app, sink, clock):
-    class TimedMiddleware(SQLTraceMiddleware):
-        _clock = clock
+def timed(app, clock, **options):
+    """The application inside of the middleware, by this clock."""
 
-    return TimedMiddleware(app, sinks=[sink])
+    class TimedMiddleware(SQLTraceMiddleware):
+        _clock = staticmethod(clock)
+
+    return TimedMiddleware(app, **options)
 
 
 def http_scope(path="/", **more):

@@ -16,6 +16,7 @@ import sqltrace
 from sqltrace.finding import Finding
 from sqltrace.findings import default_rules, n_plus_one
 from tests import shelf as shelves
+from tests.asgi import timed
 from tests.scenarios import innermost
 
 
@@ -189,18 +190,13 @@ def test_line_with_a_finding_is_a_warning(rules, level):
     assert ("findings" in lines[0]) is (level == "warning")
 
 
-def test_making_findings_is_not_in_the_duration(witness):
-    clock = [1]
-
-    class Clocked(sqltrace.SQLTraceMiddleware):
-        _clock = staticmethod(lambda: clock[0])
-
+def test_making_findings_is_not_in_the_duration(witness, clock):
     def slow(recording):
-        clock[0] += 5_000_000_000
+        clock.advance(5)
         return []
 
     app = Starlette(routes=[Route("/", lambda request: JSONResponse({}))])
-    TestClient(Clocked(app, rules=[slow], sinks=[witness])).get("/")
+    TestClient(timed(app, clock, rules=[slow], sinks=[witness])).get("/")
     [record] = witness.take()
 
     assert record.findings == []

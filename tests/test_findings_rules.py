@@ -35,7 +35,7 @@ from sqltrace.findings import (
 from sqltrace.loop_log import LoopLog
 from sqltrace.recording import Recording
 from tests import shelf as shelves
-from tests.asgi import recorded
+from tests.asgi import recorded, timed
 from tests.databases import drivers
 from tests.loops import block, get, observed, respond, thrice
 
@@ -56,11 +56,8 @@ def engine(clock):
 
 
 def visit(witness, clock, endpoint, **options):
-    class Clocked(sqltrace.SQLTraceMiddleware):
-        _clock = staticmethod(clock)
-
     app = Starlette(routes=[Route("/", endpoint)])
-    TestClient(Clocked(app, sinks=[witness], **options), raise_server_exceptions=False).get("/")
+    TestClient(timed(app, clock, sinks=[witness], **options), raise_server_exceptions=False).get("/")
     return witness.take()[0].findings
 
 

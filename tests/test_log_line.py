@@ -23,7 +23,7 @@ from sqltrace.finding import Finding
 from sqltrace.recording import Recording
 from sqltrace.request import RequestRecord
 from sqltrace.sinks.log_line import log_line
-from tests.asgi import Clock
+from tests.asgi import Clock, timed
 
 SCHEMA = json.loads(files("sqltrace").joinpath("log_line.schema.json").read_text(encoding="utf-8"))
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
@@ -313,29 +313,19 @@ def test_values_bound_by_the_application_are_merged():
     ("status", "duration", "level"),
     [(200, 0.1, "info"), (404, 0.1, "info"), (200, 1.0, "warning"), (503, 0.1, "error"), (503, 2.0, "error")],
 )
-def test_level_follows_outcome_and_duration(status, duration, level):
-    clock = Clock()
-
-    class Timed(sqltrace.SQLTraceMiddleware):
-        _clock = staticmethod(clock)
-
+def test_level_follows_outcome_and_duration(clock, status, duration, level):
     async def application(scope, receive, send):
         clock.advance(duration)
         await JSONResponse({}, status)(scope, receive, send)
 
     with structlog.testing.capture_logs() as lines:
-        TestClient(Timed(application)).get("/")
+        TestClient(timed(application, clock)).get("/")
 
     assert lines[0]["log_level"] == level
 
 
 @pytest.mark.parametrize(("until_accepted", "level"), [(0.1, "info"), (1.0, "warning")])
-def test_websocket_is_slow_until_it_is_accepted_and_not_because_it_lives(until_accepted, level):
-    clock = Clock()
-
-    class Timed(sqltrace.SQLTraceMiddleware):
-        _clock = staticmethod(clock)
-
+def test_websocket_is_slow_until_it_is_accepted_and_not_because_it_lives(clock, until_accepted, level):
     async def application(scope, receive, send):
         clock.advance(until_accepted)
         await send({"type": "websocket.accept"})
@@ -344,7 +334,7 @@ def test_websocket_is_slow_until_it_is_accepted_and_not_because_it_lives(until_a
 
     with (
         structlog.testing.capture_logs() as lines,
-        TestClient(Timed(application, rules=[])).websocket_connect("/") as client,
+        TestClient(timed(application, clock, rules=[])).websocket_connect("/") as client,
     ):
         client.receive()
 
@@ -352,12 +342,7 @@ def test_websocket_is_slow_until_it_is_accepted_and_not_because_it_lives(until_a
 
 
 @pytest.mark.parametrize(("until_begun", "level"), [(0.1, "info"), (1.0, "warning")])
-def test_event_stream_is_slow_until_it_begins_and_not_because_it_lives(until_begun, level):
-    clock = Clock()
-
-    class Timed(sqltrace.SQLTraceMiddleware):
-        _clock = staticmethod(clock)
-
+def test_event_stream_is_slow_until_it_begins_and_not_because_it_lives(clock, until_begun, level):
     async def events():
         yield "data: 1\n\n"
         clock.advance(3_600)
@@ -368,17 +353,12 @@ def test_event_stream_is_slow_until_it_begins_and_not_because_it_lives(until_beg
         await StreamingResponse(events(), media_type="text/event-stream")(scope, receive, send)
 
     with structlog.testing.capture_logs() as lines:
-        TestClient(Timed(application, rules=[])).get("/")
+        TestClient(timed(application, clock, rules=[])).get("/")
 
     assert [line["log_level"] for line in lines] == [level]
 
 
-def test_stream_that_names_events_in_another_header_is_slow_as_any_other():
-    clock = Clock()
-
-    class Timed(sqltrace.SQLTraceMiddleware):
-        _clock = staticmethod(clock)
-
+def test_stream_that_names_events_in_another_header_is_slow_as_any_other(clock):
     async def application(scope, receive, send):
         response = JSONResponse({}, headers={"x-accepts": "text/event-stream"})
         await send({"type": "http.response.start", "status": 200, "headers": response.raw_headers})
@@ -386,7 +366,7 @@ def test_stream_that_names_events_in_another_header_is_slow_as_any_other():
         await send({"type": "http.response.body", "body": response.body})
 
     with structlog.testing.capture_logs() as lines:
-        TestClient(Timed(application, rules=[])).get("/")
+        TestClient(timed(application, clock, rules=[])).get("/")
 
     assert [line["log_level"] for line in lines] == ["warning"]
 

@@ -16,7 +16,6 @@ from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from sqltrace import SQLTraceMiddleware
 from tests.asgi import BODY, CHUNK, START, http_scope, run, sends, timed, websocket_scope
 
 FASTAPI = tuple(int(part) for part in fastapi.__version__.split(".")[:2])
@@ -78,7 +77,7 @@ def test_response_ends_with_its_last_message_and_is_told_before_that_goes_out(cl
         told_when_sent.append(list(witness.moments))
         clock.advance(0.25)
 
-    run(timed(app, witness, clock), http_scope(), send=send)
+    run(timed(app, clock, sinks=[witness]), http_scope(), send=send)
 
     assert told_when_sent == [[]] * len(before) + [["response_ready"]]
     assert witness.moments == ["response_ready", "request_finished"]
@@ -96,7 +95,7 @@ def test_first_byte_is_the_start_of_the_response(clock, witness):
         clock.advance(4)
         await send(BODY)
 
-    run(timed(app, witness, clock), http_scope())
+    run(timed(app, clock, sinks=[witness]), http_scope())
 
     assert witness.record.time_to_first_byte == 3
     assert witness.record.duration == 7
@@ -109,7 +108,7 @@ def test_only_the_first_start_counts(clock, witness):
         await send({**START, "status": 500})
         await send(BODY)
 
-    run(timed(app, witness, clock), http_scope())
+    run(timed(app, clock, sinks=[witness]), http_scope())
 
     assert (witness.record.status, witness.record.time_to_first_byte) == (200, 0)
 
@@ -123,7 +122,7 @@ def test_streaming_response_lasts_until_its_generator_is_empty(clock, witness, s
 
     app = Starlette(routes=[Route("/", lambda request: StreamingResponse(chunks()))])
 
-    TestClient(timed(app, witness, clock)).get("/")
+    TestClient(timed(app, clock, sinks=[witness])).get("/")
 
     assert witness.record.time_to_first_byte == 0
     assert witness.record.duration == 3
@@ -142,7 +141,7 @@ def test_background_task_is_after_the_response(clock, witness, select):
 
     app = Starlette(routes=[Route("/", endpoint)])
 
-    TestClient(timed(app, witness, clock)).get("/")
+    TestClient(timed(app, clock, sinks=[witness])).get("/")
 
     assert (witness.record.duration, witness.record.recording.after_response) == (1, 10)
     phases = {statement.sql: statement.phase for statement in witness.record.recording.statements}
@@ -168,7 +167,7 @@ def test_exit_of_a_dependency_is_after_the_response(clock, witness, select):
     def endpoint():
         clock.advance(1)
 
-    TestClient(timed(app, witness, clock)).get("/")
+    TestClient(timed(app, clock, sinks=[witness])).get("/")
 
     assert (witness.record.duration, witness.record.recording.after_response) == (1, 20)
     after = [statement.sql for statement in witness.record.recording.statements if statement.phase == "after_response"]
@@ -180,9 +179,6 @@ def test_background_task_is_after_the_response_beside_a_base_http_middleware(clo
     async def dispatch(request, call_next):
         return await call_next(request)
 
-    class Timed(SQLTraceMiddleware):
-        _clock = clock
-
     def work():
         clock.advance(10)
         select()
@@ -191,7 +187,7 @@ def test_background_task_is_after_the_response_beside_a_base_http_middleware(clo
         clock.advance(1)
         return PlainTextResponse("done", background=BackgroundTask(work))
 
-    base, ours = Middleware(BaseHTTPMiddleware, dispatch=dispatch), Middleware(Timed, sinks=[witness])
+    base, ours = Middleware(BaseHTTPMiddleware, dispatch=dispatch), Middleware(timed, clock=clock, sinks=[witness])
     app = Starlette(routes=[Route("/", endpoint)], middleware=[base, ours] if outside else [ours, base])
 
     TestClient(app).get("/")
@@ -204,7 +200,7 @@ def test_time_that_the_server_takes_for_the_last_chunk_is_in_the_duration(clock,
     async def slow_client(message):
         clock.advance(3)
 
-    run(timed(sends(START, BODY), witness, clock), http_scope(), send=slow_client)
+    run(timed(sends(START, BODY), clock, sinks=[witness]), http_scope(), send=slow_client)
 
     assert witness.record.duration == 6
 
@@ -221,7 +217,7 @@ def test_duration_without_an_end_lasts_until_the_application_returns(clock, witn
         if message is failing:
             raise RuntimeError("the server is at its end")
 
-    run(timed(app, witness, clock), http_scope(), send=send)
+    run(timed(app, clock, sinks=[witness]), http_scope(), send=send)
 
     # The last message ends the response also when it fails: nobody waits any more.
     assert witness.record.duration == {id(START): 3, id(CHUNK): 4, id(BODY): 3}[id(failing)]
@@ -234,7 +230,7 @@ def test_application_that_sends_after_the_end_changes_nothing(clock, witness):
         clock.advance(1)
         await sends({**START, "status": 500}, CHUNK, BODY, TRAILERS)(scope, receive, send)
 
-    sent = run(timed(app, witness, clock), http_scope())
+    sent = run(timed(app, clock, sinks=[witness]), http_scope())
 
     assert len(sent) == 6
     assert witness.moments == ["response_ready", "request_finished"]
@@ -264,7 +260,7 @@ def test_task_that_sends_when_the_request_is_over_is_let_through_and_changes_not
     async def send(message):
         sent.append(message)
 
-    tasks, sent, received, over, middleware = [], [], [], asyncio.Event(), timed(app, witness, clock)
+    tasks, sent, received, over, middleware = [], [], [], asyncio.Event(), timed(app, clock, sinks=[witness])
     asyncio.run(main())
 
     assert len(sent) == 4
@@ -297,7 +293,7 @@ def test_websocket_lasts_until_it_is_closed(clock, witness, messages, status, fi
             await send(message)
         clock.advance(10)
 
-    run(timed(app, witness, clock), websocket_scope())
+    run(timed(app, clock, sinks=[witness]), websocket_scope())
 
     record = witness.record
     assert (record.status, record.outcome, record.method) == (status, "ok", None)
@@ -315,7 +311,11 @@ def test_websocket_ends_when_the_client_closes_it(clock, witness, select):
         clock.advance(5)
         select("late")
 
-    run(timed(app, witness, clock), websocket_scope(), [CONNECT, TEXT, {"type": "websocket.disconnect", "code": 1000}])
+    run(
+        timed(app, clock, sinks=[witness]),
+        websocket_scope(),
+        [CONNECT, TEXT, {"type": "websocket.disconnect", "code": 1000}],
+    )
 
     assert witness.moments == ["response_ready", "request_finished"]
     assert (witness.record.duration, witness.record.outcome) == (2, "ok")

@@ -212,7 +212,7 @@ def test_duration_of_a_request_is_in_seconds_and_says_how_it_came(meters):
         await send(BODY)
 
     sink = OpenTelemetrySink(meter_provider=meters.provider)
-    run(timed(app, sink, clock), http_scope(scheme="https", http_version="2"))
+    run(timed(app, clock, sinks=[sink]), http_scope(scheme="https", http_version="2"))
 
     [point] = meters.points("http.server.request.duration")
     assert (point.count, point.sum) == (1, 2.0)

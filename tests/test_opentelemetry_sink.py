@@ -23,7 +23,7 @@ from sqltrace import SQLTraceMiddleware
 from sqltrace.sinks import OpenTelemetrySink, Sink, StartingSink
 from sqltrace.sinks.opentelemetry.server_span import redact_query
 from tests.asgi import BODY, START, Clock, call, http_scope, run, select, sends, timed, websocket_scope
-from tests.loops import block, now, run_by_clock
+from tests.loops import ObservedMiddleware, block, run_by_clock
 from tests.telemetry import INCOMING, PARENT_ID, TRACE_ID, native, plain, server_span, statement_spans, traced
 
 pytestmark = pytest.mark.usefixtures("no_faults")
@@ -124,7 +124,7 @@ def test_server_span_says_what_the_request_did(memory_engine, tracing):
         clock.advance(0.001)
         select(memory_engine)
 
-    run(timed(app, OpenTelemetrySink(tracer_provider=tracing.provider), clock), http_scope())
+    run(timed(app, clock, sinks=[OpenTelemetrySink(tracer_provider=tracing.provider)]), http_scope())
 
     span = server_span(tracing.spans())
     assert {name: value for name, value in span.attributes.items() if name.startswith("sqltrace.")} == {
@@ -154,13 +154,10 @@ def test_server_span_says_who_held_the_loop_that_was_waited_for(tracing):
             block(0.1)
         await sends(START, BODY)(scope, receive, send)
 
-    class Observed(SQLTraceMiddleware):
-        _clock = staticmethod(now)
-
     async def main():
         await asyncio.gather(*(call(middleware, http_scope(path)) for path in ("/guilty", "/innocent")))
 
-    middleware = Observed(app, sinks=[OpenTelemetrySink(tracer_provider=tracing.provider)])
+    middleware = ObservedMiddleware(app, sinks=[OpenTelemetrySink(tracer_provider=tracing.provider)])
     run_by_clock(main())
 
     told = {span.attributes["url.path"]: span.attributes for span in tracing.spans()}
@@ -388,10 +385,9 @@ class Case:
     def __init__(self, tracing, engine, **options):
         self.clock, self.tracing, self.engine = Clock(), tracing, engine
 
-        class Timed(SQLTraceMiddleware):
-            _clock = self.clock
-
-        self.app = Timed(self.answer, sinks=[OpenTelemetrySink(tracer_provider=tracing.provider, **options)])
+        self.app = timed(
+            self.answer, self.clock, sinks=[OpenTelemetrySink(tracer_provider=tracing.provider, **options)]
+        )
         self.took, self.status = 0.0, 200
         self.work, self.late = select, None
 
@@ -462,19 +458,16 @@ def test_statements_of_slow_requests_are_kept_always(memory_engine, tracing):
     assert case.statements() == 1
 
 
-def test_statements_of_a_websocket_are_not_kept_because_it_lives(memory_engine, tracing, logs):
+def test_statements_of_a_websocket_are_not_kept_because_it_lives(memory_engine, tracing, logs, clock):
     async def app(scope, receive, send):
         await send({"type": "websocket.accept"})
         select(memory_engine)
         clock.advance(3_600)
         await send({"type": "websocket.close"})
 
-    class Timed(SQLTraceMiddleware):
-        _clock = clock = Clock()
-
-    clock, (provider, exporter) = Timed.clock, logs
+    provider, exporter = logs
     otel = OpenTelemetrySink(keep=0.0, log_line=True, tracer_provider=tracing.provider, logger_provider=provider)
-    run(Timed(app, sinks=[otel], rules=[]), websocket_scope())
+    run(timed(app, clock, sinks=[otel], rules=[]), websocket_scope())
 
     assert statement_spans(tracing.spans()) == []
     assert [data.log_record.severity_text for data in exporter.get_finished_logs()] == ["INFO"]

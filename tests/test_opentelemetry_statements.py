@@ -114,11 +114,8 @@ def ask_by_clock(tracing, engine, *seconds, first=(), pause=0, max_statements=50
         await send(START)
         await send(BODY)
 
-    class Timed(SQLTraceMiddleware):
-        _clock = clock
-
     sink = OpenTelemetrySink(tracer_provider=tracing.provider, **options)
-    run(Timed(app, sinks=[sink], max_statements=max_statements), http_scope())
+    run(timed(app, clock, sinks=[sink], max_statements=max_statements), http_scope())
     spans = tracing.spans()
     return server_span(spans), statement_spans(spans)
 
@@ -169,10 +166,7 @@ def test_rest_lasts_until_the_rows_of_each_of_it_had_been_fetched(memory_engine,
 
     sink = OpenTelemetrySink(tracer_provider=tracing.provider, repeats=1)
 
-    class Timed(SQLTraceMiddleware):
-        _clock = clock
-
-    run(Timed(app, sinks=[sink], max_statements=2), http_scope())
+    run(timed(app, clock, sinks=[sink], max_statements=2), http_scope())
 
     server, rest = server_span(tracing.spans()), statement_spans(tracing.spans())[-1]
     assert (rest.name, placed(rest, server)) == ("SELECT ×2", [0, 8])
@@ -271,7 +265,10 @@ def test_work_after_the_response_does_not_exceed_the_cap(memory_engine, tracing,
             for number in range(4):
                 connection.execute(text(f"SELECT wait(1) AS after{number}")).all()
 
-    run(timed(app, OpenTelemetrySink(tracer_provider=tracing.provider, max_spans=max_spans), clock), http_scope())
+    run(
+        timed(app, clock, sinks=[OpenTelemetrySink(tracer_provider=tracing.provider, max_spans=max_spans)]),
+        http_scope(),
+    )
 
     statements = statement_spans(tracing.spans())
     assert names(statements) == expected
@@ -577,7 +574,7 @@ def test_span_of_work_after_the_response_lasts_as_long_as_that(memory_engine, tr
         select(memory_engine)
         clock.advance(5)
 
-    run(timed(app, OpenTelemetrySink(tracer_provider=tracing.provider), clock), http_scope())
+    run(timed(app, clock, sinks=[OpenTelemetrySink(tracer_provider=tracing.provider)]), http_scope())
 
     spans = tracing.spans()
     server, [after] = server_span(spans), [span for span in spans if span.name.endswith("after response")]
@@ -685,7 +682,7 @@ def test_connection_that_is_asked_for_at_the_very_end_of_the_response_is_of_the_
         engine.connect().close()
         engine.connect().close()
 
-    run(timed(app, OpenTelemetrySink(tracer_provider=tracing.provider), clock), http_scope())
+    run(timed(app, clock, sinks=[OpenTelemetrySink(tracer_provider=tracing.provider)]), http_scope())
 
     spans = {span.context.span_id: span.name for span in tracing.spans()}
     above = [spans[span.parent.span_id] for span in tracing.spans() if span.name == "connection"]
