@@ -287,7 +287,7 @@ def test_only_one_beyond_the_cap_of_its_phase_is_told_itself(memory_engine, trac
             for number in range(2):
                 connection.execute(text(f"SELECT wait(2) AS after{number}")).all()
 
-    run(timed(app, OpenTelemetrySink(tracer_provider=tracing.provider, max_spans=2), clock), http_scope())
+    run(timed(app, clock, sinks=[OpenTelemetrySink(tracer_provider=tracing.provider, max_spans=2)]), http_scope())
 
     assert names(statement_spans(tracing.spans())) == ["SELECT", "(other statements) ×2"]
 
