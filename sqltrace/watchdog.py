@@ -179,9 +179,9 @@ def _look(before: _Look) -> _Look:
     shares = [share for reference in list(_guarded.values()) if (share := reference()) is not None]
     running = [(share, began, share.thread) for share in shares if (began := share.began)]
     held = [(step, seen) for step in running if (seen := _see(*step)) is not None]
-    others = {share.log: share.thread for share in shares}
-    for log, thread in others.items():
-        if log is not None and log.is_overdue() and thread not in {thread for _, _, thread in running}:
+    busy = {thread for _, _, thread in running}
+    for log, thread in {share.log: share.thread for share in shares}.items():
+        if log is not None and thread not in busy and log.is_overdue():
             _see_another(log, thread)
     # After that: a file that is read lets others have the lock, and the step go on.
     computed = {thread: _cpu_time(thread) for _, _, thread in running}

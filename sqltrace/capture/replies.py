@@ -57,18 +57,13 @@ def has_unread(descriptor: int) -> bool:
     return bool(_COUNT.unpack(ioctl(descriptor, FIONREAD, bytes(_COUNT.size)))[0])
 
 
-def _age(connection: Any) -> int | None:
-    descriptor = internals.driver_descriptor(connection)
-    return None if descriptor is None else received_before(descriptor)
-
-
-def _reply_age(connection: Any, unread: bool) -> int | None:
+def _age(connection: Any, unread: bool = False) -> int | None:
     descriptor = internals.driver_descriptor(connection)
     age = None if descriptor is None else received_before(descriptor)
     return None if age is None or descriptor is None or (unread and not has_unread(descriptor)) else age
 
 
-child_tasks.reply_age = _reply_age
+child_tasks.reply_age = _age
 
 
 def loop_wait(collector: Collector, connection: Any, dialect: Any, started: int, ended: int, values: int) -> int | None:
