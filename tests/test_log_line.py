@@ -263,6 +263,28 @@ def test_line_goes_through_the_standard_library(app):
     assert line["logger"] == "sqltrace"
 
 
+@pytest.mark.parametrize("cached", [False, True], ids=["bound each time", "bound once"])
+def test_line_follows_a_configuration_that_changes(app, capsys, cached):
+    def path_only(logger, method, event):
+        return event["url.path"]
+
+    sink = sqltrace.sinks.StructlogSink()
+    structlog.configure(processors=[path_only], cache_logger_on_first_use=cached)
+    get(app, sinks=[sink])
+    structlog.configure(processors=[structlog.processors.JSONRenderer()], cache_logger_on_first_use=cached)
+    get(app, sinks=[sink])
+    with structlog.testing.capture_logs() as captured:
+        get(app, sinks=[sink])
+    structlog.reset_defaults()
+    get(app, sinks=[sink])
+
+    first, second, readable = capsys.readouterr().out.split("\n", 2)
+    assert first == "/people/ada"
+    VALIDATOR.validate(json.loads(second))
+    assert [line["url.path"] for line in captured] == ["/people/ada"]
+    assert "GET /people/{name}  200" in readable
+
+
 class Asynchronous(structlog.stdlib.BoundLogger):
     async def info(self, event, **values):
         super().info(event, **values)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from inspect import iscoroutine
+from operator import is_not
 from typing import Any
 
 import structlog
@@ -45,6 +46,7 @@ class StructlogSink:
         self._slow = checked_number("slow", slow, 0)
         self._top = checked_size("top", top, 0)
         self._literals = checked_flag("literals", literals)
+        self._configured: tuple[dict[str, Any], Any] = {}, None
 
     def response_ready(self, record: RequestRecord) -> None:
         # A middleware further in may unbind its values before the request has finished.
@@ -55,9 +57,22 @@ class StructlogSink:
     def request_finished(self, record: RequestRecord) -> None:
         line = log_line(record, top=self._top, literals=self._literals)
         bound = record.notes.get("structlog", {}) | structlog.contextvars.get_contextvars()
-        # Not a bound `event`, either: ours has a name.
-        line |= {key: value for key, value in bound.items() if key not in line and key != "event"}
-        _log(self._logger or _logger(), level_of(record, self._slow), line)
+        if bound:
+            # Not a bound `event`, either: ours has a name.
+            line |= {key: value for key, value in bound.items() if key not in line and key != "event"}
+        _log(self._logger or self._default(), level_of(record, self._slow), line)
+
+    def _default(self) -> Any:
+        """The application's logger: the same until structlog is configured anew, as making it takes its time."""
+        if not structlog.is_configured():
+            return _readable()
+        configuration, logger = self._configured
+        latest = structlog.get_config()
+        # By identity: what is equal may still be changed, as `capture_logs()` does.
+        if logger is None or any(map(is_not, latest.values(), configuration.values())):
+            logger = structlog.get_logger("sqltrace")
+            self._configured = latest, logger
+        return logger
 
 
 def _checked_logger(logger: Any) -> Any:
@@ -83,9 +98,7 @@ def _log(logger: Any, level: str, line: dict[str, Any]) -> None:
         )
 
 
-def _logger() -> Any:
-    if structlog.is_configured():
-        return structlog.get_logger("sqltrace")
+def _readable() -> Any:
     return structlog.wrap_logger(
         structlog.PrintLogger(),
         processors=[
