@@ -100,6 +100,22 @@ def test_pools_of_one_name_count_as_one(engines, meters):
     assert values(meters, "max") == {("both", None): 4}
 
 
+def test_pool_that_a_disposed_engine_left_counts_until_its_connections_are_closed_and_no_more_may_open(engines, meters):
+    engine = engines(pool_size=2, max_overflow=1, pool_logging_name="shop")
+    client = client_of(engine, meters)
+    with sqltrace.record():
+        held = engine.connect()
+        engine.dispose()  # and leaves alone what is in use
+        client.get("/")
+
+        assert values(meters, "count") == {("shop", "used"): 1, ("shop", "idle"): 1}
+        assert (values(meters, "max"), values(meters, "idle.max")) == ({("shop", None): 3}, {("shop", None): 2})
+        held.close()  # which keeps the old pool in memory
+
+    assert values(meters, "count") == {("shop", "used"): 0, ("shop", "idle"): 1}
+    assert held.closed
+
+
 def test_pool_without_a_name_is_called_by_its_database(engines, meters, tmp_path):
     client_of(engines(), meters).get("/")
 

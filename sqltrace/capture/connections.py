@@ -98,11 +98,17 @@ def work() -> bool:
     return works
 
 
-def watched_pools() -> list[tuple[Pool, Occupants]]:
-    """Those that a recording has asked for a connection, and that still exist."""
+def watched_pools() -> list[tuple[Pool, Occupants, bool]]:
+    """
+    Those that a recording has asked for a connection, and that still exist.
+
+    Each with whether its engine was disposed of and has another by now: it only takes its connections back.
+    """
     with _lock:
         known = list(_held.values())
-    return [(pool, occupants) for pool, occupants in ((held(), occupants) for held, occupants, _ in known) if pool]
+    latest = {id(dialect()): occupants for _, occupants, dialect in known}
+    found = [(held(), occupants, latest[id(dialect())] is not occupants) for held, occupants, dialect in known]
+    return [(pool, occupants, replaced) for pool, occupants, replaced in found if pool]
 
 
 def _measure_checkout(original: Wrapper) -> Wrapper:

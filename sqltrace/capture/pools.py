@@ -35,18 +35,18 @@ class PoolState:
 
 def pool_states() -> list[PoolState]:
     """Of the pools that a recording has asked for a connection. For any thread."""
-    return [_state_of(pool, occupants) for pool, occupants in watched_pools()]
+    return [_state_of(*watched) for watched in watched_pools()]
 
 
-def _state_of(pool: Pool, occupants: Occupants) -> PoolState:
+def _state_of(pool: Pool, occupants: Occupants, replaced: bool) -> PoolState:
     waiting = len(occupants.waiting)
-    if not isinstance(pool, QueuePool):
+    if replaced or not isinstance(pool, QueuePool):  # one that was disposed of counts wrongly
         return PoolState(occupants.pool_name, len(occupants), None, None, None, waiting)
     size, overflow = pool.size(), internals.max_overflow(pool)
     limited = size > 0 and overflow is not None and overflow >= 0
     return PoolState(
         occupants.pool_name,
-        pool.checkedout(),
+        max(0, pool.checkedout()),  # less once its engine was disposed of
         pool.checkedin(),
         size + (overflow or 0) if limited else None,
         size if size > 0 else None,
