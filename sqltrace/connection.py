@@ -215,7 +215,7 @@ class Occupants(set["Checkout"]):
     The checkouts that occupy a place of one pool now.
 
     Attributes:
-        pool_name: Its ``pool_logging_name``, or where its engine connects to.
+        pool_name: Its ``pool_logging_name``, or where its engine connects to, ``(async)`` if it is one.
         waiting: Those that wait for a place.
     """
 

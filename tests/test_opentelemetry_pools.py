@@ -1,5 +1,6 @@
 """What metrics say of connection pools."""
 
+import asyncio
 import gc
 import threading
 import time
@@ -9,6 +10,7 @@ from contextlib import ExitStack
 import pytest
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool, QueuePool
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
@@ -123,6 +125,23 @@ def test_pool_without_a_name_is_called_by_its_database(engines, meters, tmp_path
     assert str(Database("db.example.com", 5432, "shop")) == "db.example.com:5432/shop"
     assert str(Database("db.example.com", None, "shop")) == "db.example.com/shop"
     assert str(Database()) == ""
+
+
+def test_pools_of_a_sync_and_an_async_engine_on_one_database_are_told_apart(engines, meters, tmp_path):
+    async def use():
+        engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path}/shop.db", pool_size=2, max_overflow=0)
+        with sqltrace.record():
+            async with engine.connect():
+                found = values(meters, "count"), values(meters, "max")
+        await engine.dispose()
+        return found
+
+    client_of(engines(pool_size=3, max_overflow=0), meters).get("/")
+    counts, most = asyncio.run(use())
+
+    one, other = f"{tmp_path}/shop.db", f"{tmp_path}/shop.db (async)"
+    assert counts == {(one, "used"): 0, (one, "idle"): 1, (other, "used"): 1, (other, "idle"): 0}
+    assert most == {(one, None): 3, (other, None): 2}
 
 
 def test_those_who_wait_for_the_pool_are_pending(engines, meters):

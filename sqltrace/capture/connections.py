@@ -185,7 +185,8 @@ def _neighbours(engine: Engine) -> Occupants | None:
     # By identity, for a WeakKeyDictionary is five times slower: the entry goes before the identity is used again.
     forget = partial(_held.pop, id(pool), None)
     note_database(engine.dialect, engine.url)
-    occupants = Occupants(pool.logging_name or str(database_of(engine.dialect)))
+    apart = " (async)" if engine.dialect.is_async else ""  # an engine of each kind on one database is usual
+    occupants = Occupants(pool.logging_name or f"{database_of(engine.dialect)}{apart}")
     with _lock:
         return _held.setdefault(id(pool), (ref(pool, lambda _: forget()), occupants, ref(engine.dialect)))[1]
 

@@ -17,7 +17,7 @@ class PoolState:
     Connections of a pool. `None` for what this kind of pool does not have, or does not limit.
 
     Attributes:
-        name: Its ``pool_logging_name``, or where its engine connects to. Not always unique.
+        name: As `Occupants.pool_name`. Not always unique.
         used: Checked out.
         idle: Open, and not checked out.
         most: That it opens at once.
