@@ -113,6 +113,7 @@ class ConnectionUse:
         ping: Testing pooled connections before they are handed out (``pool_pre_ping``).
         begin: Of transactions. Most drivers send BEGIN with the first statement, where its time is.
         commit: Of transactions; preparing of two-phase ones included.
+        commit_after_response: Of `commit`, what ended after the response: nobody waited for it.
         rollback: Of transactions, that of the reset on return to the pool included.
         held: From getting connections to giving them back.
         idle_in_transaction:
@@ -131,6 +132,7 @@ class ConnectionUse:
     ping: float | None = 0.0
     begin: float | None = 0.0
     commit: float | None = 0.0
+    commit_after_response: float | None = 0.0
     rollback: float | None = 0.0
     held: float | None = 0.0
     idle_in_transaction: float | None = 0.0
@@ -150,6 +152,7 @@ class ConnectionTotals:
 
     Attributes:
         acquired: Of the longest acquisitions of a millisecond or more: start, end and `Checkout.span`.
+        committed: Of `commit`, what was over at the end of the response; `None` before.
     """
 
     # Of the class: most requests without SQL add nothing.
@@ -159,6 +162,11 @@ class ConnectionTotals:
     waits: Sequence[PoolWait] = ()
     idle_stretches: Sequence[IdleStretch] = ()
     acquired: Sequence[tuple[int, int, Any]] = ()
+    committed: int | None = None
+
+    def end_response(self, still_open: Sequence[Checkout]) -> None:
+        """What is committed from now on is after the response."""
+        self.committed = self.commit + sum(checkout.commit for checkout in still_open)
 
     def add(self, checkout: Checkout, now: int) -> None:
         """Count a checkout, up to the reading `now` if it is still open."""
@@ -199,11 +207,14 @@ class ConnectionTotals:
         if not (totals.checkouts or totals.failed or unmeasurable_times):
             return ConnectionUse()  # as of most requests without SQL
         seconds = {name: None if name in unmeasurable_times else getattr(totals, name) / _SECOND for name in TIMES}
+        committed = totals.commit if totals.committed is None else totals.committed
+        later = None if seconds["commit"] is None else (totals.commit - committed) / _SECOND
         return ConnectionUse(
             totals.checkouts,
             totals.failed,
             totals.timeouts,
             waits=list(totals.waits),
+            commit_after_response=later,
             rollbacks=totals.rollbacks,
             idle_stretches=list(totals.idle_stretches),
             **seconds,

@@ -109,6 +109,8 @@ class Recording:
         if self._response_ended is None:
             self._response_ended = self._clock()
             self._collector.settle()
+            with self._lock:
+                self._tally.connections.end_response(self._collector.checkouts)
             if self._loop is not None:
                 self._loop.responded = True
 
@@ -272,11 +274,9 @@ class Recording:
     @property
     def groups(self) -> list[Group]:
         """All groups, most time first."""
-        groups: list[Group] = self._answer("groups", self._sorted_groups)
+        known = self._tally.groups
+        groups: list[Group] = self._answer("groups", lambda: sorted(known.values(), key=lambda group: -group.total))
         return groups.copy()
-
-    def _sorted_groups(self) -> list[Group]:
-        return sorted(self._tally.groups.values(), key=lambda group: -group.total)
 
     @property
     def counts(self) -> Counts:

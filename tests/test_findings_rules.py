@@ -201,21 +201,36 @@ def test_slow_statement_whose_rows_nobody_fetched_tells_none(clock, engine):
     assert finding.message == "SELECT took 700.0 ms."
 
 
-def test_slow_commit_is_told_as_a_statement_is(clock):
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        (1, 0, "COMMIT took 700.0 ms."),
+        (0, 1, "COMMIT took 700.0 ms, after the response."),
+        (2, 1, "COMMIT took 2.10 s, 700.0 ms of it after the response."),
+    ],
+)
+def test_slow_commit_is_told_as_a_statement_is(clock, before, after, message):
     class Slow(sqlite3.Connection):
         def commit(self):
             clock.advance(0.7)
             super().commit()
 
+    def commit(connection):
+        connection.execute(text("SELECT 1"))
+        connection.commit()
+
     engine = create_engine("sqlite://", poolclass=StaticPool, connect_args={"factory": Slow})
     with recorded(clock) as recording, engine.connect() as connection:
-        connection.execute(text("CREATE TABLE jobs (id INTEGER PRIMARY KEY)"))
-        connection.commit()
+        for _ in range(before):
+            commit(connection)
+        recording.end_response()
+        for _ in range(after):
+            commit(connection)
     engine.dispose()
 
     [finding] = sqltrace.diagnose(recording)
-    assert (finding.kind, finding.message) == ("slow_statement", "COMMIT took 700.0 ms.")
-    assert finding.cost == pytest.approx(0.7)
+    assert (finding.kind, finding.message) == ("slow_statement", message)
+    assert finding.cost == pytest.approx(0.7 * (before + after))
 
 
 @pytest.mark.parametrize(("pause", "found"), [(0.0, ["repeated_statement"]), (0.1, [])], ids=["loop", "poll"])

@@ -455,6 +455,31 @@ def test_line_tells_connections_and_groups_as_the_recording_does(engine):
     assert group.max < group.total
 
 
+@pytest.mark.parametrize("closed", [True, False], ids=["folded", "open"])
+def test_line_tells_what_of_the_commits_was_after_the_response(engine, closed):
+    def commit(connection):
+        connection.execute(text("SELECT 1"))
+        connection.commit()
+
+    with sqltrace.record() as outer, sqltrace.record() as recording:
+        with engine.connect() as connection:
+            commit(connection)
+            if not closed:
+                recording.end_response()
+                commit(connection)
+        in_response = recording.connections.commit - recording.connections.commit_after_response
+        if closed:
+            recording.end_response()
+            with engine.connect() as connection:
+                commit(connection)
+
+    line, use = log_line(RequestRecord(recording, "http", "/")), recording.connections
+    assert 0 < use.commit_after_response < use.commit
+    assert use.commit - use.commit_after_response == pytest.approx(in_response)
+    assert line["connection.commit_after_response_ms"] == pytest.approx(use.commit_after_response * 1_000, abs=0.001)
+    assert "connection.commit_after_response_ms" not in log_line(RequestRecord(outer, "http", "/"))
+
+
 def test_line_tells_what_a_group_has_measured(engine):
     async def work():
         with engine.connect() as connection:

@@ -46,11 +46,13 @@ def _is_fetched_slowly(recording: Recording, group: Group) -> bool:
 
 def _slow_commit(recording: Recording, slow: float) -> Iterator[Finding]:
     """It is in the time of no statement."""
-    commit = recording.connections.commit or 0.0
+    use = recording.connections
+    commit, later = use.commit or 0.0, use.commit_after_response
     if commit >= slow:
+        after = f", {'' if later == commit else f'{time(later)} of it '}after the response" if later else ""
         yield Finding(
             "slow_statement",
-            f"COMMIT took {time(commit)}{' in all' if recording.connections.checkouts > 1 else ''}.",
+            f"COMMIT took {time(commit)}{' in all' if use.checkouts > 1 else ''}{after}.",
             commit,
             fix="see what it waited for: deferred constraints and triggers, replicas, or the disk",
         )

@@ -154,6 +154,7 @@ def _connections(use: ConnectionUse) -> dict[str, Any]:
         "connection.wait_ms": _milliseconds(use.wait),
         "connection.held_ms": _milliseconds(use.held),
         "connection.commit_ms": _milliseconds(use.commit),
+        "connection.commit_after_response_ms": _milliseconds(use.commit_after_response) or None,
         "connection.idle_in_transaction_ms": _milliseconds(use.idle_in_transaction),
         "connection.waits": [_wait(wait) for wait in use.waits] or None,
     }

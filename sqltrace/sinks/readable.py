@@ -21,9 +21,8 @@ _TOLD_ABOVE = frozenset(
     " duration_ms time_to_first_byte_ms time.connection_ms time.database_ms time.objects_ms time.loop_wait_ms"
     " time.loop_wait_estimated time.python_ms loop.held_ms loop.longest_hold_ms loop.waited_for after_response_ms"
     " sql.count sql.rows sql.distinct sql.failed sql.on_loop sql.after_response sql.statements connection.checkouts"
-    " connection.wait_ms connection.held_ms connection.commit_ms connection.idle_in_transaction_ms connection.waits"
-    " network.protocol.name"
-    " client.address findings".split()
+    " connection.wait_ms connection.held_ms connection.commit_ms connection.commit_after_response_ms"
+    " connection.idle_in_transaction_ms connection.waits network.protocol.name client.address findings".split()
 )
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _WORDS = re.compile(r"(?<= )")
@@ -103,9 +102,8 @@ class ReadableRenderer:
         if event.get("sql.rows"):
             text += f", {plural(event['sql.rows'], 'row')}"
         text += f", {_time(event['time.database_ms'])} in the database"
-        commit = event.get("connection.commit_ms", 0.0)
-        # It may have been after the response, as the database time is not: an exit of a dependency, a background task.
-        if commit >= max(1.0, event["time.database_ms"] / 10) and commit > event.get("after_response_ms", 0.0):
+        commit = event.get("connection.commit_ms", 0.0) - event.get("connection.commit_after_response_ms", 0.0)
+        if commit >= max(1.0, event["time.database_ms"] / 10):
             # Where it also waited for the event loop, which is no time of the database, it is not all a part of that.
             committing = "of it committing" if commit <= event["time.database_ms"] else "committing"
             text += f", {_time(commit)} {committing}"
