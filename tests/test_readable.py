@@ -41,6 +41,13 @@ def render(*, colors=False, width=100, **changes):
     return ReadableRenderer(colors=colors, width=width)(None, "info", event)
 
 
+@pytest.mark.parametrize(("method", "level"), [("warning", None), ("info", "warning")])
+def test_level_is_that_of_the_call_where_no_processor_has_added_it(method, level):
+    event = {key: value for key, value in (REQUEST | {"level": level}).items() if value is not None}
+
+    assert " warning GET " in ReadableRenderer(colors=False)(None, method, event).splitlines()[0]
+
+
 def test_request_is_readable_at_a_glance():
     assert render().splitlines() == [
         "12:04:31 warning GET /tags/{tag_id}  200  5.82 s",

@@ -66,7 +66,7 @@ class ReadableRenderer:
             return self._others(logger, method, event)
         event = _printable(event)
         lines = [
-            *self._wrap(self._headline(event), "", hang=_INDENT + "  "),
+            *self._wrap(self._headline(event, method), "", hang=_INDENT + "  "),
             *self._wrap(self._account(event)),
         ]
         told = (_parts(event), _waited(event), *map(_wait, event.get("connection.waits", ())))
@@ -82,8 +82,8 @@ class ReadableRenderer:
         lines += self._wrap("  ".join(f"{key}={value}" for key, value in rest.items()), color="dim")
         return "\n".join(lines)
 
-    def _headline(self, event: Mapping[str, Any]) -> str:
-        level = str(event.get("level", "info"))
+    def _headline(self, event: Mapping[str, Any], method: str) -> str:
+        level = str(event.get("level", method))
         facts = [str(event.get("http.response.status_code", "no response")), _time(event["duration_ms"])]
         if event["outcome"] != "ok":
             facts.append(event["outcome"])
