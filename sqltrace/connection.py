@@ -74,6 +74,7 @@ class PoolWait:
         is_async: Whether the pool is one of an asynchronous engine.
         call_site: The application's line that asked for the connection; `None` under 10 ms, and where none is known.
         ended: Reading of the clock at the end of the wait, in nanoseconds.
+        max_overflow: Connections that the pool opens beyond its size at most; `None` where that cannot be known.
     """
 
     waited: float
@@ -85,6 +86,7 @@ class PoolWait:
     is_async: bool = False
     call_site: CallSite | None = None
     ended: int = field(default=0, repr=False, compare=False)
+    max_overflow: int | None = None
 
     @property
     def started(self) -> int:

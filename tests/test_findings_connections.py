@@ -4,7 +4,7 @@ import asyncio
 import sqlite3
 import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 
 import pytest
@@ -474,8 +474,45 @@ def test_pool_of_an_async_engine_is_mended_there_also_if_it_gave_no_connection(t
 
     [finding] = sqltrace.diagnose(asyncio.run(main()), [pool_wait])
 
-    assert finding.fix.startswith("create_async_engine(…, pool_size=6), or ")
+    assert finding.fix.startswith(
+        "create_async_engine(…, pool_size=6, max_overflow=0) for 6 connections at most instead of 1, or "
+    )
     assert finding.call_site.startswith(f"tests/test_findings_connections.py:{line_of('# no connection')} in ")
+
+
+@pytest.mark.parametrize(
+    ("options", "fix"),
+    [
+        ({}, "create_engine(…, pool_size=15, max_overflow=10) for 25 connections at most instead of 15, or "),
+        (
+            {"pool_size": 3, "max_overflow": 2},
+            "create_engine(…, pool_size=10, max_overflow=2) for 12 connections at most instead of 5, or ",
+        ),
+        (
+            {"pool_size": 2, "max_overflow": 0},
+            "create_engine(…, pool_size=7, max_overflow=0) for 7 connections at most instead of 2, or ",
+        ),
+    ],
+    ids=["default", "overflow", "none"],
+)
+def test_larger_pool_keeps_what_was_in_use_and_its_overflow(tmp_path, options, fix):
+    engine = create_engine(f"sqlite:///{tmp_path}/app.db", poolclass=QueuePool, pool_timeout=0.01, **options)
+    with ExitStack() as stack:
+        stack.callback(engine.dispose)
+        for _ in range(engine.pool.size() + options.get("max_overflow", 10)):
+            stack.enter_context(engine.connect())
+        with sqltrace.record() as recording, pytest.raises(PoolTimeoutError):
+            engine.connect()
+
+    [finding] = sqltrace.diagnose(recording, [pool_wait])
+
+    assert finding.fix.startswith(fix)
+
+
+def test_pool_whose_overflow_is_not_known_is_made_larger_than_what_was_in_use():
+    [finding] = sqltrace.diagnose(waited(wait_of(0.5)), [pool_wait])
+
+    assert finding.fix.startswith("create_engine(…, pool_size=10), or give ")
 
 
 def idle(clock, engine, *transactions):

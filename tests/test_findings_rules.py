@@ -765,7 +765,10 @@ def test_waits_at_once_are_not_told_as_if_they_came_one_after_the_other(tmp_path
         r"4 waits for a connection, some at once, took 4\d\d\.\d ms, 1 in use of a pool of 1, held by",
         finding.message,
     )
-    assert finding.fix.startswith("create_async_engine(…, pool_size=6), or give connections back sooner in page")
+    assert finding.fix == (
+        "create_async_engine(…, pool_size=6, max_overflow=0) for 6 connections at most instead of 1,"
+        " or give connections back sooner in page: commit or close"
+    )
 
 
 def test_wait_of_a_synchronous_engine_is_mended_at_the_synchronous_engine(tmp_path):
@@ -781,7 +784,10 @@ def test_wait_of_a_synchronous_engine_is_mended_at_the_synchronous_engine(tmp_pa
     [finding] = sqltrace.diagnose(recording)
 
     assert re.match(r"\d+\.\d ms spent waiting in vain for a connection, 1 in use of a pool of 1\.$", finding.message)
-    assert finding.fix.startswith("create_engine(…, pool_size=6), or give connections back sooner in those who hold")
+    assert finding.fix == (
+        "create_engine(…, pool_size=6, max_overflow=0) for 6 connections at most instead of 1,"
+        " or give connections back sooner: commit or close"
+    )
 
 
 def test_connections_beyond_the_size_of_the_pool_are_told(tmp_path):
@@ -795,7 +801,9 @@ def test_connections_beyond_the_size_of_the_pool_are_told(tmp_path):
     [finding] = sqltrace.diagnose(recording)
 
     assert "for a connection, 2 in use of a pool of 1 and 1 beyond it." in finding.message
-    assert finding.fix.startswith("create_engine(…, pool_size=7), or")
+    assert finding.fix.startswith(
+        "create_engine(…, pool_size=7, max_overflow=1) for 8 connections at most instead of 2"
+    )
 
 
 def test_pool_that_nobody_waits_for_is_not_told(engine):

@@ -99,4 +99,5 @@ def _describe(checkout: Checkout, pool: QueuePool, holders: set[Checkout], timed
         isinstance(pool, AsyncAdaptedQueuePool),
         find_call_site() if timed_out or checkout.wait >= _LONG else None,
         ended,
+        internals.max_overflow(pool),
     )

@@ -11,6 +11,7 @@ from sqltrace.intervals import Coverage
 from sqltrace.recording import Recording
 
 _NAMED = 3
+_ROOM = 5  # connections that a larger pool has beyond those that were in use
 _SECOND = 1_000_000_000
 
 
@@ -63,7 +64,14 @@ def _message(waits: Sequence[PoolWait], worst: PoolWait, waited: float, at_once:
 def _fix(worst: PoolWait) -> str:
     if worst.self_deadlock:
         return "one session for the whole request, passed on: it waits for a connection that it holds itself"
-    size = max(worst.in_use, worst.pool_size) + 5
-    holder = worst.holders[0].name if worst.holders else "those who hold them"
     make = "create_async_engine" if worst.is_async else "create_engine"
-    return f"{make}(…, pool_size={size}), or give connections back sooner in {holder}: commit or close"
+    overflow = worst.max_overflow
+    if overflow is None:
+        larger = f"{make}(…, pool_size={max(worst.in_use, worst.pool_size) + _ROOM})"
+    else:
+        most = worst.pool_size + overflow
+        size = most if overflow >= _ROOM else most + _ROOM
+        larger = f"{make}(…, pool_size={size}, max_overflow={overflow})"
+        larger += f" for {size + overflow} connections at most instead of {most}"
+    where = f" in {worst.holders[0].name}" if worst.holders else ""
+    return f"{larger}, or give connections back sooner{where}: commit or close"
