@@ -377,6 +377,31 @@ def test_making_objects_and_waiting_for_the_event_loop_are_no_idling(clock, engi
     assert kinds(recording) == []
 
 
+@pytest.mark.parametrize(
+    ("objects", "held", "told"),
+    [
+        (0.4, "1.00 s", ", not counting 400.0 ms of waiting, reading rows or making objects"),
+        (0.05, "650.0 ms", ""),
+        (0.0, "600.0 ms", ""),
+    ],
+)
+def test_idling_says_what_is_not_counted_in_it_where_that_is_much(clock, engine, objects, held, told):
+    with recorded(clock) as recording, engine.connect() as connection:
+        connection.execute(text("INSERT INTO jobs DEFAULT VALUES"))
+        began = clock()
+        clock.advance(objects)
+        mark(recording.collector, None, "objects", began, clock())
+        clock.advance(0.6)
+        connection.commit()
+
+    [finding] = sqltrace.diagnose(recording)
+
+    assert finding.message == (
+        f"a transaction was open for 600.0 ms in which no statement of it ran{told}, and kept its connection"
+        f" ({held} in all) and its locks."
+    )
+
+
 def test_event_loop_that_another_request_holds_after_the_response_is_no_idling():
     async def app(scope, receive, send):
         if scope["path"] == "/holds":

@@ -38,10 +38,12 @@ def idle_in_transaction(recording: Recording, *, idle: float = 0.5, pause: float
     own = max(0.0, pauses) + sum(_own(stretch, busy) for stretch in stretches) / _SECOND
     if own >= idle and own >= pause * (recording.statement_count + 1):
         worst = max(stretches, key=lambda stretch: _own(stretch, busy), default=None)
+        rest = total - own
+        told = f", not counting {time(rest)} of waiting, reading rows or making objects" if rest >= own / 10 else ""
         is_async = worst.is_async if worst is not None else all(group.is_async for group in recording.groups)
         yield Finding(
             "idle_in_transaction",
-            f"a transaction was open for {time(own)} in which no statement of it ran, and kept its connection"
+            f"a transaction was open for {time(own)} in which no statement of it ran{told}, and kept its connection"
             f" ({time(connections.held or 0.0)} in all) and its locks.",
             own,
             line(worst.call_site) if worst is not None else None,
