@@ -143,6 +143,32 @@ def test_all_services_are_a_selector_that_loki_takes():
     assert re.fullmatch(service["allValue"], "") is None
 
 
+@pytest.mark.parametrize("job", ["shop", "eu/shop"])
+def test_service_is_found_with_and_without_a_namespace(job):
+    service = next(variable for variable in DASHBOARD["templating"]["list"] if variable["name"] == "service")
+    [selector] = set(re.findall(r'job=~"(.*?)"', json.dumps(DASHBOARD).replace("\\", "")))
+
+    # Prometheus makes `job` of both; Tempo and Loki know the service by its name alone.
+    assert re.search(service["regex"].strip("/"), job)[1] == "shop"
+    for chosen in ("shop", "web|shop", service["allValue"]):
+        assert re.fullmatch(selector.replace("$service", chosen), job)
+
+
+def test_slow_requests_without_a_route_are_among_those_of_all_routes():
+    [query] = [
+        target["query"] for panel in PANELS for target in panel["targets"] if target.get("queryType") == "traceql"
+    ]
+    [names] = re.findall(r' name=~"(.*?)"', query)
+    everything = next(
+        variable["allValue"] for variable in DASHBOARD["templating"]["list"] if variable["name"] == "route"
+    )
+    spans = ["GET /tags/{tag_id}", "GET", "/socket", "WS /socket"]
+
+    assert [span for span in spans if re.fullmatch(names.replace("$route", everything), span)] == spans
+    chosen = names.replace("$route", "/tags/{tag_id}|/socket")
+    assert [span for span in spans if re.fullmatch(chosen, span)] == ["GET /tags/{tag_id}", "/socket", "WS /socket"]
+
+
 def test_every_alert_says_how_bad_it_is_and_what_to_do():
     for rule in RULES:
         assert rule["labels"]["severity"] in {"warning", "critical"}
