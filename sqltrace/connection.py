@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqltrace.callsite import CallSite
 from sqltrace.idle import LEAST, IdleStretch, Transactions
@@ -99,6 +99,18 @@ class PoolWait:
         return self.timed_out and any(holder.own for holder in self.holders)
 
 
+class Acquisition(NamedTuple):
+    """How a recording got a connection, or failed to. Readings of the clock, nanoseconds, the rest of `Checkout`."""
+
+    started: int
+    ended: int
+    span: Any
+    pool_name: str
+    wait: int
+    connect: int
+    failure: Any
+
+
 @dataclass(slots=True)
 class ConnectionUse:
     """
@@ -153,7 +165,7 @@ class ConnectionTotals:
     Adds checkouts up. In nanoseconds.
 
     Attributes:
-        acquired: Of the longest acquisitions of a millisecond or more: start, end and `Checkout.span`.
+        acquired: The longest, of a millisecond or more, or that failed.
         committed: Of `commit`, what was over at the end of the response; `None` before.
     """
 
@@ -163,7 +175,7 @@ class ConnectionTotals:
     held = idle_in_transaction = rollbacks = 0
     waits: Sequence[PoolWait] = ()
     idle_stretches: Sequence[IdleStretch] = ()
-    acquired: Sequence[tuple[int, int, Any]] = ()
+    acquired: Sequence[Acquisition] = ()
     committed: int | None = None
 
     def end_response(self, still_open: Sequence[Checkout]) -> None:
@@ -192,9 +204,9 @@ class ConnectionTotals:
             longest = [*self.idle_stretches, *checkout.idle_stretches(now)]
             self.idle_stretches = sorted(longest, key=lambda one: one.start - one.end)[:WORST]
         got = checkout.taken or checkout.ended or now
-        if got - checkout.asked >= _NOTABLE:
-            acquired = [*self.acquired, (checkout.asked, got, checkout.span)]
-            self.acquired = sorted(acquired, key=lambda one: one[0] - one[1])[:_LONGEST]
+        if got - checkout.asked >= _NOTABLE or checkout.failure is not None:
+            acquired = [*self.acquired, checkout.acquisition(got)]
+            self.acquired = sorted(acquired, key=lambda one: one.started - one.ended)[:_LONGEST]
         if checkout.pool_wait is not None:
             self.timeouts += checkout.pool_wait.timed_out
             self.waits = sorted([*self.waits, checkout.pool_wait], key=lambda wait: -wait.waited)[:WORST]
@@ -256,6 +268,7 @@ class Checkout(Transactions):
         neighbours: Those that occupy a place of the same pool now: with a connection, or opening it.
         asked, taken, ended: `None` where it has not come to that.
         wait_started, wait_ended: Around the wait for the pool.
+        failure: Why there is no connection, a `~sqltrace.statement.Failure`.
         span: What `Collector.probe` has said; `None` where there is none.
         repeated: The same connection was handed out once more, and is counted already.
         proxy: Identity of the proxy that SQLAlchemy handed out.
@@ -266,7 +279,7 @@ class Checkout(Transactions):
     """
 
     __slots__ = (
-        "asked", "begin", "calling", "clock", "commit", "connect", "ended", "labels", "neighbours",
+        "asked", "begin", "calling", "clock", "commit", "connect", "ended", "failure", "labels", "neighbours",
         "opening", "ping", "pool_wait", "proxy", "repeated", "rollback", "rollbacks", "rolled_back", "span", "taken",
         "wait", "wait_ended", "wait_started",
     )  # fmt: skip
@@ -284,12 +297,17 @@ class Checkout(Transactions):
         self.wait_started: int | None = None
         self.wait_ended: int | None = None
         self.pool_wait: PoolWait | None = None
+        self.failure: Any = None
         self.span: Any = None
         self.opening: Any = None
         self.asked = clock()
 
     def held(self, now: int) -> int:
         return 0 if self.taken is None else max(0, (self.ended or now) - self.taken)
+
+    def acquisition(self, got: int) -> Acquisition:
+        pool = self.neighbours.pool_name
+        return Acquisition(self.asked, got, self.span, pool, self.wait, self.connect, self.failure)
 
     def end(self) -> None:
         """It was given back, or has failed. Called again, nothing changes."""

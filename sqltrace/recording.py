@@ -22,7 +22,7 @@ from threading import RLock
 from typing import Any
 
 from sqltrace.collector import Clock, Collector, Execution, Part, current, unmeasurable
-from sqltrace.connection import ConnectionUse, Label
+from sqltrace.connection import Acquisition, ConnectionUse, Label
 from sqltrace.event_loop import LoopShare
 from sqltrace.faults import report_fault
 from sqltrace.intervals import Coverage
@@ -313,8 +313,8 @@ class Recording:
         """Statements that came after the end, from a task that outlived it. In no other count."""
         return self._collector.late
 
-    def acquisitions(self) -> list[tuple[int, int, Any]]:
-        """The longest of connections: readings of the clock at both ends, and what a sink has had noted."""
+    def acquisitions(self) -> list[Acquisition]:
+        """The longest of connections, and those that failed."""
         with self._lock:
             self.fold()
             return list(self._tally.connections.acquired)

@@ -604,16 +604,16 @@ def opening(clock, *seconds):
     return create_engine("sqlite://", creator=creator, poolclass=pool.NullPool)
 
 
-def test_acquisitions_from_a_millisecond_on_are_kept_also_if_they_failed():
+def test_acquisitions_from_a_millisecond_on_are_kept_and_those_that_failed():
     clock = Clock()
-    engine = opening(clock, 0.0, 0.0009, *[0.001 * number for number in (1, -2, *range(3, 13))])
+    engine = opening(clock, 0.0, 0.0009, -0.0005, *[0.001 * number for number in (1, -2, *range(3, 13))])
     with recorded(clock) as recording:
-        for _ in range(14):
+        for _ in range(15):
             with suppress(OperationalError), engine.connect():
                 pass
 
-    lengths = [end - start for start, end, _ in recording.acquisitions()]
-    assert lengths == [1_000_000 * number for number in range(12, 0, -1)]
+    lengths = [one.ended - one.started for one in recording.acquisitions()]
+    assert lengths == [1_000_000 * number for number in range(12, 0, -1)] + [500_000]
 
 
 def test_twenty_longest_acquisitions_are_kept():
@@ -624,7 +624,7 @@ def test_twenty_longest_acquisitions_are_kept():
             with engine.connect():
                 pass
 
-    lengths = [end - start for start, end, _ in recording.acquisitions()]
+    lengths = [one.ended - one.started for one in recording.acquisitions()]
     assert lengths == [1_000_000 * number for number in range(30, 10, -1)]
 
 

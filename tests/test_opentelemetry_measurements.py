@@ -13,7 +13,7 @@ from sqlalchemy import NullPool, create_engine
 
 from sqltrace import SQLTraceMiddleware
 from sqltrace.sinks import OpenTelemetrySink
-from sqltrace.sinks.opentelemetry.pool_metrics import NAME
+from sqltrace.sinks.opentelemetry.attributes import POOL_NAME
 from tests.asgi import BODY, START, call, http_scope, sends
 from tests.telemetry import INCOMING, TRACE_ID, Meters
 
@@ -73,7 +73,7 @@ def test_many_uses_of_a_pool_are_not_recorded_on_the_event_loop(tmp_path):
             engine.connect().close()
         await sends(START, BODY)(scope, receive, send)
 
-    engine, watch = create_engine(f"sqlite:///{tmp_path}/test.db", poolclass=NullPool), Watch(NAME)
+    engine, watch = create_engine(f"sqlite:///{tmp_path}/test.db", poolclass=NullPool), Watch(POOL_NAME)
     meters = Meters(exemplar_filter=watch)
     sink = OpenTelemetrySink(meter_provider=meters.provider)
     asyncio.run(call(SQLTraceMiddleware(app, sinks=[sink]), http_scope()))

@@ -651,6 +651,63 @@ def test_wait_for_a_connection_has_a_span(tracing, small_pool):
     assert waited == pytest.approx(server.attributes["sqltrace.time.connection"], abs=0.001)
 
 
+def test_span_of_a_connection_says_of_which_pool_it_was_and_what_it_waited_for(tracing, small_pool, tmp_path):
+    def work():
+        with pytest.raises(PoolTimeoutError):
+            small_pool.connect()
+
+    with sqltrace.record("nightly"), small_pool.connect():
+        spans = ask(tracing, work)
+
+    [wait] = [span for span in spans if span.name == "connection"]
+    waited = wait.attributes["sqltrace.connection.wait"]
+    assert dict(wait.attributes) == {
+        "db.client.connection.pool.name": f"{tmp_path}/test.db",
+        "sqltrace.connection.wait": waited,
+        "sqltrace.connection.connect": 0.0,
+        "error.type": "sqlalchemy.exc.TimeoutError",
+    }
+    assert 0.05 <= waited <= (wait.end_time - wait.start_time) / 1_000_000_000
+    assert wait.status.status_code is StatusCode.ERROR
+
+
+@pytest.mark.postgresql
+def test_connection_that_the_database_refuses_is_a_failed_span_however_short_it_was(tracing, postgres_url):
+    engine = create_engine(postgres_url.set(drivername="postgresql+psycopg", database="nowhere"))
+
+    def work():
+        with pytest.raises(DBAPIError):
+            engine.connect()
+
+    spans = ask(tracing, work)
+
+    [refused] = [span for span in spans if span.name == "connection"]
+    assert refused.attributes["error.type"] == "psycopg.OperationalError"
+    assert refused.attributes["sqltrace.connection.connect"] > 0
+    assert refused.status.status_code is StatusCode.ERROR
+
+
+def test_connection_that_could_be_opened_is_no_failed_span(tracing):
+    clock = Clock()
+
+    def connect():
+        clock.advance(0.01)
+        return sqlite3.connect(":memory:")
+
+    engine = create_engine("sqlite://", creator=connect, poolclass=NullPool)
+
+    async def app(scope, receive, send):
+        engine.connect().close()
+        await send(START)
+        await send(BODY)
+
+    run(timed(app, clock, sinks=[OpenTelemetrySink(tracer_provider=tracing.provider)]), http_scope())
+
+    [opened] = [span for span in tracing.spans() if span.name == "connection"]
+    assert opened.attributes["sqltrace.connection.connect"] == 0.01
+    assert (opened.status.status_code, "error.type" in opened.attributes) == (StatusCode.UNSET, False)
+
+
 def test_wait_for_a_connection_within_a_span_of_the_application_is_below_it(tracing, small_pool):
     def work():
         tracer = tracing.provider.get_tracer("application")

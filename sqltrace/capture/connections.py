@@ -14,6 +14,7 @@ A fault of ours is reported and swallowed.
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable
 from functools import cache, partial, wraps
@@ -25,6 +26,7 @@ from sqlalchemy.pool import ConnectionPoolEntry, Pool, PoolProxiedConnection
 
 from sqltrace import connection as measures
 from sqltrace.capture import internals, pool_wait, sessions, transactions
+from sqltrace.capture.failure import describe_failure
 from sqltrace.capture.replacements import Replacements
 from sqltrace.capture.wanted import is_wanted
 from sqltrace.collector import FOLD_AT, Collector, current, mark, unmeasurable
@@ -200,6 +202,8 @@ def _take(collector: Collector, checkout: Checkout, dialect: Dialect, connection
             mark(collector, dialect, "connection", checkout.asked, now)
         if connection is None:
             checkout.end()
+            error = sys.exception()  # on its way through `raw_connection`
+            checkout.failure = None if error is None else describe_failure(error)
             return
         entry = connection.record_info
         previous = entry.get(KEY)

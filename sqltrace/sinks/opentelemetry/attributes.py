@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sqltrace.collector import Execution, unmeasurable
-from sqltrace.connection import ConnectionUse
+from sqltrace.connection import Acquisition, ConnectionUse, unmeasurable_times
 from sqltrace.database import Database, database_of
 from sqltrace.origin import QUERY
 from sqltrace.request import RequestRecord
@@ -18,6 +18,7 @@ from sqltrace.tally import OTHER_STATEMENTS
 Attributes = dict[str, Any]
 
 _SECOND = 1_000_000_000
+POOL_NAME = "db.client.connection.pool.name"
 _DEFAULT_PORTS = {"postgresql": 5432, "mysql": 3306, "mariadb": 3306, "microsoft.sql_server": 1433, "oracle.db": 1521}
 
 
@@ -111,6 +112,16 @@ def _of_rest(rest: Rest) -> Attributes:
             "sqltrace.compressed.failed": rest.failed or None,
         }
     )
+
+
+def of_acquisition(one: Acquisition) -> Attributes:
+    """For the span of getting a connection."""
+    times = {"wait": one.wait, "connect": one.connect}
+    attributes: Attributes = {POOL_NAME: one.pool_name}
+    for name, spent in times.items():
+        if name not in unmeasurable_times:
+            attributes[f"sqltrace.connection.{name}"] = spent / _SECOND
+    return attributes | of_failure(one.failure)
 
 
 def of_failure(failure: Failure | None) -> Attributes:

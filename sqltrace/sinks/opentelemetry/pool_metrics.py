@@ -12,11 +12,12 @@ from sqltrace import connection
 from sqltrace.capture.pools import PoolState, pool_states
 from sqltrace.connection import Checkout
 from sqltrace.faults import report_fault
+from sqltrace.sinks.opentelemetry.attributes import POOL_NAME
 from sqltrace.sinks.opentelemetry.measurements import Measurement
 
 # The conventions give none. A connection costs milliseconds, and is held for up to minutes.
 BUCKETS = (0.0001, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60)
-NAME, STATE = "db.client.connection.pool.name", "db.client.connection.state"
+STATE = "db.client.connection.state"
 
 _MAX_ENDED = 10_000  # checkouts between two requests that end
 _SECOND = 1_000_000_000
@@ -76,7 +77,7 @@ class PoolMetrics:
         return measurements
 
     def _of_checkout(self, checkout: Checkout) -> Iterator[Measurement]:
-        name = {NAME: checkout.neighbours.pool_name}
+        name = {POOL_NAME: checkout.neighbours.pool_name}
         if checkout.pool_wait is not None and checkout.pool_wait.timed_out:
             self._timeouts.add(1, name)
         taken = checkout.taken
@@ -108,7 +109,7 @@ def _observations(readings: dict[str | None, Reading]) -> list[Observation]:
             if value is not None:
                 totals[pool.name, state] += value
     return [
-        Observation(value, {NAME: name} if state is None else {NAME: name, STATE: state})
+        Observation(value, {POOL_NAME: name} if state is None else {POOL_NAME: name, STATE: state})
         for (name, state), value in totals.items()
     ]
 

@@ -18,7 +18,7 @@ from opentelemetry.trace import (
 )
 
 from sqltrace.recording import Recording
-from sqltrace.sinks.opentelemetry.attributes import of_statement
+from sqltrace.sinks.opentelemetry.attributes import of_acquisition, of_statement
 from sqltrace.sinks.opentelemetry.telling import Told
 from sqltrace.statement import Phase
 
@@ -74,12 +74,19 @@ class StatementSpans:
     def _make_waits(self) -> None:
         recording = self._recording
         epoch, response_end = self._started - recording.started, round(recording.duration * 1_000_000_000)
-        for start, end, noted in recording.acquisitions():
-            phase: Phase = "response" if start - recording.started <= response_end else "after_response"
-            parent = self._parent_of(noted, phase)
+        for one in recording.acquisitions():
+            phase: Phase = "response" if one.started - recording.started <= response_end else "after_response"
+            parent = self._parent_of(one.span, phase)
             if parent is not None and parent.trace_flags.sampled:
-                span = self._tracer.start_span("connection", context=self._context(parent), start_time=epoch + start)
-                span.end(epoch + end)
+                span = self._tracer.start_span(
+                    "connection",
+                    context=self._context(parent),
+                    attributes=of_acquisition(one),
+                    start_time=epoch + one.started,
+                )
+                if one.failure is not None:
+                    span.set_status(StatusCode.ERROR)
+                span.end(epoch + one.ended)
 
     def _parent_of(self, noted: Any, phase: Phase) -> SpanContext | None:
         """What was current at that moment, or the request itself; after the response, a span beside it."""
