@@ -559,6 +559,18 @@ def test_work_after_the_response_has_a_span_that_links_to_the_request(memory_eng
     assert [span.parent.span_id for span in statement_spans(spans)] == [server.context.span_id, after.context.span_id]
 
 
+def test_span_of_work_after_a_response_without_a_route_has_no_path_in_its_name(memory_engine, tracing):
+    async def app(scope, receive, send):
+        await send(START)
+        await send(BODY)
+        select(memory_engine)
+
+    sink = OpenTelemetrySink(tracer_provider=tracing.provider)
+    run(SQLTraceMiddleware(app, sinks=[sink]), http_scope("/users/anna", method="BREW"))
+
+    assert sorted(names(tracing.spans())) == ["HTTP", "HTTP after response", "SELECT"]
+
+
 def test_all_work_after_the_response_has_one_span(memory_engine, tracing):
     async def app(scope, receive, send):
         await send(START)
@@ -753,7 +765,7 @@ def test_connection_that_is_asked_for_at_the_very_end_of_the_response_is_of_the_
 
     spans = {span.context.span_id: span.name for span in tracing.spans()}
     above = [spans[span.parent.span_id] for span in tracing.spans() if span.name == "connection"]
-    assert above == ["GET", "GET / after response"]
+    assert above == ["GET", "GET after response"]
 
 
 @pytest.mark.parametrize("statements", [1, 20])

@@ -65,7 +65,7 @@ def conclude_server_span(span: Span, record: RequestRecord, end_time: int) -> No
     try:
         if record.route is not None:
             span.set_attribute("http.route", record.route)
-            span.update_name(f"{http_method(record)} {record.route}")
+            span.update_name(span_name(record))
         if record.status is not None:
             span.set_attribute("http.response.status_code", record.status)
         if record.outcome == "error":
@@ -96,6 +96,11 @@ def _redact_value(pair: str) -> str:
 def _redact_secret(pair: str) -> str:
     name, equals, _ = pair.partition("=")
     return f"{name}=REDACTED" if equals and unquote_plus(name) in _SECRETS else pair
+
+
+def span_name(record: RequestRecord) -> str:
+    """Without a route the method alone: a path is no name."""
+    return http_method(record) if record.route is None else f"{http_method(record)} {record.route}"
 
 
 def http_method(record: RequestRecord) -> str:

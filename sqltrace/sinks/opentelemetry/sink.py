@@ -23,7 +23,7 @@ from sqltrace.sinks.opentelemetry.finding_events import log_findings, mark_findi
 from sqltrace.sinks.opentelemetry.logs import log_request
 from sqltrace.sinks.opentelemetry.others import Insides
 from sqltrace.sinks.opentelemetry.providers import Loggers, Meters, Tracers
-from sqltrace.sinks.opentelemetry.server_span import begin_server_span, conclude_server_span
+from sqltrace.sinks.opentelemetry.server_span import begin_server_span, conclude_server_span, span_name
 from sqltrace.sinks.opentelemetry.statement_spans import StatementSpans, epoch_time
 from sqltrace.sinks.opentelemetry.telling import TOLD_ELSEWHERE, choose
 
@@ -213,7 +213,8 @@ class OpenTelemetrySink:
             if tracer is not None and (server is None or server.trace_flags.sampled) and self._keeps(record, request):
                 recording = record.recording
                 told = choose(recording, repeats=self._repeats, most=self._max_spans)
-                StatementSpans(tracer, recording, server, literals=self._literals).make(told)
+                name = span_name(record)
+                StatementSpans(tracer, recording, server, name=name, literals=self._literals).make(told)
         finally:
             if request.made and request.span is not None:
                 conclude_server_span(request.span, record, epoch_time(record.recording, record.duration))

@@ -37,13 +37,17 @@ class StatementSpans:
 
     Args:
         server: Context of the server span. `None` where it was not seen: only statements inside a span are told then.
+        name: Of the server span.
         literals: Leave literals in the text of raw SQL.
     """
 
-    def __init__(self, tracer: Tracer, recording: Recording, server: SpanContext | None, *, literals: bool) -> None:
+    def __init__(
+        self, tracer: Tracer, recording: Recording, server: SpanContext | None, *, name: str, literals: bool
+    ) -> None:
         self._tracer = tracer
         self._recording = recording
         self._server = server
+        self._name = name
         self._literals = literals
         self._started = epoch_time(recording)
         self._contexts: dict[int, Context] = {}
@@ -104,7 +108,7 @@ class StatementSpans:
     def _make_background(self, server: SpanContext) -> SpanContext:
         recording = self._recording
         span = self._tracer.start_span(
-            f"{recording.name} after response",
+            f"{self._name} after response",
             context=self._context(server),
             links=[Link(server)],
             start_time=epoch_time(recording, recording.duration),
