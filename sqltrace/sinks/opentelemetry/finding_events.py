@@ -29,7 +29,7 @@ def mark_findings(span: Span, record: RequestRecord, *, events: bool) -> bool:
     span.set_attribute("sqltrace.finding.kinds", list(dict.fromkeys(finding.kind for finding in findings)))
     if events:
         for finding in findings:
-            span.add_event(EVENT, _attributes(finding))
+            span.add_event(EVENT, _attributes(finding) | {"sqltrace.finding.message": finding.message})
     return True
 
 
@@ -51,7 +51,6 @@ def log_findings(logger: Logger, record: RequestRecord, context: Context | None)
 def _attributes(finding: Finding) -> dict[str, Any]:
     attributes = {
         "sqltrace.finding.kind": finding.kind,
-        "sqltrace.finding.message": finding.message,
         "sqltrace.finding.cost": finding.cost,
         "sqltrace.finding.call_site": finding.call_site,
         "sqltrace.finding.loaded_for": finding.parents,
