@@ -1,10 +1,12 @@
 """The sink's options, what it adds to the server span, and when it does nothing."""
 
 import asyncio
+import sqlite3
 import subprocess
 import sys
 import textwrap
 from contextlib import suppress
+from functools import partial
 
 import pytest
 from fastapi import FastAPI
@@ -15,11 +17,14 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import TraceIdRatioBased
 from opentelemetry.trace import SpanKind, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-from sqlalchemy import text
+from sqlalchemy import create_engine, text
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import StaticPool
 from starlette.testclient import TestClient
 
+import sqltrace
 from sqltrace import SQLTraceMiddleware
+from sqltrace.collector import mark, mark_estimate
 from sqltrace.sinks import OpenTelemetrySink, Sink, StartingSink
 from sqltrace.sinks.opentelemetry.server_span import redact_query
 from tests.asgi import BODY, START, Clock, call, http_scope, run, select, sends, timed, websocket_scope
@@ -137,6 +142,7 @@ def test_server_span_says_what_the_request_did(memory_engine, tracing):
         "sqltrace.loop.longest_hold": 6.75,
         "sqltrace.connection.wait": 0.0,
         "sqltrace.connection.held": 6.75,
+        "sqltrace.connection.commit": 0.0,
         "sqltrace.connection.idle_in_transaction": 0.5,
         "sqltrace.statement.count": 3,
         "sqltrace.statement.distinct": 2,
@@ -145,6 +151,48 @@ def test_server_span_says_what_the_request_did(memory_engine, tracing):
         "sqltrace.rows": 6,
         "sqltrace.finding.kinds": ("slow_statement", "blocked_loop", "idle_in_transaction"),
     }
+
+
+def test_server_span_says_what_of_its_commits_was_after_the_response(tracing):
+    class Slow(sqlite3.Connection):
+        def commit(self):
+            clock.advance(0.25)
+            super().commit()
+
+    async def app(scope, receive, send):
+        with engine.connect() as connection:
+            connection.execute(text("SELECT 1"))
+            connection.commit()
+            await sends(START, BODY)(scope, receive, send)
+            for _ in range(2):
+                connection.execute(text("SELECT 1"))
+                connection.commit()
+
+    clock = Clock()
+    engine = create_engine("sqlite://", poolclass=StaticPool, connect_args={"factory": Slow})
+    run(timed(app, clock, sinks=[OpenTelemetrySink(tracer_provider=tracing.provider)]), http_scope())
+    engine.dispose()
+
+    attributes = server_span(tracing.spans()).attributes
+    assert attributes["sqltrace.connection.commit"] == 0.75
+    assert attributes["sqltrace.connection.commit_after_response"] == 0.5
+
+
+@pytest.mark.parametrize("note", [mark_estimate, partial(mark, dialect=None, part="loop_wait")])
+def test_server_span_says_whether_a_wait_for_the_loop_is_an_estimate(tracing, note):
+    clock = Clock()
+
+    async def app(scope, receive, send):
+        began = clock()
+        clock.advance(0.25)
+        note(sqltrace.current_recording().collector, start=began, end=clock())
+        await sends(START, BODY)(scope, receive, send)
+
+    run(timed(app, clock, sinks=[OpenTelemetrySink(tracer_provider=tracing.provider)]), http_scope())
+
+    attributes = server_span(tracing.spans()).attributes
+    assert attributes["sqltrace.time.loop_wait"] == 0.25
+    assert attributes.get("sqltrace.time.loop_wait_estimated") is (True if note is mark_estimate else None)
 
 
 def test_server_span_says_who_held_the_loop_that_was_waited_for(tracing):

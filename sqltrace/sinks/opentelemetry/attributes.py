@@ -32,6 +32,7 @@ def of_request(record: RequestRecord) -> Attributes:
             "sqltrace.time.database": account.database,
             "sqltrace.time.objects": account.objects,
             "sqltrace.time.loop_wait": account.loop_wait,
+            "sqltrace.time.loop_wait_estimated": bool(account.loop_wait and recording.loop_wait_estimated) or None,
             "sqltrace.time.python": account.python,
             "sqltrace.loop.held": recording.held_loop,
             "sqltrace.loop.longest_hold": recording.longest_hold,
@@ -157,6 +158,8 @@ def _of_connections(use: ConnectionUse) -> Attributes:
     return {
         "sqltrace.connection.wait": use.wait,
         "sqltrace.connection.held": use.held,
+        "sqltrace.connection.commit": use.commit,
+        "sqltrace.connection.commit_after_response": use.commit_after_response or None,
         "sqltrace.connection.idle_in_transaction": use.idle_in_transaction,
         "sqltrace.connection.held_by": [*dict.fromkeys(one.name for wait in use.waits for one in wait.holders)] or None,
     }
