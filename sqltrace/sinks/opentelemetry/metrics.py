@@ -57,11 +57,18 @@ class RequestMetrics:
         )
         self._http = histogram("http.server.request.duration", "s", "Duration of HTTP server requests.", HTTP_BUCKETS)
         self._statements = histogram(
-            "sqltrace.request.statements", "{statement}", "SQL statements of a request.", COUNT_BUCKETS
+            "sqltrace.request.statements",
+            "{statement}",
+            "SQL statements of a request, without those after its response.",
+            COUNT_BUCKETS,
         )
-        self._rows = histogram("sqltrace.request.rows", "{row}", "Rows that a request fetched.", ROW_BUCKETS)
+        self._rows = histogram(
+            "sqltrace.request.rows", "{row}", "Rows that a request fetched, also after its response.", ROW_BUCKETS
+        )
         self._parts = {
-            part: histogram(f"sqltrace.request.{part}", "s", f"Time of a request spent on: {part}.", TIME_BUCKETS)
+            part: histogram(
+                f"sqltrace.request.{part}", "s", f"Part of the duration of a request: {part}.", TIME_BUCKETS
+            )
             for part in ALL_PARTS
         }
         self._findings = meter.create_counter("sqltrace.findings", "{finding}", "Findings in requests.")
