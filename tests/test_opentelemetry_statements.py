@@ -62,7 +62,7 @@ def test_thousand_equal_statements_are_few_spans_with_the_exact_count_and_sum(me
     spans = ask(tracing, lambda: repeat(memory_engine, 1_000), witness)
 
     statements = statement_spans(spans)
-    assert names(statements) == ["SELECT", "SELECT", "SELECT", "SELECT ×900+"]
+    assert names(statements) == ["SELECT", "SELECT", "SELECT", "SELECT ×997"]
     attributes, server = statements[-1].attributes, server_span(spans)
     assert attributes["sqltrace.compressed.count"] == 997
     singles = sum(span.end_time - span.start_time for span in statements[:3]) / 1_000_000_000
@@ -70,16 +70,6 @@ def test_thousand_equal_statements_are_few_spans_with_the_exact_count_and_sum(me
     assert singles + attributes["sqltrace.compressed.sum"] == pytest.approx(record.recording.groups[0].total)
     assert attributes["sqltrace.compressed.rows"] == 997
     assert statements[-1].end_time <= server.end_time
-
-
-@pytest.mark.parametrize(
-    ("statements", "name"),
-    [(12, "SELECT ×9"), (13, "SELECT ×10+"), (22, "SELECT ×10+"), (23, "SELECT ×20+"), (498, "SELECT ×400+")],
-)
-def test_names_of_spans_that_stand_for_many_are_few(memory_engine, tracing, statements, name):
-    spans = statement_spans(ask(tracing, lambda: repeat(memory_engine, statements)))
-
-    assert (spans[-1].name, spans[-1].attributes["sqltrace.compressed.count"]) == (name, statements - 3)
 
 
 def test_sink_that_has_no_tracer_leaves_the_statements_to_another(memory_engine, tracing):
@@ -328,7 +318,7 @@ def test_cap_keeps_the_totals(memory_engine, tracing, witness):
     statements = statement_spans(spans)
     assert len(statements) == 10
     [rest] = [span for span in statements if "sqltrace.compressed.count" in span.attributes]
-    assert rest.name == "(other statements) ×20+"
+    assert rest.name == "(other statements) ×21"
     [record] = witness.take()
     assert sum(
         span.attributes.get("sqltrace.compressed.sum", (span.end_time - span.start_time) / 1_000_000_000)

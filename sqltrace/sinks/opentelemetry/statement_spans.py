@@ -65,7 +65,7 @@ class StatementSpans:
         attributes = of_statement(told.group, told.execution, told.rest, literals=self._literals)
         name = attributes["db.query.summary"]
         span = self._tracer.start_span(
-            name if told.rest is None or told.rest.count == 1 else f"{name} ×{_about(told.rest.count)}",
+            name if told.rest is None or told.rest.count == 1 else f"{name} ×{told.rest.count}",
             context=self._context(parent),
             kind=SpanKind.CLIENT,
             attributes=attributes,
@@ -121,11 +121,3 @@ class StatementSpans:
         if context is None:
             context = self._contexts[parent.span_id] = set_span_in_context(NonRecordingSpan(parent), Context())
         return context
-
-
-def _about(count: int) -> str:
-    """``900+`` for 997: metrics that are made of spans have a series for every name."""
-    if count < 10:
-        return str(count)
-    unit = 10 ** (len(str(count)) - 1)
-    return f"{count // unit * unit}+"
