@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from asyncio import Task, all_tasks
 from collections.abc import Callable, Iterator
+from gc import get_referents
+from inspect import isasyncgen
 from types import CodeType, FrameType
 from typing import Any, Final
 
@@ -19,6 +21,7 @@ _WAITS_FOR_OWN: Final = frozenset(
     " _AsyncSessionContextManager.__aexit__ _run_to_completion".split()  # of `async with Session.begin()`
     + (["wait_for", "_cancel_and_wait"] if sys.version_info < (3, 12) else [])
 )
+_STEPS_OF_GENERATORS: Final = frozenset({"async_generator_asend", "async_generator_athrow"})
 _TASKS_TELL_THEIR_CONTEXT: Final = sys.version_info >= (3, 12)
 _SLOW: Final = 10_000_000  # nanoseconds of a suspension; asking the kernel costs some 5 microseconds
 _POLL: Final = 100_000_000  # nanoseconds after which psycopg wakes up to look around, without a reply
@@ -100,6 +103,8 @@ def _suspended_codes(suspended: Any) -> Iterator[CodeType]:
 
 def _suspended_frames(suspended: Any) -> Iterator[FrameType]:
     while suspended is not None:
+        if type(suspended).__name__ in _STEPS_OF_GENERATORS:
+            suspended = next(filter(isasyncgen, get_referents(suspended)), None)  # nothing else leads to it
         for kind, awaits in (("cr", "cr_await"), ("gi", "gi_yieldfrom"), ("ag", "ag_await")):
             frame = getattr(suspended, f"{kind}_frame", None)
             if frame is not None:

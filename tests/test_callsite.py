@@ -4,6 +4,7 @@ import sys
 import sysconfig
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -426,6 +427,29 @@ def test_flush_as_a_session_ends_in_a_task_of_its_own_is_told_where_that_is_awai
     insert = records["/"].statements[-1]
     assert insert.summary == "INSERT authors"
     assert (insert.call_site.file, insert.call_site.line) == (HERE, line_of("begin"))
+
+
+def test_flush_as_a_dependency_ends_is_told_where_that_awaits_the_end_of_its_session():
+    library = mapping()
+
+    @asynccontextmanager
+    async def session_of(engine):
+        async with async_sessionmaker(engine).begin() as session:  # dependency
+            yield session
+
+    async def app(scope, receive, send):
+        engine = await open_async_library(library)
+        async with session_of(engine) as session:
+            session.add(library.Author(name="new", bio=""))
+        await engine.dispose()
+        await respond(send)
+
+    observer, records = observed(app)
+    asyncio.run(get(observer, "/"))
+
+    insert = records["/"].statements[-1]
+    assert insert.summary == "INSERT authors"
+    assert (insert.call_site.file, insert.call_site.line) == (HERE, line_of("dependency"))
 
 
 def test_session_in_a_task_within_a_recording_of_a_part_of_the_request_is_told_where_that_is_awaited():
