@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 
 # Stands for the schema under `schema_translate_map`, until SQLAlchemy renders it.
-SCHEMA = r"__\[SCHEMA_[^\[\]']*+\]"
+IN_SCHEMA = "__[SCHEMA_"
+SCHEMA = re.escape(IN_SCHEMA) + r"[^\[\]']*+\]"
 # Nothing that begins with a digit is a name: 0b1, 1_000 and 1.5f are numbers somewhere.
 _NUMBER = r"\d\w*(?:\.\w*|\$\d\w*)*(?:(?<=[eE])[+-]\d\w*)?"
 

@@ -3,9 +3,10 @@
 import asyncio
 
 import pytest
-from sqlalchemy import create_engine, insert, select, text
+from sqlalchemy import Column, Integer, MetaData, String, Table, create_engine, insert, select, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from sqlalchemy.pool import StaticPool
+from sqlalchemy.schema import CreateTable
 
 import sqltrace
 from sqltrace.findings.n_plus_one import _is_batch
@@ -286,6 +287,21 @@ def test_one_load_in_each_of_several_databases_is_no_loop(shelf):
         engine.dispose()
 
     assert [finding.kind for finding in sqltrace.diagnose(recording)] == []
+
+
+@pytest.mark.parametrize(("times", "found"), [(1, []), (10, ["n_plus_one"])])
+def test_one_query_in_each_of_several_schemas_is_no_loop(engine, times, found):
+    notes = Table("notes", MetaData(schema="tenant"), Column("id", Integer), Column("state", String))
+    with sqltrace.record() as recording, engine.connect() as connection:
+        for tenant in [f"tenant_{number}" for number in range(10)]:  # as many as SQLite takes
+            connection.execute(text(f"ATTACH ':memory:' AS {tenant}"))
+            options = {"schema_translate_map": {"tenant": tenant}}
+            connection.execute(CreateTable(notes), execution_options=options)
+            for number in range(times):
+                query = select(notes).where(notes.c.id == number, notes.c.state == "open")
+                connection.execute(query, execution_options=options).all()
+
+    assert [finding.kind for finding in sqltrace.diagnose(recording)] == found
 
 
 def test_statements_at_once_cost_the_time_that_they_took_together():

@@ -18,7 +18,18 @@ from sqltrace.findings.loader_options import (
 )
 from sqltrace.findings.one_for_all import EQUAL, LIMIT, is_one_in_each_transaction, locks, one_for_all
 from sqltrace.findings.refreshes import EAGER_DEFAULTS, cost_with_loads, is_within, refreshed_one_by_one
-from sqltrace.findings.wording import cost_at_once, listed, loaded_by, name_of, of_subclass, place, plural, time
+from sqltrace.findings.wording import (
+    cost_at_once,
+    kept_of,
+    listed,
+    loaded_by,
+    name_of,
+    of_subclass,
+    place,
+    plural,
+    time,
+)
+from sqltrace.literals import IN_SCHEMA
 from sqltrace.origin import Origin
 from sqltrace.recording import Recording
 from sqltrace.statement import Group
@@ -49,6 +60,9 @@ def n_plus_one(recording: Recording, *, loads: int = 5, queries: int = 10, pause
         if group.failed == group.count:
             continue  # nothing was loaded
         each = _at_one_place(group) / max(1, recording.messages) / max(1, len(group.samples.engines))
+        if each < min(loads, queries):
+            continue
+        each /= _schemas(recording, group)
         if group.origin.kind in _ONE_BY_ONE:
             if each >= loads and not _told_elsewhere(group):
                 if not group.origin.asked_for:
@@ -71,6 +85,12 @@ def _at_one_place(group: Group) -> int:
     """About how many came from the same line; all, where that is not known, as with a response model."""
     busiest = group.samples.busiest(group.count)
     return group.count if busiest is None else busiest[1]
+
+
+def _schemas(recording: Recording, group: Group) -> int:
+    """In how many it asked, which makes as many questions of it; 1 without `schema_translate_map`."""
+    translated = {execution.sql for execution in kept_of(recording, group) if IN_SCHEMA in execution.key}
+    return max(1, len(translated))
 
 
 def _told_elsewhere(group: Group) -> bool:
