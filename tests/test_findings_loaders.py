@@ -1,6 +1,7 @@
 """Which loader option suits which query: pasted in, it raises nothing, and there is nothing left to be told."""
 
 import warnings
+from functools import reduce
 
 import pytest
 from sqlalchemy import ForeignKey, Integer, create_engine, func, insert, orm, select, text, union_all, update
@@ -262,14 +263,23 @@ def test_what_belongs_to_the_levels_of_a_tree_is_loaded_with_them(engine):
     assert rounds == 1
 
 
-def test_level_that_an_option_loads_is_told_to_be_replaced(engine):
-    [finding] = findings(engine, ROOT.options(selectinload(Part.parts)), down)
+@pytest.mark.parametrize(
+    ("loader", "option"),
+    [
+        ("selectinload", selectinload(Part.parts)),
+        ("joinedload", joinedload(Part.parts)),
+        ("joinedload", reduce(lambda above, _: above.joinedload(Part.parts), range(6), joinedload(Part.parts))),
+    ],
+    ids=["selectin", "joined", "joined but for the last"],
+)
+def test_level_that_an_option_loads_is_told_to_be_replaced(engine, loader, option):
+    [finding] = findings(engine, ROOT.options(option), down)
     after = findings(engine, paste(finding.fix, ROOT), down)
 
     assert finding.fix == (
         ".options(selectinload(Part.parts, recursion_depth=-1))"
         "  # a statement for each level; a recursive CTE is one for all"
-        "  # in place of selectinload(Part.parts), if the query has that"
+        f"  # in place of {loader}(Part.parts), if the query has that"
     )
     assert after == []
 

@@ -246,18 +246,21 @@ def _paths(
             if not depth:
                 break  # of a tree, whose objects are loaded for each other: shorter ways lead there, too
             widening = widenings.get((loaded_by.fingerprint, loaded_by.origin))
-            joined = _joined_path(widening, origin.base or origin.entity)
+            joined = _joined_path(widening, origin)
             for above in _paths(loaded_by.fingerprint, loaded_by.origin, parents, widenings, depth - 1):
                 yield above + joined + own
     if not found:
         yield own
 
 
-def _joined_path(widening: Widening | None, entity: str | None) -> Path:
+def _joined_path(widening: Widening | None, origin: Origin) -> Path:
     """To objects that were not asked for, but joined to those that were."""
-    if widening is None or entity in widening.entities:
+    if widening is None:
         return ()
     joins = (*widening.joins, *widening.contained)
+    if (entity := origin.base or origin.entity) in widening.entities:
+        # Of a tree: the next level of those that were asked for is there.
+        joins = tuple(join for join in joins if join.relationship == origin.relationship)
     return min((join.written for join in joins if join.entity == entity), key=len, default=())
 
 

@@ -156,7 +156,7 @@ def _of_load(recording: Recording, group: Group) -> Finding:
     if origin.relationship is not None:
         if group.parents is None or group.parents.origin.kind == "refresh":  # they are new, or the session had them
             fix = f"session.scalars(select({origin.entity}).where(…){fix}).all()  # once, before the loop"
-        fix += in_place_of_levels(origin, group.parents)
+        fix += in_place_of_levels(origin, group.parents, above[0])
     fix += in_place_of_options(origin) + in_place_of_subclasses(recording, origin, group.parents)
     if fix.startswith(".options"):
         fix += _of_query_above(recording, group)
