@@ -123,6 +123,37 @@ def test_refreshes_after_commits_are_no_fault_of_these():
         assert finding.message.startswith("8 calls of session.refresh() loaded one Author each, by 8 statements in ")
 
 
+def test_refreshes_after_commits_are_left_out_where_nothing_expires():
+    def work(session, refresh):
+        for number in range(100, 108):
+            author = SHELF.Author(id=number, name="new", bio="")
+            session.add(author)
+            session.commit()
+            if refresh:
+                session.refresh(author)
+            assert author.name == "new"
+
+    def record(sessions, refresh):
+        with engine.connect() as connection:
+            shelves.fill(connection, SHELF)
+        with sqltrace.record() as recording, sessions() as session:
+            work(session, refresh)
+        SHELF.Base.metadata.drop_all(engine)
+        return recording
+
+    engine = create_engine("sqlite://", poolclass=StaticPool)
+    [finding] = sqltrace.diagnose(record(orm.sessionmaker(engine), True))
+    mended = record(eval(finding.fix, {"sessionmaker": orm.sessionmaker, "engine": engine}), False)
+    engine.dispose()
+
+    assert finding.fix == (
+        "sessionmaker(engine, expire_on_commit=False)  # and no session.refresh() after a commit;"
+        " eager_defaults=True where the database makes values"
+    )
+    assert mended.statement_count == 8
+    assert sqltrace.diagnose(mended) == []
+
+
 def test_object_that_is_watched_is_not_told():
     def work(session, shelf):
         author = session.get(shelf.Author, 1)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from sqltrace.finding import Finding
 from sqltrace.findings.loader_options import loader_for, options
-from sqltrace.findings.wording import cost_at_once, listed, loaded_by, place, plural, time
+from sqltrace.findings.one_for_all import is_one_in_each_transaction, locks
+from sqltrace.findings.wording import cost_at_once, listed, loaded_by, place, plural, session_maker, time
 from sqltrace.recording import Recording
 from sqltrace.statement import Group
 
@@ -31,6 +32,8 @@ def refreshed_one_by_one(recording: Recording, group: Group) -> Finding:
         f"{origin.entity}.{name}" for name in origin.attributes if name != origin.key or len(origin.attributes) == 1
     ]
     what = f"{listed(names)} for one {origin.entity} each" if names else f"one {origin.entity} each"
+    plain = not (origin.attributes or within or locks(group.sql))
+    committed = is_one_in_each_transaction(recording, group) and recording.connections.commit
     statements = group.count + sum(load.count for load in within)
     return Finding(
         "n_plus_one",
@@ -39,8 +42,16 @@ def refreshed_one_by_one(recording: Recording, group: Group) -> Finding:
         took,
         place(group),
         parents=loaded_by(group.parents),
-        fix=_all_at_once(group, within),
+        fix=_unexpired(group) if plain and committed else _all_at_once(group, within),
         fingerprint=group.fingerprint,
+    )
+
+
+def _unexpired(group: Group) -> str:
+    """Of objects that are committed each: to ask them all for their keys would load each of them again."""
+    return (
+        f"{session_maker(group.is_async)}(engine, expire_on_commit=False)"
+        "  # and no session.refresh() after a commit; eager_defaults=True where the database makes values"
     )
 
 
