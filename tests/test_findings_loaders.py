@@ -253,6 +253,19 @@ def test_levels_of_a_tree_are_loaded_by_one_option(engine, query, touch, fix):
     assert after == []
 
 
+def test_levels_above_what_get_has_found_are_said_to_take_a_statement_each(engine):
+    with sqltrace.record() as recording, Session(engine) as session:
+        up(session.get(Part, 128))
+
+    [finding] = sqltrace.diagnose(recording)
+
+    assert finding.fix == (
+        "session.get(Part, …, options=[selectinload(Part.whole, recursion_depth=-1)])"
+        "  # session.merge() takes them, too"
+        "  # a statement for each level; a recursive CTE is one for all"
+    )
+
+
 def test_what_belongs_to_the_levels_of_a_tree_is_loaded_with_them(engine):
     query, rounds = ROOT, 0
     while told := findings(engine, query, down_to_labels):

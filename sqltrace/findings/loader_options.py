@@ -106,11 +106,12 @@ def options(chosen: Iterable[Chosen]) -> str:
         got.add(asked[0] if isinstance(asked[0], Asked) and asked[0].startswith(_GET) else "")
     text = ", ".join(_under(above, names) for above, names in below.items())
     notes.pop("", None)
+    written = f".options({text})"
     if len(got) == 1 and "" not in got:
-        return f"{got.pop()[:-1]}, …, options=[{text}])  # session.merge() takes them, too"
+        written = f"{got.pop()[:-1]}, …, options=[{text}])  # session.merge() takes them, too"
     got.discard("")
     notes.update(dict.fromkeys(f"{get[:-1]}, …) takes them as options=[…]" for get in sorted(got)))
-    return f".options({text})" + "".join(f"  # {note}" for note in notes)
+    return written + "".join(f"  # {note}" for note in notes)
 
 
 def _as_written(path: Path) -> tuple[Path, str]:
