@@ -287,30 +287,31 @@ def test_option_that_leaves_a_relationship_for_later_is_told_to_be_replaced(engi
     assert after == []
 
 
-def test_what_get_has_found_is_mended_in_get(engine):
-    def work(get):
-        def load(session):
-            for book in get(session, 1).books + [book for n in STARS[1:6] for book in get(session, n).books]:
+@pytest.mark.parametrize("asks", ["get", "query"])
+def test_what_is_loaded_for_each_of_many_queries_wants_one_for_all(engine, asks):
+    def each(session, number):
+        if asks == "get":
+            return session.get(Author, number)
+        return session.scalars(select(Author).where(Author.id == number)).one()
+
+    def work(session, found):
+        for author in found:
+            for book in author.books:
                 len(book.reviews)
 
-        return load
+    findings, _ = told(engine, lambda session: work(session, [each(session, number) for number in STARS[:6]]))
+    fixes = {finding.relationship: finding.fix for finding in findings}
+    query = select(Author).where(Author.id.in_(STARS[:6]))
+    for fix in fixes.values():
+        query = paste(fix, query=query)
+    with sqltrace.record() as recording, Session(engine) as session:
+        work(session, session.scalars(query).unique().all())
 
-    findings, _ = told(engine, work(lambda session, number: session.get(Author, number)))
-    fix = next(finding.fix for finding in findings if finding.relationship == "Author.books")
-    deep = next(finding.fix for finding in findings if finding.relationship == "Book.reviews")
-
-    def get(session, number):
-        options = paste(deep.replace("…", "number"), session=session, number=number)
-        assert options is session.identity_map[session.identity_key(Author, number)]
-        return options
-
-    after, _ = told(engine, work(get))
-    assert fix == "session.get(Author, …, options=[selectinload(Author.books)])  # session.merge() takes them, too"
-    assert deep == (
-        "session.get(Author, …, options=[defaultload(Author.books).selectinload(Book.reviews)])"
-        "  # session.merge() takes them, too"
-    )
-    assert [finding.relationship for finding in after] == ["Author.books"]
+    note = "  # of one query for all, in place of 6"
+    assert fixes["Author.books"] == f".options(selectinload(Author.books)){note}"
+    assert fixes["Book.reviews"].startswith(".options(defaultload(Author.books).selectinload(Book.reviews))  # of the ")
+    assert fixes["Book.reviews"].endswith(note)
+    assert recording.statement_count == 3
 
 
 def test_option_for_get_is_taken_by_merge(engine):

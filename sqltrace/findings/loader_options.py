@@ -66,6 +66,20 @@ def query_above(recording: Recording, parents: Parents | None) -> Parents | None
     return None
 
 
+def times_asked(recording: Recording, parents: Parents | None) -> int:
+    """How often the query ran that led to some objects; 0 where it is not known."""
+    query = query_above(recording, parents)
+    if query is None:
+        return 0
+    key = query.fingerprint, query.origin
+    return sum(one.count for one in recording.groups if (one.fingerprint, one.origin) == key)
+
+
+def in_a_query(path: Path) -> Path:
+    """The path in a query for all, in place of each `Session.get`."""
+    return path[1:] if isinstance(path[0], Asked) and path[0].startswith(_GET) else path
+
+
 def _widening_of(recording: Recording, query: Parents | None) -> Widening | None:
     if query is None:
         return None

@@ -8,6 +8,7 @@ from functools import lru_cache
 
 from sqltrace.finding import Finding
 from sqltrace.findings.loader_options import (
+    in_a_query,
     in_place_of_levels,
     in_place_of_options,
     in_place_of_subclasses,
@@ -15,6 +16,7 @@ from sqltrace.findings.loader_options import (
     options,
     paths_from_query,
     query_above,
+    times_asked,
 )
 from sqltrace.findings.one_for_all import EQUAL, LIMIT, is_one_in_each_transaction, locks, one_for_all
 from sqltrace.findings.refreshes import EAGER_DEFAULTS, cost_with_loads, is_within, refreshed_one_by_one
@@ -150,7 +152,10 @@ def _goes_on(sql: str) -> bool:
 
 def _of_load(recording: Recording, group: Group) -> Finding:
     origin = group.origin
-    paths = paths_from_query(recording, group)
+    paths, asked = paths_from_query(recording, group), times_asked(recording, group.parents)
+    for_each = origin.uselist and 2 * asked > group.count  # an option of each query would make as many statements
+    if for_each:
+        paths = [in_a_query(path) for path in paths]
     above = [path[:-1] if origin.relationship is not None else path for path in paths]
     fix = options(chosen for path in above for chosen in loaders_for(recording, origin, group.parents, path))
     if origin.relationship is not None:
@@ -160,6 +165,7 @@ def _of_load(recording: Recording, group: Group) -> Finding:
     fix += in_place_of_options(origin) + in_place_of_subclasses(recording, origin, group.parents)
     if fix.startswith(".options"):
         fix += _of_query_above(recording, group)
+        fix += f"  # of one query for all, in place of {asked:,}" if for_each else ""
     each = "one by one" if origin.uselist is False else f"one for each {origin.entity}"  # parents may share an object
     why = "as it was touched"
     if origin.kind == "immediate":
