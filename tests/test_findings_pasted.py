@@ -5,7 +5,7 @@ import gc
 
 import pytest
 import sqlalchemy
-from sqlalchemy import ForeignKey, create_engine, func, insert, orm, select, text
+from sqlalchemy import ForeignKey, create_engine, exists, func, insert, orm, select, text
 from sqlalchemy.exc import MissingGreenlet, StatementError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import (
@@ -434,6 +434,11 @@ def in_a_loop(ask):
             None,
         ),
         (
+            lambda s, n: s.scalar(select(exists().where(Book.isbn == f"isbn {n}"))),
+            "one statement for all, before the loop: SELECT DISTINCT books.isbn … WHERE books.isbn IN (…)",
+            None,
+        ),
+        (
             lambda s, n: s.execute(text("SELECT max(id) FROM books WHERE author_id = :n"), {"n": n}).all(),
             "one statement for all, before the loop: WHERE … IN (…) and GROUP BY for what differs",
             None,
@@ -471,7 +476,7 @@ def in_a_loop(ask):
     ],
     ids=[
         "attribute", "subclass", "alias", "Query", "other table", "which",
-        "and a relationship", "relationship", "with_parent", "and a function", "range", "and in a join", "options", "columns", "count", "text of an aggregate", "counts", "text", "literal", "pattern", "bound",
+        "and a relationship", "relationship", "with_parent", "and a function", "range", "and in a join", "options", "columns", "count", "exists", "text of an aggregate", "counts", "text", "literal", "pattern", "bound",
     ],
 )  # fmt: skip
 def test_loop_is_mended_by_the_attributes_of_its_query(engine, ask, fix, names):

@@ -22,6 +22,7 @@ _EQUALS = re.compile(
 _VALUE = re.compile(
     rf"(?:(?P<not><>|!=)|(?P<bound>[<>]=?))?\s*{_PLACEHOLDER}|\s(?P<end>LIMIT|OFFSET|FETCH)\s", re.IGNORECASE
 )
+_EXISTS = re.compile(r"\s*SELECT\s+EXISTS\b", re.IGNORECASE)
 _AGGREGATE = re.compile(r"\b(?:(?:COUNT|SUM|AVG|MIN|MAX)\(|(?P<source>FROM)\b)", re.IGNORECASE)
 
 
@@ -95,6 +96,8 @@ def _by_text(sql: str, system: str) -> str:
         which = "WHERE … IN (…) and GROUP BY" if grouped else "WHERE … IN (…)"
         return f"one statement for all, before the loop: {which} for what differs{limited}"
     column = match["column"] or match["reversed"]
+    if _EXISTS.match(sql):
+        return f"one statement for all, before the loop: SELECT DISTINCT {column} … WHERE {column} IN (…)"
     if grouped:
         groups = f"{column}, …" if "GROUP BY" in sql.upper() else column
         return f"one statement for all, before the loop: SELECT {column}, … WHERE {column} IN (…) GROUP BY {groups}"
