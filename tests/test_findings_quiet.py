@@ -101,6 +101,16 @@ def explicit_join_of_many_tables(session, shelf):
 
 
 @SCENARIOS.add()
+def objects_that_savepoints_of_their_own_have_rolled_back(session, shelf):
+    for author in authors(session, shelf):
+        savepoint = session.begin_nested()
+        author.name = "other"
+        session.flush()
+        savepoint.rollback()
+        str(author.name)
+
+
+@SCENARIOS.add()
 def pages_by_offset(session, shelf):
     for page in range(15):
         session.scalars(select(shelf.Book).order_by(shelf.Book.id).limit(3).offset(3 * page)).all()

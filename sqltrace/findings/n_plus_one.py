@@ -66,7 +66,7 @@ def n_plus_one(recording: Recording, *, loads: int = 5, queries: int = 10, pause
             continue
         each /= _schemas(recording, group)
         if group.origin.kind in _ONE_BY_ONE:
-            if each >= loads and not _told_elsewhere(group):
+            if each >= loads and not (_told_elsewhere(group) or _is_one_for_each_rollback(recording, group)):
                 if not group.origin.asked_for:
                     yield _of_load(recording, group)
                 elif not _same_each_time(group) and mean_pause(group, loop_wait) < pause:
@@ -97,6 +97,12 @@ def _schemas(recording: Recording, group: Group) -> int:
 
 def _told_elsewhere(group: Group) -> bool:
     return is_within(group) or (group.origin.kind == "refresh" and group.origin.expired_by == "commit")
+
+
+def _is_one_for_each_rollback(recording: Recording, group: Group) -> bool:
+    """Of objects that are rolled back one by one, each of which has to be read again if it is needed."""
+    to_savepoints = sum(other.count for other in recording.groups if other.summary.startswith("ROLLBACK"))
+    return group.origin.expired_by == "rollback" and recording.connections.rollbacks + to_savepoints >= group.count
 
 
 def _same_each_time(group: Group) -> bool:
