@@ -210,7 +210,7 @@ def test_value_that_the_database_makes_in_a_flush_wants_to_be_asked_for(kept, tm
     [finding] = asyncio.run(main())
 
     assert finding.message == f"Note.changed had expired with a flush, {GREENLET}"
-    assert finding.fix == '__mapper_args__ = {"eager_defaults": True}  # of Note'
+    assert finding.fix == '__mapper_args__ = {"eager_defaults": True}  # of Note, added to what is in there'
     assert asyncio.run(main(eager_defaults=True)) == []
 
 

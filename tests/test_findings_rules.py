@@ -278,7 +278,7 @@ def test_defaults_of_the_database_that_are_fetched_one_by_one_are_told(engine):
 
     [finding] = sqltrace.diagnose(recording)
     assert finding.message.startswith("Order.made was loaded by 5 statements, one for each Order after a flush, in ")
-    assert finding.fix == '__mapper_args__ = {"eager_defaults": True}'
+    assert finding.fix == '__mapper_args__ = {"eager_defaults": True}  # of Order, added to what is in there'
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from sqltrace.findings.loader_options import (
     times_asked,
 )
 from sqltrace.findings.one_for_all import EQUAL, LIMIT, is_one_in_each_transaction, locks, one_for_all
-from sqltrace.findings.refreshes import EAGER_DEFAULTS, cost_with_loads, is_within, refreshed_one_by_one
+from sqltrace.findings.refreshes import cost_with_loads, eager_defaults, is_within, refreshed_one_by_one
 from sqltrace.findings.wording import (
     cost_at_once,
     kept_of,
@@ -178,7 +178,7 @@ def _of_load(recording: Recording, group: Group) -> Finding:
         why = "right after it" if origin.uselist else f"right after their {origin.entity}"
     took = cost_with_loads(recording, group)
     if origin.expired_by == "flush":
-        why, fix = "after a flush", EAGER_DEFAULTS
+        why, fix = "after a flush", eager_defaults(origin.entity)
     elif origin.kind == "refresh":
         why = _EXPIRED.get(origin.expired_by, "as it had expired")
         fix = f"session.scalars(select({origin.entity}).where(…)).all()  # once, before the loop"

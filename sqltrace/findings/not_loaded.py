@@ -14,7 +14,7 @@ from sqltrace.findings.loader_options import (
     names_of_query,
     options,
 )
-from sqltrace.findings.refreshes import EAGER_DEFAULTS
+from sqltrace.findings.refreshes import eager_defaults
 from sqltrace.findings.wording import line, listed, loaded_by, of_subclass, session_maker
 from sqltrace.recording import Recording
 
@@ -71,7 +71,7 @@ def fix_for(recording: Recording, failed: FailedLoad, refresh: str) -> str:
     if _is_by_commit(failed):
         return f"{session_maker(_is_async(recording, failed))}(engine, expire_on_commit=False)"
     if failed.origin.expired_by == "flush":
-        return f"{EAGER_DEFAULTS}  # of {failed.origin.entity}"
+        return eager_defaults(failed.origin.entity)
     return refresh
 
 

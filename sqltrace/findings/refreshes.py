@@ -9,7 +9,10 @@ from sqltrace.findings.wording import cost_at_once, listed, loaded_by, place, pl
 from sqltrace.recording import Recording
 from sqltrace.statement import Group
 
-EAGER_DEFAULTS = '__mapper_args__ = {"eager_defaults": True}'
+
+def eager_defaults(entity: str | None) -> str:
+    """Two assignments would leave the second: no polymorphic identity, no version."""
+    return f'__mapper_args__ = {{"eager_defaults": True}}  # of {entity}, added to what is in there'
 
 
 def is_within(group: Group) -> bool:
