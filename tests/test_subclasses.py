@@ -190,15 +190,21 @@ def test_relationship_of_a_subclass_that_may_not_be_loaded():
     assert sqltrace.diagnose(read(pasted(query, finding.fix, RAISING), "cars", staff=RAISING)) == []
 
 
-def test_fixes_of_several_subclasses_are_one_option():
+def test_several_subclasses_at_one_line_are_one_finding_and_one_option():
     """SQLAlchemy refuses a second for the same base."""
 
     def touch_others(session, everybody):
         assert [one.language for one in everybody if isinstance(one, STAFF.Engineer)] == ["Python"] * staffs.EACH
 
-    fixes = [finding.fix for finding in sqltrace.diagnose(read(EMPLOYEES, "budget", prepare=touch_others))]
+    findings = sqltrace.diagnose(read(EMPLOYEES, "budget", prepare=touch_others))
+    fixes = [finding.fix for finding in findings]
+    [of_managers] = [finding.message for finding in findings if "budget" in finding.message]
 
-    assert fixes == [".options(selectin_polymorphic(Employee, [Boss, Engineer, Manager]))"] * 3
+    assert fixes == [".options(selectin_polymorphic(Employee, [Boss, Engineer, Manager]))"] * 2  # at two lines
+    assert set(of_managers.partition(", columns of")[0].replace(" and ", ", ").split(", ")) == {
+        "Boss.budget", "Boss.yacht", "Manager.budget"
+    }  # fmt: skip
+    assert ", columns of subclasses of Employee, were loaded by 12 statements, one for each Employee as" in of_managers
     assert sqltrace.diagnose(read(pasted(EMPLOYEES, fixes[0]), "budget", prepare=touch_others)) == []
 
 

@@ -58,6 +58,7 @@ def n_plus_one(recording: Recording, *, loads: int = 5, queries: int = 10, pause
         pause: Seconds. Queries that are further apart, on average, are no loop but a poll or a conversation.
     """
     loop_wait = recording.time_account.loop_wait or 0.0
+    of_subclasses: dict[tuple[object, ...], list[Group]] = {}  # one option is for all of the same base
     for group in recording.groups:
         if group.failed == group.count:
             continue  # nothing was loaded
@@ -67,7 +68,9 @@ def n_plus_one(recording: Recording, *, loads: int = 5, queries: int = 10, pause
         each /= _schemas(recording, group)
         if group.origin.kind in _ONE_BY_ONE:
             if each >= loads and not (_told_elsewhere(group) or _is_one_for_each_rollback(recording, group)):
-                if not group.origin.asked_for:
+                if group.origin.kind == "subclass":
+                    of_subclasses.setdefault((group.origin.base, group.parents, group.site), []).append(group)
+                elif not group.origin.asked_for:
                     yield _of_load(recording, group)
                 elif not _same_each_time(group) and mean_pause(group, loop_wait) < pause:
                     yield refreshed_one_by_one(recording, group)
@@ -75,6 +78,8 @@ def n_plus_one(recording: Recording, *, loads: int = 5, queries: int = 10, pause
             meant = locks(group.sql) and is_one_in_each_transaction(recording, group)
             if not meant and mean_pause(group, loop_wait) < pause:
                 yield _of_query(recording, group)
+    for groups in of_subclasses.values():
+        yield _of_load(recording, *groups)
 
 
 def mean_pause(group: Group, loop_wait: float) -> float:
@@ -156,7 +161,39 @@ def _goes_on(sql: str) -> bool:
     return LIMIT.search(sql) is not None or not EQUAL.search(compared)
 
 
-def _of_load(recording: Recording, group: Group) -> Finding:
+def _of_load(recording: Recording, group: Group, *others: Group) -> Finding:
+    """
+    Args:
+        others: Of other subclasses of the same base.
+    """
+    origin, fix = group.origin, _options_for(recording, group)
+    each, why = f"one for each {origin.base if others else origin.entity}", "as it was touched"
+    if origin.uselist is False:
+        each = "one by one"  # parents may share an object
+    if origin.kind == "immediate":
+        why = "right after it" if origin.uselist else f"right after their {origin.entity}"
+    if origin.expired_by == "flush":
+        why, fix = "after a flush", eager_defaults(origin.entity)
+    elif origin.kind == "refresh":
+        why = _EXPIRED.get(origin.expired_by, "as it had expired")
+        fix = f"session.scalars(select({origin.entity}).where(…)).all()  # once, before the loop"
+    took = sum(cost_with_loads(recording, one) for one in (group, *others))
+    count = sum(one.count for one in (group, *others))
+    return Finding(
+        "n_plus_one",
+        f"{_what(origin, *(other.origin for other in others))} loaded by {plural(count, 'statement')},"
+        f" {each} {why}, in {time(took)}.",
+        took,
+        place(group),
+        origin.relationship,
+        loaded_by(group.parents),
+        fix,
+        group.fingerprint,
+    )
+
+
+def _options_for(recording: Recording, group: Group) -> str:
+    """For the query that loaded the objects; of new ones, a query."""
     origin = group.origin
     paths, asked = paths_from_query(recording, group), times_asked(recording, group.parents)
     for_each = origin.uselist and 2 * asked > group.count  # an option of each query would make as many statements
@@ -172,35 +209,22 @@ def _of_load(recording: Recording, group: Group) -> Finding:
     if fix.startswith(".options"):
         fix += _of_query_above(recording, group)
         fix += f"  # of one query for all, in place of {asked:,}" if for_each else ""
-    each = "one by one" if origin.uselist is False else f"one for each {origin.entity}"  # parents may share an object
-    why = "as it was touched"
-    if origin.kind == "immediate":
-        why = "right after it" if origin.uselist else f"right after their {origin.entity}"
-    took = cost_with_loads(recording, group)
-    if origin.expired_by == "flush":
-        why, fix = "after a flush", eager_defaults(origin.entity)
-    elif origin.kind == "refresh":
-        why = _EXPIRED.get(origin.expired_by, "as it had expired")
-        fix = f"session.scalars(select({origin.entity}).where(…)).all()  # once, before the loop"
-    return Finding(
-        "n_plus_one",
-        f"{_what(origin)} loaded by {plural(group.count, 'statement')}, {each} {why}, in {time(took)}.",
-        took,
-        place(group),
-        origin.relationship,
-        loaded_by(group.parents),
-        fix,
-        group.fingerprint,
-    )
+    return fix
 
 
-def _what(origin: Origin) -> str:
+def _what(origin: Origin, *others: Origin) -> str:
     """``Author.books was``, ``Star.fame and Star.name, columns of a subclass of Author, were``."""
-    names = [f"{origin.entity}.{name}" for name in origin.attributes if origin.expired_by in (None, "flush")]
-    named = names or [origin.relationship or str(origin.entity)]
+    named = [name for each in (origin, *others) for name in _names(each)]
     several = len(named) > 1
     of_base = f", {of_subclass(origin, several=several)}," if origin.base is not None else ""
+    if others:
+        of_base = f", columns of subclasses of {origin.base},"
     return f"{listed(named)}{of_base} {'were' if several else 'was'}"
+
+
+def _names(origin: Origin) -> list[str]:
+    names = [f"{origin.entity}.{name}" for name in origin.attributes if origin.expired_by in (None, "flush")]
+    return names or [origin.relationship or str(origin.entity)]
 
 
 def _of_query_above(recording: Recording, group: Group) -> str:
