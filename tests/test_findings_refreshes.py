@@ -69,7 +69,7 @@ def test_refreshes_that_were_asked_for_one_by_one(record, name):
     assert finding.parents.startswith("SELECT authors at tests/test_findings_refreshes.py:")
     assert finding.fix == (
         f"select(Author).where(Author.id.in_(ids)){option}.execution_options(populate_existing=True)"
-        "  # once for all, in place of session.refresh()"
+        "  # once for all, in place of session.refresh(), which may be a repository's"
     )
     assert sqltrace.diagnose(record(all_at_once(finding.fix, attributes), SHELF)) == []
 

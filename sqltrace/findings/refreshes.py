@@ -67,7 +67,7 @@ def _all_at_once(group: Group, within: list[Group]) -> str:
     also = options(loaders) if loaders else ""
     return (
         f"select({entity}).where({which}){lock}{also}.execution_options(populate_existing=True)"
-        "  # once for all, in place of session.refresh()"
+        "  # once for all, in place of session.refresh(), which may be a repository's"
     )
 
 
