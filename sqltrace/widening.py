@@ -23,6 +23,7 @@ class EagerJoin:
         columns: Added to the statement.
         declaration: Where the relationship is declared.
         written: `path` as an option has to name it: ``("Log.user.of_type(Admin)", "Admin.grants")``.
+        subclass: Name of the class that has the first of `path`, where that is one of those a load is for; else `None`.
     """
 
     path: tuple[str, ...]
@@ -34,6 +35,7 @@ class EagerJoin:
     declaration: Declaration | None = None
     named: bool = False
     written: tuple[str, ...] = ()
+    subclass: str | None = None
 
     @property
     def relationship(self) -> str:

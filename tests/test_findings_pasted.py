@@ -213,7 +213,8 @@ def test_option_with_a_wildcard_is_not_told_to_be_replaced(engine):
     assert after == []
 
 
-def test_option_below_a_subclass_says_of_which_type(engine):
+@pytest.mark.parametrize("loader", [joinedload, selectinload])
+def test_option_below_a_subclass_says_of_which_type(engine, loader):
     class Other(DeclarativeBase):
         pass
 
@@ -251,7 +252,7 @@ def test_option_below_a_subclass_says_of_which_type(engine):
         session.flush()
         session.add(Entry(person_id=1))
         session.commit()
-    query = select(Entry).options(joinedload(Entry.person.of_type(Admin)))
+    query = select(Entry).options(loader(Entry.person.of_type(Admin)))
 
     [finding], _ = multiplied(engine, query)
     after, _ = multiplied(engine, paste(finding.fix, query=query, Admin=Admin, Entry=Entry))

@@ -104,6 +104,7 @@ class SelectState(NamedTuple):
         own_columns: Columns that a load adds to those of its class, to find the parents; 0 for a query.
         conditions: `None` for a load, and where there are none to be known.
         contained: Properties on the paths of what a query joins itself and takes along (`contains_eager`).
+        target: Mapper of what a load is for; `None` for a query.
     """
 
     entities: list[tuple[Any, Any]]
@@ -117,6 +118,7 @@ class SelectState(NamedTuple):
     wrapped: bool
     conditions: Conditions | None
     contained: tuple[tuple[Any, ...], ...] = ()
+    target: Any = None
 
 
 def select_state(compiled: Any) -> SelectState | None:
@@ -165,6 +167,7 @@ def select_state(compiled: Any) -> SelectState | None:
         wrapped,
         conditions,
         contained,
+        next((step.mapper for step in reversed(state.current_path.path) if hasattr(step, "uselist")), None),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import repeat
 from typing import Any
 
 from sqltrace.capture import join_internals
@@ -72,10 +73,10 @@ def _eager_joins(state: join_internals.SelectState) -> tuple[EagerJoin, ...]:
         # An expression over a subquery has no table: it stands among the columns of its class.
         place = owners.get(getattr(column, "table", None), place)
         columns[place] += 1
-    return tuple(map(_eager_join, state.joins, targets, columns))
+    return tuple(map(_eager_join, state.joins, targets, columns, repeat(state.target)))
 
 
-def _eager_join(join: join_internals.EagerTarget, sources: set[Any], columns: int) -> EagerJoin:
+def _eager_join(join: join_internals.EagerTarget, sources: set[Any], columns: int, target: Any) -> EagerJoin:
     links = [link_of(prop) for prop in join.properties]
     last = links[-1]
     path = tuple([link.name for link in links])
@@ -85,6 +86,8 @@ def _eager_join(join: join_internals.EagerTarget, sources: set[Any], columns: in
         if mapper is not prop.mapper and mapper.isa(prop.mapper):
             of_type = f"{path[place]}.of_type({mapper.class_.__name__})"
             written = (*written[:place], of_type, *written[place + 1 :])
+    owner = join.properties[0].parent
+    below = target is not None and owner is not target and owner.isa(target)
     return EagerJoin(
         path,
         last.entity,
@@ -95,6 +98,7 @@ def _eager_join(join: join_internals.EagerTarget, sources: set[Any], columns: in
         last.declaration,
         join.named,
         written,
+        owner.class_.__name__ if below else None,
     )
 
 

@@ -85,7 +85,7 @@ def fix_for(recording: Recording, group: Group, joins: Iterable[EagerJoin]) -> s
     """
     above = paths_from_query(recording, group)
     outermost = _outermost(joins)
-    text = options((path + join.written, _loader(group, join)) for path in above for join in outermost)
+    text = options((_way_to(join, path) + join.written, _loader(group, join)) for path in above for join in outermost)
     # SQLAlchemy takes no second option for the same relationship.
     replaced = dict.fromkeys(f"joinedload({join.relationship})" for join in outermost if join.named)
     if replaced:
@@ -95,6 +95,13 @@ def fix_for(recording: Recording, group: Group, joins: Iterable[EagerJoin]) -> s
         others = " for the others" if replaced else ""
         text += f'  # or{others} lazy="raise_on_sql" at {listed(list(dict.fromkeys(declared)))}'
     return text
+
+
+def _way_to(join: EagerJoin, above: Path) -> Path:
+    """From the query to what has the first relationship of a join."""
+    if join.subclass is None or not above:
+        return above
+    return (*above[:-1], f"{above[-1]}.of_type({join.subclass})")
 
 
 def declaration(join: EagerJoin) -> str | None:
