@@ -1,7 +1,9 @@
 """Objects that are loaded again one by one: who wanted that or had expired them, and that the fix, pasted in, is one."""
 
+from datetime import datetime
+
 import pytest
-from sqlalchemy import create_engine, orm, select
+from sqlalchemy import create_engine, func, orm, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, selectinload
 from sqlalchemy.pool import StaticPool
 
@@ -260,6 +262,45 @@ def test_commit_is_not_blamed_for_what_expired_otherwise(record, why, options):
     assert finding.message.startswith(f"Author was loaded by 13 statements, one for each Author {why}, in ")
     assert finding.fix == "session.scalars(select(Author).where(…)).all()  # once, before the loop"
     assert sqltrace.diagnose(record(touching(WHY[why], again=True), SHELF, **options)) == []
+
+
+def test_values_that_mariadb_made_in_updates_are_asked_for_at_once(servers):
+    class Base(DeclarativeBase):
+        pass
+
+    class Seat(Base):
+        __tablename__ = "refreshed_seats"
+        number: Mapped[int] = mapped_column(primary_key=True)
+        taken: Mapped[bool] = mapped_column(default=False)
+        changed: Mapped[datetime] = mapped_column(server_default=func.now(), onupdate=func.now())
+
+    def work(at_once):
+        with sqltrace.record() as recording, Session(engine) as session:
+            seats = session.scalars(select(Seat)).all()
+            for seat in seats:
+                seat.taken = True
+            session.flush()
+            if at_once:
+                session.scalars(select(Seat)).all()
+            assert all(seat.changed for seat in seats)
+        return recording
+
+    engine = create_engine(servers.url("mysql"))
+    Base.metadata.create_all(engine)
+    with Session(engine) as session:
+        session.add_all([Seat(number=number) for number in range(1, 7)])
+        session.commit()
+    try:
+        [finding] = sqltrace.diagnose(work(False))
+        mended = work(True)
+    finally:
+        Base.metadata.drop_all(engine)
+        engine.dispose()
+
+    assert finding.message.startswith("Seat.changed was loaded by 6 statements, one for each Seat after a flush, in ")
+    assert finding.fix == "session.scalars(select(Seat).where(…)).all()  # once, after the flush"
+    assert mended.statement_count == 3
+    assert sqltrace.diagnose(mended) == []
 
 
 def test_nobody_is_blamed_where_several_may_have_expired_it():

@@ -44,6 +44,7 @@ _ANY = re.compile(r"=\s*ANY\s*\((?:\s|\(|CAST\b|ARRAY\[)*[?%:$]", re.IGNORECASE)
 _SIGNS = re.compile("[(),]")
 _SYSTEM_TABLES = ("pg_catalog", "information_schema", "sqlite_master", "PRAGMA")
 _BATCH = 10
+_UPDATES_TELL_NOTHING = ("mariadb", "mysql")  # no RETURNING: eager_defaults asks one by one, too
 _EXPIRED: dict[str | None, str] = {
     "rollback": "as a rollback had expired it",
     "expire": "as the application had expired it",
@@ -174,6 +175,8 @@ def _of_load(recording: Recording, group: Group, *others: Group) -> Finding:
         why = "right after it" if origin.uselist else f"right after their {origin.entity}"
     if origin.expired_by == "flush":
         why, fix = "after a flush", eager_defaults(origin.entity)
+        if group.system in _UPDATES_TELL_NOTHING:
+            fix = f"session.scalars(select({origin.entity}).where(…)).all()  # once, after the flush"
     elif origin.kind == "refresh":
         why = _EXPIRED.get(origin.expired_by, "as it had expired")
         fix = f"session.scalars(select({origin.entity}).where(…)).all()  # once, before the loop"
