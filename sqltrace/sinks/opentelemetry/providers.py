@@ -10,7 +10,7 @@ from weakref import WeakValueDictionary
 
 from opentelemetry import _logs, metrics, trace
 
-from sqltrace.sinks.automatic import is_configured
+from sqltrace.sinks.configured import is_configured
 from sqltrace.sinks.opentelemetry.metrics import RequestMetrics
 
 SCHEMA_URL = "https://opentelemetry.io/schemas/1.44.0"
