@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from sqltrace.callsite import CallSite
-from sqltrace.connection import Checkout, Label
+from sqltrace.connection import Checkout
 from sqltrace.failed_load import FailedLoad
+from sqltrace.label import Label
 from sqltrace.loop_log import HOLD
 from sqltrace.origin import QUERY, ExpiredBy, Origin
 from sqltrace.statement import Failure

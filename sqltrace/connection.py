@@ -9,6 +9,7 @@ from typing import Any
 
 from sqltrace.callsite import CallSite
 from sqltrace.idle import LEAST, IdleStretch, Transactions
+from sqltrace.label import Label
 
 NEGLIGIBLE = 10_000  # nanoseconds: below that a stretch of the time account costs more than it is worth
 _SECOND = 1_000_000_000
@@ -18,23 +19,6 @@ _LONGEST = 20  # of these that are kept
 
 TIMES = ("wait", "connect", "ping", "begin", "commit", "rollback", "held", "idle_in_transaction")
 unmeasurable_times: set[str] = set()  # of these, with the installed SQLAlchemy
-
-
-class Label:
-    """
-    The name of a recording. Shared with it, as the route may become known late, and never keeps it alive.
-
-    Attributes:
-        turns: Ends of the latest two stretches in which it held an event loop, the latest first.
-        known: `False` of what is no recording, as other tasks that hold a loop.
-    """
-
-    __slots__ = ("known", "name", "turns")
-
-    def __init__(self, name: str, *, known: bool = True) -> None:
-        self.name = name
-        self.known = known
-        self.turns = (0, 0)
 
 
 @dataclass(frozen=True, slots=True)

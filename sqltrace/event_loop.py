@@ -28,9 +28,9 @@ from typing import Any, Final
 
 from sqltrace.child_tasks import TICK, ready_since, waits_for_own
 from sqltrace.collector import Collector, current, mark_estimate
-from sqltrace.connection import Label
 from sqltrace.faults import report_fault
 from sqltrace.intervals import Coverage
+from sqltrace.label import Label
 from sqltrace.loop_log import HOLD, LoopLog, log_of
 from sqltrace.watchdog import Sightings, guard, release
 

@@ -16,8 +16,8 @@ from operator import itemgetter
 from typing import Final
 
 from sqltrace.callsite import CallSite
-from sqltrace.connection import Label
 from sqltrace.faults import report_fault
+from sqltrace.label import Label
 
 HOLD: Final = 1_000_000  # a shorter step of a request is not worth an entry
 _BEAT: Final = 20_000_000

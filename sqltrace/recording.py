@@ -22,10 +22,11 @@ from threading import RLock
 from typing import Any
 
 from sqltrace.collector import Clock, Collector, Execution, Part, current, unmeasurable
-from sqltrace.connection import ConnectionUse, Label
+from sqltrace.connection import ConnectionUse
 from sqltrace.event_loop import LoopShare
 from sqltrace.faults import report_fault
 from sqltrace.intervals import Coverage
+from sqltrace.label import Label
 from sqltrace.statement import Group, Statement
 from sqltrace.tally import Counts, Tally
 from sqltrace.time_account import TimeAccount
@@ -263,11 +264,10 @@ class Recording:
 
     def executions(self) -> list[tuple[Group, list[Execution]]]:
         """All groups, each with what its `statements` are made of: for those in a hurry."""
-        kept: list[tuple[Group, list[Execution]]] = self._answer("executions", self._kept)
+        kept: list[tuple[Group, list[Execution]]] = self._answer(
+            "executions", lambda: self._tally.kept_by_group(self._response_ended)
+        )
         return kept.copy()
-
-    def _kept(self) -> list[tuple[Group, list[Execution]]]:
-        return self._tally.kept_by_group(self._response_ended)
 
     @property
     def groups(self) -> list[Group]:

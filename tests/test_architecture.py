@@ -42,6 +42,7 @@ FLOORS = {
     "route": 0,
     "sql_text": 0.5,
     "literals": 0,
+    "label": 0,
     "pairing": 0.2,
 }
 MODULES = [str(file.relative_to(PACKAGE)) for file in FILES]

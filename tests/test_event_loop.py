@@ -21,8 +21,8 @@ from starlette.routing import Route
 
 import sqltrace
 from sqltrace.child_tasks import waits_for_own
-from sqltrace.connection import Label
 from sqltrace.event_loop import stepped
+from sqltrace.label import Label
 from sqltrace.loop_log import UNKNOWN, LoopLog
 from sqltrace.recording import Recording
 from sqltrace.sinks.log_line import log_line

@@ -22,7 +22,6 @@ from starlette.testclient import TestClient
 
 import sqltrace
 from sqltrace.collector import mark, mark_estimate
-from sqltrace.connection import Label
 from sqltrace.findings import (
     after_response_sql,
     blocked_loop,
@@ -32,6 +31,7 @@ from sqltrace.findings import (
     slow_statement,
     waited_for_loop,
 )
+from sqltrace.label import Label
 from sqltrace.loop_log import LoopLog
 from sqltrace.recording import Recording
 from tests import shelf as shelves

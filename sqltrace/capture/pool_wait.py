@@ -13,8 +13,9 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry, QueuePoo
 from sqltrace.callsite import find_call_site
 from sqltrace.capture import internals
 from sqltrace.capture.transactions import opening
-from sqltrace.connection import Checkout, Holder, Label, PoolWait
+from sqltrace.connection import Checkout, Holder, PoolWait
 from sqltrace.faults import report_fault
+from sqltrace.label import Label
 
 _NOTABLE: Final = 1_000_000  # nanoseconds; a thread may lose less to others in the pool's own work
 _LONG: Final = 10_000_000  # nanoseconds; from there on it is worth looking for the call site
