@@ -9,7 +9,7 @@ from types import CodeType, FrameType
 from typing import Any, Final
 
 from sqltrace.callsite import CallSite, call_site_of
-from sqltrace.collector import Collector, current
+from sqltrace.collector import Collector, current, outwards
 from sqltrace.loop_log import LoopLog
 
 # Functions of libraries, by qualified name, which wait for tasks or threads of their caller.
@@ -113,7 +113,8 @@ def _suspended_frames(suspended: Any) -> Iterator[FrameType]:
 def _has_tasks(collector: Collector, log: LoopLog, left: int) -> bool:
     if not _TASKS_TELL_THEIR_CONTEXT:
         return False
-    return _count_tasks(collector, log, left) > _belongs_to(collector, current.get())  # pragma: no cover - from 3.12 on
+    own = collector in outwards(current.get())  # pragma: no cover - from Python 3.12 on
+    return _count_tasks(collector, log, left) > own  # pragma: no cover - likewise
 
 
 def _count_tasks(collector: Collector, log: LoopLog, left: int) -> int:  # pragma: no cover - from Python 3.12 on
@@ -127,16 +128,8 @@ def _count_tasks(collector: Collector, log: LoopLog, left: int) -> int:  # pragm
         counts: dict[int, int] = {}
         for task in all_tasks(log.loop):
             get_context = getattr(task, "get_context", None)  # a library's own kind of task may lack it
-            theirs = get_context().get(current) if get_context is not None else None
-            while theirs is not None:
+            for theirs in outwards(get_context().get(current) if get_context is not None else None):
                 counts[id(theirs)] = counts.get(id(theirs), 0) + 1
-                theirs = theirs.parent
         log.task_counts = counts
         log.counted_at = log.clock()
     return log.task_counts.get(id(collector), 0)
-
-
-def _belongs_to(collector: Collector, theirs: Collector | None) -> bool:  # pragma: no cover - from Python 3.12 on
-    while theirs is not None and theirs is not collector:
-        theirs = theirs.parent
-    return theirs is not None

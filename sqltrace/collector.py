@@ -8,7 +8,7 @@ task that runs on keeps no more than an empty shell alive, and is counted late.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -140,6 +140,7 @@ class Collector:
     Attributes:
         capture_parameters, max_sql_length: What is kept for it and for those around it: each shows what it asked for.
         loop_observed: Whether it was opened within a request that has its event loop observed.
+        outer: That of the recording around; `None` of the outermost.
         plain: Whether it takes the statements of every engine, without their parameters.
         expired_by: What has expired objects of sessions, each once.
     """
@@ -147,7 +148,7 @@ class Collector:
     __slots__ = (
         "capture_parameters", "checkouts", "clock", "comment", "dialects", "expired_by", "failed_loads", "label",
         "late", "loads", "loop", "loop_observed", "loop_wait_estimated", "marks", "max_sql_length",
-        "max_statements", "parent", "pending", "plain", "probe", "recording", "sites_taken", "unkept",
+        "max_statements", "outer", "pending", "plain", "probe", "recording", "sites_taken", "unkept",
     )  # fmt: skip
 
     def __init__(
@@ -167,7 +168,7 @@ class Collector:
         self.capture_parameters = capture_parameters
         self.max_statements = max_statements
         self.max_sql_length = max_sql_length
-        self.parent: Collector | None = None
+        self.outer: Collector | None = None
         self.plain = dialects is None and not capture_parameters
         self.loop: LoopObserver | None = None
         self.loop_observed = self.loop_wait_estimated = False
@@ -202,19 +203,17 @@ class Collector:
                     return collector
                 collector.late += 1
                 late = True
-            collector = collector.parent
+            collector = collector.outer
         missed.late += late
         return None
 
     def settle(self) -> None:
-        collector: Collector | None = self
-        while collector is not None:
+        for collector in outwards(self):
             if collector.loop is not None:
                 collector.loop.settle()
-            collector = collector.parent
 
     def nest_in(self, outer: Collector | None) -> None:
-        self.parent = outer
+        self.outer = outer
         if outer is not None:
             self.capture_parameters = self.capture_parameters or outer.capture_parameters
             self.max_sql_length = max(self.max_sql_length, outer.max_sql_length)
@@ -225,11 +224,9 @@ class Collector:
 
     def forget_ended(self) -> None:
         """Those around it that were left in another context stay in this one: they would pile up."""
-        collector: Collector | None = self
-        while collector is not None:
-            while collector.parent is not None and collector.parent.pending is None:
-                collector.parent = collector.parent.parent
-            collector = collector.parent
+        for collector in outwards(self):
+            while collector.outer is not None and collector.outer.pending is None:
+                collector.outer = collector.outer.outer
 
     def note_spans(self, probe: Callable[[Any], Any]) -> bool:
         """
@@ -254,6 +251,13 @@ class Collector:
         self.sites_taken = {}
 
 
+def outwards(collector: Collector | None) -> Iterator[Collector]:
+    """A collector and those around it. The hot path goes the same way by hand, without a generator."""
+    while collector is not None:
+        yield collector
+        collector = collector.outer
+
+
 def _no_marks() -> Marks:
     return {"objects": [], "loop_wait": [], "python": [], "database": [], "connection": []}
 
@@ -275,15 +279,14 @@ def mark(collector: Collector | None, dialect: Any, part: Part, start: int, end:
                 collector.loop.note_hold(start, end)
             if len(marks) >= FOLD_AT:
                 collector.fold()
-        collector = collector.parent
+        collector = collector.outer
 
 
 def mark_estimate(collector: Collector | None, start: int, end: int) -> None:
     """As `mark`, of time that was presumably spent on waiting for the event loop."""
     mark(collector, None, "loop_wait", start, end)
-    while collector is not None:
-        collector.loop_wait_estimated = True
-        collector = collector.parent
+    for each in outwards(collector):
+        each.loop_wait_estimated = True
 
 
 @dataclass(slots=True)

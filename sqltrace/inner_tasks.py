@@ -14,7 +14,7 @@ import sys
 from functools import wraps
 from typing import Any
 
-from sqltrace.collector import Collector, current
+from sqltrace.collector import Collector, current, outwards
 from sqltrace.event_loop import LoopShare, stepped
 from sqltrace.faults import report_fault
 from sqltrace.route import layers
@@ -78,11 +78,7 @@ class _Observed:
 
 def share_of(collector: Collector | None) -> LoopShare | None:
     """That of the request which a recording, or a task inside, belongs to."""
-    while collector is not None:
-        if isinstance(collector.loop, LoopShare):
-            return collector.loop
-        collector = collector.parent
-    return None
+    return next((each.loop for each in outwards(collector) if isinstance(each.loop, LoopShare)), None)
 
 
 def _share_of_request() -> LoopShare | None:

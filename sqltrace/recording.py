@@ -5,7 +5,7 @@ The `Recording` is what the owner keeps. The `Collector` is what travels in the
 `ContextVar`: statements are dropped into it.
 
     ContextVar ──> Collector ──> (pending executions)
-                       │ parent       │ fold(): every 512, and when somebody reads
+                       │ outer        │ fold(): every 512, and when somebody reads
                        ▼              ▼
                    Collector      Tally: statements, groups, counts
 
@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from threading import RLock
 from typing import Any
 
-from sqltrace.collector import Clock, Collector, Execution, Part, current, unmeasurable
+from sqltrace.collector import Clock, Collector, Execution, Part, current, outwards, unmeasurable
 from sqltrace.connection import ConnectionUse
 from sqltrace.event_loop import LoopShare
 from sqltrace.faults import report_fault
@@ -37,11 +37,7 @@ _SECOND = 1_000_000_000
 
 def current_recording() -> Recording | None:
     """The innermost recording that is open in this context, or `None`."""
-    collector = current.get()
-    while collector is not None and collector.recording is None:
-        collector = collector.parent
-    recording = collector.recording if collector is not None else None
-    return recording if isinstance(recording, Recording) else None
+    return next((each.recording for each in outwards(current.get()) if isinstance(each.recording, Recording)), None)
 
 
 class Recording:

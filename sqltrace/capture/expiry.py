@@ -12,7 +12,7 @@ from functools import wraps
 from typing import Any
 
 from sqltrace.capture.load_internals import made_by_database
-from sqltrace.collector import Collector, current
+from sqltrace.collector import Collector, current, outwards
 from sqltrace.faults import report_fault
 from sqltrace.origin import ExpiredBy
 
@@ -61,10 +61,8 @@ def expires_some(state: Any) -> bool:
 def _note(session: Any, by: ExpiredBy, *, all_objects: bool) -> None:
     noted = vars(session).get(_NOTED, by)
     setattr(session, _NOTED, by if all_objects or noted == by else "unknown")
-    collector = current.get()
-    while collector is not None:
+    for collector in outwards(current.get()):
         collector.expired_by.add(by)
-        collector = collector.parent
 
 
 def noticed_all(original: Callable[..., None]) -> Callable[..., None]:

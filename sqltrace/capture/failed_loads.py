@@ -28,7 +28,7 @@ from sqltrace.capture.origin import (
 )
 from sqltrace.capture.replacements import ORMReplacements, Replacements
 from sqltrace.capture.wanted import is_wanted
-from sqltrace.collector import Collector, current
+from sqltrace.collector import Collector, current, outwards
 from sqltrace.failed_load import FailedLoad, LoadError
 from sqltrace.faults import report_fault
 from sqltrace.origin import Origin
@@ -132,13 +132,10 @@ def _note(
         call_site,
         None if parents is None else parents_from(parents),
     )
-    collector: Collector | None = innermost
-    while collector is not None:
-        noted = collector.failed_loads
-        ended = collector.pending is None
-        if not ended and len(noted) < _MAX_FAILED and not any(_same(failed, other) for other in noted):
+    for collector in outwards(innermost):
+        noted, open_ = collector.failed_loads, collector.pending is not None
+        if open_ and len(noted) < _MAX_FAILED and not any(_same(failed, other) for other in noted):
             noted.append(failed)
-        collector = collector.parent
 
 
 def _same(one: FailedLoad, other: FailedLoad) -> bool:

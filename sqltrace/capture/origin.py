@@ -222,7 +222,7 @@ def parents_of_one(collector: Collector, state: Any) -> ParentKey | None:
             # An object that is refreshed still comes from the query that found it.
             again = execution.origin.kind in _OF_ATTRIBUTES and execution.parents
             return again or execution.as_parents()
-        around = around.parent
+        around = around.outer
     block = building.get()
     # The objects that are being made have their number, and are not yet known by it.
     return block.execution.as_parents() if block is not None and load_number(block.context) == number else None

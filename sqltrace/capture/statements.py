@@ -130,8 +130,8 @@ def note(
             if len(pending) >= FOLD_AT:
                 collector.fold()  # before this one comes, of which it is not known yet whether rows will be read
             pending.append(execution)
-        if collector.parent is not None:
-            _pass_on(collector.parent, execution)
+        if collector.outer is not None:
+            _pass_on(collector.outer, execution)
         checkouts = collector.checkouts
         if (
             checkouts
@@ -199,7 +199,7 @@ def _pass_on(collector: Collector | None, execution: Execution) -> None:
                 if len(collector.pending) >= FOLD_AT:
                     collector.fold()
                 collector.pending.append(execution)
-        collector = collector.parent
+        collector = collector.outer
 
 
 def _key_of(context: Any, statement: str, purpose: Purpose, style: ExecuteStyle) -> str:
