@@ -77,7 +77,7 @@ QUERY = Origin("query")
 @dataclass(frozen=True, slots=True)
 class Parents:
     """
-    The statement that loaded the objects which a load was for.
+    The statement that loaded the objects which a load was for: ``loaded_for`` in the log line.
 
     Attributes:
         fingerprint: Of its group.

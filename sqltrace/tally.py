@@ -169,7 +169,7 @@ class Tally:
             call_site=execution.call_site,
             parameters=execution.parameters if self._parameters else None,
             origin=execution.origin,
-            parents=parents_of(execution),
+            parents=parents_of(execution.parents),
             widening=execution.widening,
             database=database_of(execution.dialect),
             span=execution.span,
@@ -293,7 +293,7 @@ class Tally:
                 phase,
                 parameters=execution.parameters if self._parameters else None,
                 origin=origin,
-                parents=parents_of(execution),
+                parents=parents_of(execution.parents),
                 widening=execution.widening,
                 is_async=bool(dialect.is_async),
                 samples=Samples(execution.started),
@@ -310,13 +310,10 @@ class Tally:
         return group
 
 
-def parents_of(execution: Execution) -> Parents | None:
-    if execution.parents is None:
+def parents_of(key: ParentKey | None) -> Parents | None:
+    """What an execution has noted of its parents, as plain data."""
+    if key is None:
         return None
-    return parents_from(execution.parents)
-
-
-def parents_from(parents: ParentKey) -> Parents:
-    key, dialect, call_site, origin = parents
+    text, dialect, call_site, origin = key
     system = system_name(dialect)
-    return Parents(fingerprint(key, system), summarize(key, system), call_site, origin)
+    return Parents(fingerprint(text, system), summarize(text, system), call_site, origin)

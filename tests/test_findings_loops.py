@@ -8,8 +8,8 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from sqlalchemy.pool import StaticPool
 
 import sqltrace
+from sqltrace.findings.costs import cost_at_once
 from sqltrace.findings.n_plus_one import _is_batch
-from sqltrace.findings.wording import cost_at_once
 from tests import shelf as shelves
 from tests.asgi import Clock, recorded, run, websocket_scope
 from tests.loops import get, observed

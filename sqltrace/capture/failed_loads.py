@@ -32,7 +32,7 @@ from sqltrace.collector import Collector, current, outwards
 from sqltrace.failed_load import FailedLoad, LoadError
 from sqltrace.faults import report_fault
 from sqltrace.origin import Origin
-from sqltrace.tally import parents_from
+from sqltrace.tally import parents_of
 
 _MAX_FAILED = 20  # of a recording, different ones
 _MAX_EXCEPTIONS = 50  # of one chain
@@ -130,7 +130,7 @@ def _note(
         tuple(link_of(step).name for step in path),
         root,
         call_site,
-        None if parents is None else parents_from(parents),
+        parents_of(parents),
     )
     for collector in outwards(innermost):
         noted, open_ = collector.failed_loads, collector.pending is not None

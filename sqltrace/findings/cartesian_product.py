@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from sqltrace.finding import Finding
+from sqltrace.findings.costs import cost
 from sqltrace.findings.widened import asked_and_sent, fix_for, multiplied, object_count, times
-from sqltrace.findings.wording import cost, loaded_by, place, plural
+from sqltrace.findings.wording import name_and_line, place, plural
 from sqltrace.recording import Recording
 
 
@@ -28,7 +29,7 @@ def cartesian_product(recording: Recording, *, rows: int = 100, ratio: float = 3
                 cost(group),
                 place(group),
                 group.origin.relationship or crossed[0].relationship,
-                loaded_by(group.parents),
+                name_and_line(group.parents),
                 fix_for(recording, group, crossed),
                 group.fingerprint,
             )

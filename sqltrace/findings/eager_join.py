@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from sqltrace.finding import Finding
+from sqltrace.findings.costs import cost
 from sqltrace.findings.widened import asked_and_sent, fix_for, times
-from sqltrace.findings.wording import cost, loaded_by, place
+from sqltrace.findings.wording import name_and_line, place
 from sqltrace.recording import Recording
 
 
@@ -31,7 +32,7 @@ def eager_join(recording: Recording, *, tables: int = 3, values: int = 10_000) -
                 cost(group),
                 place(group),
                 joins[0].relationship,
-                loaded_by(group.parents),
+                name_and_line(group.parents),
                 fix_for(recording, group, joins),
                 group.fingerprint,
             )

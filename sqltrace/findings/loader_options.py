@@ -40,12 +40,12 @@ def paths_from_query(recording: Recording, group: Group) -> list[Path]:
     ``select(Author)``. More than one where objects of the same class came on different ways.
     The first may be how the query calls what it asked for (`Asked`).
     """
-    parents: dict[tuple[str, Origin], dict[Parents | None, None]] = {}
+    parents_of: dict[tuple[str, Origin], dict[Parents | None, None]] = {}
     if group.origin is not QUERY:
         for statement in recording.statements:
-            parents.setdefault((statement.fingerprint, statement.origin), {})[statement.parents] = None
+            parents_of.setdefault((statement.fingerprint, statement.origin), {})[statement.parents] = None
     widenings = {(other.fingerprint, other.origin): other.widening for other in recording.groups}
-    found = _paths(group.fingerprint, group.origin, parents, widenings, _MAX_DEPTH)
+    found = _paths(group.fingerprint, group.origin, parents_of, widenings, _MAX_DEPTH)
     own: Path = () if group.origin.relationship is None else (group.origin.relationship,)
     return list(dict.fromkeys(found)) or [own]
 
@@ -232,7 +232,7 @@ def loader_for_unused(group: Group) -> str:
 def _paths(
     fingerprint: str,
     origin: Origin,
-    parents: dict[tuple[str, Origin], dict[Parents | None, None]],
+    parents_of: dict[tuple[str, Origin], dict[Parents | None, None]],
     widenings: dict[tuple[str, Origin], Widening | None],
     depth: int,
 ) -> Iterator[Path]:
@@ -240,14 +240,14 @@ def _paths(
     if origin.kind == "query":
         own = _asked(widenings.get((fingerprint, origin)))
     found = False
-    for loaded_by in parents.get((fingerprint, origin), {}):
-        if loaded_by is not None:
+    for parents in parents_of.get((fingerprint, origin), {}):
+        if parents is not None:
             found = True
             if not depth:
                 break  # of a tree, whose objects are loaded for each other: shorter ways lead there, too
-            widening = widenings.get((loaded_by.fingerprint, loaded_by.origin))
+            widening = widenings.get((parents.fingerprint, parents.origin))
             joined = _joined_path(widening, origin.base or origin.entity)
-            for above in _paths(loaded_by.fingerprint, loaded_by.origin, parents, widenings, depth - 1):
+            for above in _paths(parents.fingerprint, parents.origin, parents_of, widenings, depth - 1):
                 yield above + joined + own
     if not found:
         yield own

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 
 from sqltrace.finding import Finding
+from sqltrace.findings.costs import cost_at_once, mean_pause
 from sqltrace.findings.loader_options import (
     in_place_of_levels,
     in_place_of_options,
@@ -18,7 +19,7 @@ from sqltrace.findings.loader_options import (
 )
 from sqltrace.findings.one_for_all import EQUAL, LIMIT, is_one_in_each_transaction, locks, one_for_all
 from sqltrace.findings.refreshes import EAGER_DEFAULTS, cost_with_loads, is_within, refreshed_one_by_one
-from sqltrace.findings.wording import cost_at_once, listed, loaded_by, name_of, of_subclass, place, plural, time
+from sqltrace.findings.wording import listed, name_and_line, name_of, of_subclass, place, plural, time
 from sqltrace.origin import Origin
 from sqltrace.recording import Recording
 from sqltrace.statement import Group
@@ -59,12 +60,6 @@ def n_plus_one(recording: Recording, *, loads: int = 5, queries: int = 10, pause
             meant = locks(group.sql) and is_one_in_each_transaction(recording, group)
             if not meant and mean_pause(group, loop_wait) < pause:
                 yield _of_query(recording, group)
-
-
-def mean_pause(group: Group, loop_wait: float) -> float:
-    """Seconds between the end of one and the start of the next, without waiting for the event loop."""
-    between = (group.samples.last - group.samples.first) / 1_000_000_000
-    return (between - group.total - loop_wait) / max(1, group.count - 1)
 
 
 def _at_one_place(group: Group) -> int:
@@ -156,7 +151,7 @@ def _of_load(recording: Recording, group: Group) -> Finding:
         took,
         place(group),
         origin.relationship,
-        loaded_by(group.parents),
+        name_and_line(group.parents),
         fix,
         group.fingerprint,
     )
@@ -176,7 +171,7 @@ def _of_query_above(recording: Recording, group: Group) -> str:
     query = query_above(recording, group.parents)
     if group.parents is None or query is None or query.call_site == group.parents.call_site:
         return ""
-    return f"  # of the {loaded_by(query)}"
+    return f"  # of the {name_and_line(query)}"
 
 
 def _of_query(recording: Recording, group: Group) -> Finding:

@@ -15,7 +15,7 @@ from sqltrace.findings.loader_options import (
     options,
 )
 from sqltrace.findings.refreshes import EAGER_DEFAULTS
-from sqltrace.findings.wording import line, listed, loaded_by, of_subclass, session_maker
+from sqltrace.findings.wording import line, listed, name_and_line, of_subclass, session_maker
 from sqltrace.recording import Recording
 
 _COMMIT = -1
@@ -29,7 +29,7 @@ def finding(kind: str, recording: Recording, failed: FailedLoad, message: str, f
         recording.duration,
         line(failed.call_site),
         failed.origin.relationship,
-        loaded_by(failed.parents),
+        name_and_line(failed.parents),
         fix,
     )
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from sqltrace.finding import Finding
+from sqltrace.findings.costs import cost_at_once
 from sqltrace.findings.loader_options import loader_for, options
-from sqltrace.findings.wording import cost_at_once, listed, loaded_by, place, plural, time
+from sqltrace.findings.wording import listed, name_and_line, place, plural, time
 from sqltrace.recording import Recording
 from sqltrace.statement import Group
 
@@ -38,7 +39,7 @@ def refreshed_one_by_one(recording: Recording, group: Group) -> Finding:
         f" by {plural(statements, 'statement')} in {time(took)}.",
         took,
         place(group),
-        parents=loaded_by(group.parents),
+        parents=name_and_line(group.parents),
         fix=_all_at_once(group, within),
         fingerprint=group.fingerprint,
     )

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from functools import lru_cache
 
 from sqltrace.finding import Finding
-from sqltrace.findings.n_plus_one import mean_pause
-from sqltrace.findings.wording import cost_at_once, name_of, place, time
+from sqltrace.findings.costs import cost_at_once, mean_pause
+from sqltrace.findings.wording import name_of, place, time
 from sqltrace.recording import Recording
 from sqltrace.samples import DIGESTS
 from sqltrace.sql_text import WRITES

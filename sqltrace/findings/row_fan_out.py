@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from sqltrace.finding import Finding
+from sqltrace.findings.costs import cost
 from sqltrace.findings.widened import asked_and_sent, fix_for, repeats_parents, times
-from sqltrace.findings.wording import cost, loaded_by, place, plural
+from sqltrace.findings.wording import name_and_line, place, plural
 from sqltrace.recording import Recording
 
 
@@ -34,7 +35,7 @@ def row_fan_out(
                 cost(group),
                 place(group),
                 widening.collections[0].relationship,
-                loaded_by(group.parents),
+                name_and_line(group.parents),
                 fix_for(recording, group, widening.collections),
                 group.fingerprint,
             )

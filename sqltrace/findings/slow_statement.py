@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterator
 
 from sqltrace.finding import Finding
-from sqltrace.findings.wording import kept_of, loaded_by, place_of_longest, plural, subject, time
+from sqltrace.findings.costs import kept_of
+from sqltrace.findings.wording import name_and_line, place_of_longest, plural, subject, time
 from sqltrace.recording import Recording
 from sqltrace.statement import Group
 
@@ -31,7 +32,7 @@ def slow_statement(recording: Recording, *, slow: float = 0.5) -> Iterator[Findi
                 group.total,
                 place_of_longest(group),
                 group.origin.relationship,
-                loaded_by(group.parents),
+                name_and_line(group.parents),
                 _STREAM if _is_fetched_slowly(recording, group) else _fix(group),
                 group.fingerprint or None,
             )
