@@ -39,7 +39,7 @@ def after_response_sql(recording: Recording, *, long: float = 1.0) -> Iterator[F
         message,
         took,
         at,
-        worst.origin.relationship,
+        relationship=worst.origin.relationship,
         fix=fix,
         fingerprint=worst.fingerprint or None,
     )

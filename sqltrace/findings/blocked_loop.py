@@ -63,7 +63,7 @@ def _by_python(recording: Recording, held: float) -> Finding:
             f" most of it for the {rows} of {name_of(worst)}.",
             held,
             place(worst),
-            worst.origin.relationship,
+            relationship=worst.origin.relationship,
             fix=_fix_for_objects(recording, worst),
             fingerprint=worst.fingerprint,
         )

@@ -150,10 +150,10 @@ def _of_load(recording: Recording, group: Group) -> Finding:
         f"{_what(origin)} loaded by {plural(group.count, 'statement')}, {each} {why}, in {time(took)}.",
         took,
         place(group),
-        origin.relationship,
-        name_and_line(group.parents),
-        fix,
-        group.fingerprint,
+        relationship=origin.relationship,
+        parents=name_and_line(group.parents),
+        fix=fix,
+        fingerprint=group.fingerprint,
     )
 
 

@@ -15,7 +15,7 @@ from sqltrace.findings.loader_options import (
     options,
 )
 from sqltrace.findings.refreshes import EAGER_DEFAULTS
-from sqltrace.findings.wording import line, listed, name_and_line, of_subclass, session_maker
+from sqltrace.findings.wording import kept_after_commit, line, listed, name_and_line, of_subclass
 from sqltrace.recording import Recording
 
 _COMMIT = -1
@@ -28,9 +28,9 @@ def finding(kind: str, recording: Recording, failed: FailedLoad, message: str, f
         message,
         recording.duration,
         line(failed.call_site),
-        failed.origin.relationship,
-        name_and_line(failed.parents),
-        fix,
+        relationship=failed.origin.relationship,
+        parents=name_and_line(failed.parents),
+        fix=fix,
     )
 
 
@@ -69,7 +69,7 @@ def fix_for(recording: Recording, failed: FailedLoad, refresh: str) -> str:
     if failed.origin.kind != "refresh":
         return load_with_query(recording, failed)
     if _is_by_commit(failed):
-        return f"{session_maker(_is_async(recording, failed))}(engine, expire_on_commit=False)"
+        return kept_after_commit(_is_async(recording, failed))
     if failed.origin.expired_by == "flush":
         return f"{EAGER_DEFAULTS}  # of {failed.origin.entity}"
     return refresh

@@ -31,10 +31,10 @@ def slow_statement(recording: Recording, *, slow: float = 0.5) -> Iterator[Findi
                 f"{subject(group)} took {time(group.max)}{many}{rows}.",
                 group.total,
                 place_of_longest(group),
-                group.origin.relationship,
-                name_and_line(group.parents),
-                _STREAM if _is_fetched_slowly(recording, group) else _fix(group),
-                group.fingerprint or None,
+                relationship=group.origin.relationship,
+                parents=name_and_line(group.parents),
+                fix=_STREAM if _is_fetched_slowly(recording, group) else _fix(group),
+                fingerprint=group.fingerprint or None,
             )
     yield from _slow_commit(recording, slow)
 

@@ -83,8 +83,9 @@ def of_subclass(origin: Origin, *, several: bool = False) -> str:
     return f"{'columns' if several else what} of a subclass of {origin.base}"
 
 
-def session_maker(is_async: bool) -> str:
-    return "async_sessionmaker" if is_async else "sessionmaker"
+def kept_after_commit(is_async: bool) -> str:
+    """Has a commit expire nothing."""
+    return f"{'async_sessionmaker' if is_async else 'sessionmaker'}(engine, expire_on_commit=False)"
 
 
 def subject(group: Group) -> str:
