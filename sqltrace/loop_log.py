@@ -70,26 +70,10 @@ class LoopLog:
     """
 
     __slots__ = (
-        "_context",
-        "_names",
-        "active",
-        "beat",
-        "beat_due",
-        "busy_since",
-        "busy_until",
-        "clock",
-        "counted_at",
-        "held_until",
-        "holds",
-        "loop",
-        "recent",
-        "run_since",
-        "seen",
-        "sums",
-        "task_counts",
-        "third_turn",
+        "_context", "_names", "active", "beat", "beat_due", "busy_since", "busy_until", "clock", "counted_at",
+        "held_until", "holds", "loop", "recent", "run_since", "seen", "sums", "task_counts", "third_turn",
         "unknown_turns",
-    )
+    )  # fmt: skip
 
     def __init__(self, clock: Callable[[], int]) -> None:
         self.clock = clock

@@ -127,10 +127,10 @@ def _note(
         error,
         origin.relationship or ".".join(filter(None, (origin.entity, key or next(iter(origin.attributes), None)))),
         origin,
-        tuple(link_of(step).name for step in path),
-        root,
-        call_site,
-        parents_of(parents),
+        path=tuple(link_of(step).name for step in path),
+        root=root,
+        call_site=call_site,
+        parents=parents_of(parents),
     )
     for collector in outwards(innermost):
         noted, open_ = collector.failed_loads, collector.pending is not None

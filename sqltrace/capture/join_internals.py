@@ -85,11 +85,11 @@ class Conditions(NamedTuple):
     """
 
     aliases: tuple[str, ...]
-    equal: tuple[tuple[type, str], ...]
-    others: bool
-    is_key: bool
-    by_get: bool
-    joinable: bool
+    equal: tuple[tuple[type, str], ...] = ()
+    others: bool = False
+    is_key: bool = False
+    by_get: bool = False
+    joinable: bool = False
     values: bool = False
     options: bool = False
 
@@ -139,33 +139,31 @@ def select_state(compiled: Any) -> SelectState | None:
             entities.append((entity.mapper, entity.selectable))
         else:
             own_columns += len(getattr(entity, "_entities", (entity,)))
-    attributes = state.attributes
     wrapped = state.compound_eager_adapter is not None
-    joins = []
-    for join in eager:
-        path = join[2]
-        # Where SQLAlchemy looks: the relationship's own option, that for its class, that for all.
-        key, of_class, of_all = path._loader_key, path._wildcard_path_loader_key, path._default_path_loader_key
-        option = attributes.get(key) or attributes.get(of_class) or attributes.get(of_all)
-        by_option = option is not None and option.strategy is not None
-        named = by_option and option is attributes.get(key)
-        joins.append(EagerTarget(path.path[1::2], path.path[::2], join[5].selectable, by_option, named))
+    # Around a subquery the eager joins are spliced into the FROM clause; else that has the rest alone.
+    froms = [] if wrapped else [*state.eager_joins.values(), *state.statement._where_criteria]
     return SelectState(
         entities,
-        joins,
-        # Around a subquery the eager joins are spliced into the FROM clause; else that has the rest alone.
-        list(state.from_clauses)
-        if wrapped
-        else [*state.from_clauses, *state.eager_joins.values(), *state.statement._where_criteria],
-        state.primary_columns,
-        state.secondary_columns,
-        own_columns if is_load else 0,
-        len(compiled._result_columns),
-        is_load,
-        wrapped,
-        conditions,
-        contained,
+        joins=[_eager_target(state.attributes, join[2], join[5]) for join in eager],
+        froms=[*state.from_clauses, *froms],
+        primary_columns=state.primary_columns,
+        secondary_columns=state.secondary_columns,
+        own_columns=own_columns if is_load else 0,
+        sent_columns=len(compiled._result_columns),
+        is_load=is_load,
+        wrapped=wrapped,
+        conditions=conditions,
+        contained=contained,
     )
+
+
+def _eager_target(attributes: Any, path: Any, target: Any) -> EagerTarget:
+    # Where SQLAlchemy looks: the relationship's own option, that for its class, that for all.
+    key, of_class, of_all = path._loader_key, path._wildcard_path_loader_key, path._default_path_loader_key
+    option = attributes.get(key) or attributes.get(of_class) or attributes.get(of_all)
+    by_option = option is not None and option.strategy is not None
+    named = by_option and option is attributes.get(key)
+    return EagerTarget(path.path[1::2], path.path[::2], target.selectable, by_option, named)
 
 
 def _contained(state: Any) -> tuple[tuple[Any, ...], ...]:
@@ -188,7 +186,7 @@ def _of_own_statement(state: Any, compiled: Any) -> SelectState | None:
         sent_columns=len(compiled._result_columns),
         is_load=False,
         wrapped=False,
-        conditions=Conditions(aliases, (), others=True, is_key=False, by_get=False, joinable=False),
+        conditions=Conditions(aliases, others=True),
     )
 
 
@@ -204,7 +202,7 @@ def _conditions(state: Any, binds: Any) -> Conditions | None:
     options = not all(option._is_criteria_option for option in asked_for._with_options)
     if "pk_1" in binds:  # by the name of its parameter: nothing else tells
         names = [(mapper.class_, mapper.get_property_by_column(column).key) for column in key]
-        return Conditions(("",), tuple(names), False, is_key=True, by_get=True, joinable=joinable, options=options)
+        return Conditions(("",), tuple(names), is_key=True, by_get=True, joinable=joinable, options=options)
     equal: list[tuple[type, str]] = []
     columns = []
     others = []
@@ -223,9 +221,15 @@ def _conditions(state: Any, binds: Any) -> Conditions | None:
     aliases = tuple(map(_alias, asked))
     if joinable and not (equal or any(aliases)):
         return None
-    is_key = len(asked) == 1 and set(columns) == set(key)
-    values = _have_values([*others, *(join[1] for join in asked_for._setup_joins)])
-    return Conditions(aliases, tuple(equal), bool(others), is_key, False, joinable, values, options)
+    return Conditions(
+        aliases,
+        tuple(equal),
+        others=bool(others),
+        is_key=len(asked) == 1 and set(columns) == set(key),
+        joinable=joinable,
+        values=_have_values([*others, *(join[1] for join in asked_for._setup_joins)]),
+        options=options,
+    )
 
 
 def _compared(clause: Any) -> tuple[Any, str] | None:

@@ -89,12 +89,12 @@ def _eager_join(join: join_internals.EagerTarget, sources: set[Any], columns: in
         path,
         last.entity,
         last.uselist,
-        join.by_option,
-        join_internals.count_tables(sources) + last.secondary_tables,
-        columns,
-        last.declaration,
-        join.named,
-        written,
+        by_option=join.by_option,
+        tables=join_internals.count_tables(sources) + last.secondary_tables,
+        columns=columns,
+        declaration=last.declaration,
+        named=join.named,
+        written=written,
     )
 
 
@@ -102,7 +102,10 @@ def _contained(properties: tuple[Any, ...]) -> EagerJoin:
     links = [link_of(prop) for prop in properties]
     path = tuple([link.name for link in links])
     last = links[-1]
-    return EagerJoin(path, last.entity, last.uselist, True, 0, 0, last.declaration, True, path)
+    return EagerJoin(
+        path, last.entity, last.uselist, by_option=True, tables=0, columns=0, declaration=last.declaration, named=True,
+        written=path,
+    )  # fmt: skip
 
 
 class Link:

@@ -44,22 +44,9 @@ class Purpose:
     """
 
     __slots__ = (
-        "attributes",
-        "entity",
-        "for_many",
-        "for_one",
-        "inherits",
-        "is_async",
-        "key",
-        "loads",
-        "of_subclass",
-        "origins",
-        "path",
-        "reads",
-        "relationship",
-        "through_orm",
-        "widening",
-    )
+        "attributes", "entity", "for_many", "for_one", "inherits", "is_async", "key", "loads", "of_subclass", "origins",
+        "path", "reads", "relationship", "through_orm", "widening",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.key = ""
@@ -296,7 +283,10 @@ def _of_words(
     base: str | None,
     by_options: tuple[str, ...],
 ) -> Origin:
-    return Origin(kind, name, lazy, uselist, owner, (), declared, asked_for, expired_by, base, None, by_options)
+    return Origin(
+        kind, name, lazy, uselist, entity=owner, declaration=declared, asked_for=asked_for, expired_by=expired_by,
+        base=base, by_options=by_options,
+    )  # fmt: skip
 
 
 @lru_cache(maxsize=4_096)
@@ -310,5 +300,7 @@ def of_attributes(
     key: str | None,
     by_options: tuple[str, ...],
 ) -> Origin:
-    names = tuple(sorted(attributes))
-    return Origin(kind, None, None, None, entity, names, None, asked_for, expired_by, base, key, by_options)
+    return Origin(
+        kind, entity=entity, attributes=tuple(sorted(attributes)), asked_for=asked_for, expired_by=expired_by,
+        base=base, key=key, by_options=by_options,
+    )  # fmt: skip

@@ -93,11 +93,11 @@ def _describe(checkout: Checkout, pool: QueuePool, holders: set[Checkout], timed
     return PoolWait(
         checkout.wait / _SECOND,
         timed_out,
-        pool.size(),
-        in_use,
-        overflow,
-        tuple(longest),
-        isinstance(pool, AsyncAdaptedQueuePool),
-        find_call_site() if timed_out or checkout.wait >= _LONG else None,
-        ended,
+        pool_size=pool.size(),
+        in_use=in_use,
+        overflow=overflow,
+        holders=tuple(longest),
+        is_async=isinstance(pool, AsyncAdaptedQueuePool),
+        call_site=find_call_site() if timed_out or checkout.wait >= _LONG else None,
+        ended=ended,
     )
