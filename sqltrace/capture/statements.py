@@ -103,10 +103,7 @@ def note(
         key, elapsed = execution.key, ended - started
         taken = collector.sites_taken.get(key, 0)
         if taken in SAMPLED or elapsed > SLOW_STATEMENT or failure is not None:
-            _take_sample(execution, context, taken)
-            if taken >= DIGESTS and context.execute_style is _EXECUTE:
-                execution.later_digest = _digest(statement, parameters, context.dialect)
-            execution.more = True
+            _take_sample(execution, context, taken, statement, parameters)
         else:
             collector.sites_taken[key] = taken + 1
         if taken < DIGESTS and context.execute_style is _EXECUTE:
@@ -114,10 +111,7 @@ def note(
         if execution.dialect.is_async if purpose is NOTHING else purpose.is_async:
             # What failed without a code, as by a timeout, has no reply: the latest was that of its preparation.
             if elapsed >= replies.SLOW and (failure is None or failure.code is not None):
-                proxy = internals.pooled_connection(context)
-                values = replies.value_count(context) if failure is None else 0
-                execution.loop_wait = replies.loop_wait(collector, proxy, execution.dialect, started, ended, values)
-                execution.more = True
+                _note_loop_wait(execution, context)
         # Asking for the running loop is costly where one runs: before Python 3.12 asyncio asks for the process, too.
         elif ((loop := collector.loop) and loop.thread == get_ident()) or _get_running_loop() is not None:
             execution.on_loop = True
@@ -212,8 +206,20 @@ def _key_of(context: Any, statement: str, purpose: Purpose, style: ExecuteStyle)
     return key if statement is getattr(context, "statement", None) else statement
 
 
-def _take_sample(execution: Execution, context: Any, taken: int) -> None:
+def _note_loop_wait(execution: Execution, context: Any) -> None:
+    """For how long the reply to a slow statement lay ready."""
+    connection = internals.pooled_connection(context)
+    values = replies.value_count(context) if execution.failure is None else 0
+    started, ended = execution.started, execution.ended
+    execution.loop_wait = replies.loop_wait(execution.collector, connection, execution.dialect, started, ended, values)
+    execution.more = True
+
+
+def _take_sample(execution: Execution, context: Any, taken: int, statement: str, parameters: Any) -> None:
     """What is costly to know: for some of a kind (`SAMPLED`), and for slow and failed statements."""
+    execution.more = True
+    if taken >= DIGESTS and context.execute_style is _EXECUTE:
+        execution.later_digest = _digest(statement, parameters, context.dialect)
     collector = execution.collector
     if not taken and context.compiled is None:
         note_database(execution.dialect, context.engine.url)
