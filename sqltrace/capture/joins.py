@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from sqltrace.capture import join_internals
@@ -31,10 +32,10 @@ def work() -> bool:
 
 def _widening(state: join_internals.SelectState) -> Widening:
     columns = [] if state.wrapped else state.primary_columns
-    sent = join_internals.count_tables(join_internals.sources([*state.froms, *columns]))
+    sent = _count_tables([*state.froms, *columns])
     joins = _eager_joins(state)
     if state.is_load:
-        asked = join_internals.count_tables(join_internals.sources([selectable for _, selectable in state.entities]))
+        asked = _count_tables([selectable for _, selectable in state.entities])
     else:
         asked = sent - sum(join.tables for join in joins)
     return Widening(
@@ -50,7 +51,7 @@ def _widening(state: join_internals.SelectState) -> Widening:
 
 
 def _lookup(state: join_internals.SelectState, conditions: join_internals.Conditions, asked_tables: int) -> Lookup:
-    own = join_internals.count_tables(join_internals.sources([selectable for _, selectable in state.entities]))
+    own = _count_tables([selectable for _, selectable in state.entities])
     return Lookup(
         conditions.aliases,
         tuple([f"{owner.__name__}.{name}" for owner, name in conditions.equal]),
@@ -61,6 +62,10 @@ def _lookup(state: join_internals.SelectState, conditions: join_internals.Condit
         values=conditions.values,
         options=conditions.options,
     )
+
+
+def _count_tables(elements: Iterable[Any]) -> int:
+    return join_internals.count_tables(join_internals.sources(elements))
 
 
 def _eager_joins(state: join_internals.SelectState) -> tuple[EagerJoin, ...]:
@@ -120,9 +125,7 @@ class Link:
         self.entity: str = prop.mapper.class_.__name__
         self.uselist = bool(prop.uselist)
         secondary = prop.secondary
-        self.secondary_tables = (
-            0 if secondary is None else join_internals.count_tables(join_internals.sources((secondary,)))
-        )
+        self.secondary_tables = 0 if secondary is None else _count_tables((secondary,))
         declaring = [
             (cls.__module__, cls.__qualname__)
             for cls in owner.__mro__
