@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
 from sqlalchemy.pool import StaticPool
 
-import sqltrace
+from tests.asgi import recorded, ticking
 
 AUTHORS, BOOKS, PRIZES, TOPICS = 12, 3, 4, 3
 
@@ -92,7 +92,7 @@ def record_sync(work, shelf, **session_options):
     engine = create_engine("sqlite://", poolclass=StaticPool)
     with engine.connect() as connection:
         fill(connection, shelf)
-    with sqltrace.record() as recording, Session(engine, **session_options) as session:
+    with recorded(ticking()) as recording, Session(engine, **session_options) as session:
         work(session, shelf)
     engine.dispose()
     return recording
@@ -105,7 +105,7 @@ def record_async(work, shelf, **session_options):
         engine = create_async_engine("sqlite+aiosqlite://", poolclass=StaticPool)
         async with engine.connect() as connection:
             await connection.run_sync(fill, shelf)
-        with sqltrace.record() as recording:
+        with recorded(ticking()) as recording:
             async with AsyncSession(engine, **session_options) as session:
                 await session.run_sync(work, shelf)
         await engine.dispose()
