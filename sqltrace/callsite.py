@@ -74,7 +74,7 @@ _kinds = _Kinds()
 @dataclass(frozen=True, slots=True)
 class CallSite:
     """
-    A line of the application, or of the framework where that is at work. Equal to itself, wherever it was called from.
+    A line of the application, or of the framework where that is at work. Compares equal whatever called it.
 
     Attributes:
         file: Absolute path, as Python knows it.

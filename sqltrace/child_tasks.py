@@ -24,8 +24,8 @@ _SLOW: Final = 10_000_000  # nanoseconds of a suspension; asking the kernel cost
 _POLL: Final = 100_000_000  # nanoseconds after which psycopg wakes up to look around, without a reply
 TICK: Final = 5_000_000  # nanoseconds by which the kernel may be wrong about when data came in
 
-# Says how long ago data came in on a connection, as the kernel knows it, or only data that nobody has read yet.
-# `None` where there are none. Set by `capture.replies`.
+# Given a connection, says how many nanoseconds ago data came in on it, if the kernel knows; given `True` as well, only
+# where some of it has not been read yet. Set by `capture.replies`, which is on a floor above.
 reply_age: Callable[[Any, bool], int | None] | None = None
 
 
@@ -94,7 +94,7 @@ def site_awaiting(suspended: Any) -> CallSite | None:
 
 
 def _suspended_codes(suspended: Any) -> Iterator[CodeType]:
-    """The code of what awaits the next, from the outermost to the last that can be seen."""
+    """The code of each coroutine that awaits the next, from the outermost inwards."""
     return (frame.f_code for frame in _suspended_frames(suspended))
 
 

@@ -58,10 +58,10 @@ class Execution:
         started, ended: Readings of the collector's clock around the driver's call.
         key: The compiled text before IN lists are expanded: equal for equals, and SQLAlchemy's own string.
         rows, fetch: Rows that reached Python, and the time spent on fetching them after `ended`.
-        marked: The part of `fetch` that is marked in its place. The rest counts as if it followed `ended` at once.
-        folded: Whether a recording has counted it while rows may still be fetched: from then on these must be marked.
-        tail: The rest at that time.
-        mark_at: A `fetch` beyond this has to be marked in its place.
+        marked: The part of `fetch` that the time account has where it took place. The rest counts right after `ended`.
+        folded: Whether a recording has counted it while rows may still be fetched: from then on all fetching is marked.
+        tail: The part of `fetch` that was not marked at that time.
+        mark_at: Once `fetch` is more than this, the part that is not marked yet has to be.
         objects: Time spent on making ORM objects of the rows, without fetch and nested statements.
         entities: ORM objects made of the rows, by class name; those that the session had before are not in it.
         roots: Distinct root objects of a statement whose eager joins can repeat them in many rows.
@@ -70,12 +70,12 @@ class Execution:
         origin: Why the statement ran.
         parents: Key, dialect, call site and origin of the statement that loaded the objects this one is a load for.
         widening: What eager joins made of it.
-        digest: Hash of statement and parameters of the first of a kind, in this process; `None` for all others.
-        later_digest: The same of some later ones.
+        digest: Hash of statement and parameters, of the first executions of a statement. Only good in this process.
+        later_digest: The same, of some of the later executions.
         open: Whether rows may still be fetched: such a statement is counted later.
         reading: Whether all rows are being fetched at this moment.
         more: Whether there is more to count than time and rows.
-        span: What `Collector.probe` has said; not set where there is none.
+        span: What `Collector.probe` has said of it; `None` where there is none.
         streamed: Whether its rows stay with the server until they are read.
     """
 
@@ -138,11 +138,11 @@ class Collector:
     Takes executions for one open recording, and passes them on to those around it.
 
     Attributes:
-        capture_parameters, max_sql_length: What is kept for it and for those around it: each shows what it asked for.
+        capture_parameters, max_sql_length: The most that this one or one around it asks for. Each shows its own share.
         loop_observed: Whether it was opened within a request that has its event loop observed.
         outer: That of the recording around; `None` of the outermost.
         plain: Whether it takes the statements of every engine, without their parameters.
-        expired_by: What has expired objects of sessions, each once.
+        expired_by: By what objects of sessions have expired.
     """
 
     __slots__ = (
@@ -223,7 +223,7 @@ class Collector:
             self.loop_observed = outer.loop_observed or (outer.loop is not None and outer.loop.observed)
 
     def forget_ended(self) -> None:
-        """Those around it that were left in another context stay in this one: they would pile up."""
+        """Take out those around it that have ended: left in another context they stay in this, and would pile up."""
         for collector in outwards(self):
             while collector.outer is not None and collector.outer.pending is None:
                 collector.outer = collector.outer.outer

@@ -225,15 +225,15 @@ class Checkout(Transactions):
     Attributes:
         labels: Of the recording that asked and of those around it, the innermost first.
         neighbours: Those that occupy a place of the same pool now: with a connection, or opening it.
-        asked, taken, ended: `None` where it has not come to that.
+        asked, taken, ended: Readings of the clock; `None` where it has not come to that.
         wait_started, wait_ended: Around the wait for the pool.
-        span: What `Collector.probe` has said; `None` where there is none.
-        repeated: The same connection was handed out once more, and is counted already.
+        span: What `Collector.probe` has said of it; `None` where there is none.
+        repeated: Whether it is a connection that was handed out before, and is counted there.
         proxy: Identity of the proxy that SQLAlchemy handed out.
         calling: Whether a begin, commit or rollback is running.
         opening: The dialect, until the pool has answered.
-        rolled_back: Whether the latest was rolled back, and nothing has come since.
-        rollbacks: Of transactions, by the application and not by closing.
+        rolled_back: Whether its latest transaction was rolled back, and no other has begun since.
+        rollbacks: How often the application has rolled back, which closing does not count for.
     """
 
     __slots__ = (

@@ -6,16 +6,15 @@ the application, and sees each step begin and end. Tasks that the request
 starts itself are not seen this way; of them is known what `capture` measures
 (making objects, synchronous SQL on the loop).
 
-What is exact, what is an estimate: the time of a step is exact. That a step
-began late is not visible, only that others held the loop right before it. How
-much of their time the task was ready for is told by the kernel for the reply
-to a statement (`capture.replies`), and else assumed: all of it, as far as
-`LoopLog.tail` goes back. A request whose own event (a timer, a reply of
-another service) came in the middle of a hold so waited less than is reported,
-by at most the last two steps of each of the others. It cannot have waited while
-SQL of its own was still running in a thread, which is taken into account.
-Where the request may have held the loop itself, through tasks or threads that
-it waits for, only holds that are known to be another's count.
+The time of a step is exact. A wait often is an estimate: it is known who held
+the loop right before a step, and not since when the task was ready for it. If
+it was waiting for the reply to a statement, the kernel knows (`capture.replies`).
+Else it is taken to have been ready all the time, as far back as `LoopLog.tail`
+goes. So if its own event (a timer, a reply of another service) came in the
+middle of a hold, it waited less than is reported: by the last two steps of each
+of the others at most. While SQL of its own runs in a thread it is not waiting.
+Where it may have held the loop itself, by tasks or threads that it waits for,
+only those holds count that are known to be of others.
 """
 
 from __future__ import annotations
@@ -53,12 +52,12 @@ class LoopShare:
         longest: The longest of these.
         began: Of the step that is running; 0 while the task is suspended.
         left: End of the step before that.
-        suspended: What the task runs: where it waits, if something runs that it waits for.
+        suspended: The coroutine that the task runs, whose frames tell what it waits for.
         suspensions: The latest stretches of a millisecond or more in which the task was suspended: start and end.
         late: Stretches for which the task may have waited before the running step. Not marked yet.
         ready: When the reply came in that the task was suspended for; `None` where that is not known.
         thread: Identity of the loop's thread; 0 before and after.
-        responded: Whether the response has ended: from then on nobody is named any more.
+        responded: Whether the response has ended: who holds the loop after that is not noted.
         sightings: Where the watchdog has seen it hold the loop.
     """
 
@@ -159,7 +158,7 @@ class LoopShare:
         self.began, self.left = 0, now
 
     def settle(self) -> None:
-        """Take the wait before the running step for real, for want of better knowledge. In other tasks, do nothing."""
+        """Mark the wait before the running step, as nothing better is known of it. In other tasks, do nothing."""
         if not self.late or not self.in_own_task():
             return
         late, self.late = self.late, []
@@ -185,16 +184,16 @@ class LoopShare:
         return sum(length for length in within if length > 0)
 
     def estimate(self, since: int, until: int) -> None:
-        """Take a wait for real, for want of better knowledge."""
+        """Mark a wait of which nothing better is known."""
         mark_estimate(current.get() or self.collector, since, until)
         self.blame(since, until)
         self._estimates = [*self._estimates[1 - _MAX_ESTIMATES :], (since, until)]
 
     def blame(self, since: int, until: int, *, unknown: bool = True) -> int:
         """
-        Remember who held the loop in a stretch that was waited: of several waits at once, only once.
+        Remember who held the loop in a stretch that was waited. Where several waits overlap, it counts once.
 
-        Returns how much of it other requests held.
+        Returns for how long other requests held it.
         """
         known = 0
         if self.log is not None:
@@ -224,7 +223,7 @@ class LoopShare:
         return self.log is not None and self.log.active == 1 and not self.held_by_others(since, until)
 
     def without_own_holds(self, since: int, until: int) -> list[tuple[int, int]]:
-        """What is left of a stretch in which child tasks are not known to have held the loop, the latest first."""
+        """A stretch without the parts in which child tasks are known to have held the loop; the latest piece first."""
         pieces: list[tuple[int, int]] = []
         if self.log is not None:
             for start, end, label in self.log.within(since, until):
@@ -281,7 +280,7 @@ def stepped(awaitable: Awaitable[Any], share: LoopShare, *, within: bool = False
     On any event loop, asyncio's or not.
 
     Args:
-        within: In another task, while the request's own waits for it.
+        within: It runs in another task, which the request's own waits for.
     """
     inner: Any = awaitable
     if not hasattr(inner, "send"):

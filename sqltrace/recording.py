@@ -9,8 +9,8 @@ The `Recording` is what the owner keeps. The `Collector` is what travels in the
                        ▼              ▼
                    Collector      Tally: statements, groups, counts
 
-They come from any thread and any task at any moment, are appended (one atomic
-operation), and read by one folder at a time under a lock.
+They come from any thread and any task at any moment: to append one is a single
+atomic operation. A lock sees to it that one thread at a time folds them.
 """
 
 from __future__ import annotations
@@ -185,14 +185,14 @@ class Recording:
         return self._tally.spent.account(end, end - self.started, unknown)
 
     def stretches(self, *parts: Part) -> Coverage:
-        """When the time of parts of the account went by, also after the response. Readings of the clock."""
+        """When these parts of the account took place, also after the response. Readings of the clock."""
         self._collector.settle()
         with self._lock:
             self.fold()
             return self._tally.spent.stretches(parts)
 
     def _answer(self, name: str, make: Callable[[], Any]) -> Any:
-        """What `make` answers; at one moment, or once the recording has ended, the same for every rule and sink."""
+        """What `make` answers. While frozen, and after the end, it is asked once, for all rules and sinks."""
         answer = self._answers.get(name)
         if answer is None:
             with self._lock:
@@ -213,8 +213,8 @@ class Recording:
         """
         Names of the recordings that held the event loop while this one waited for it, and seconds, the longest 5 first.
 
-        What is no request is ``(another task: …)`` with its line, seen from 50 to 100 ms on, else ``(another task or
-        thread)``. Steps under 1 ms have no name.
+        What is not a request is called ``(another task: …)``, with the line at which it was seen. That takes 50 to
+        100 ms; below, it is ``(another task or thread)``. Steps under 1 ms are left out.
         """
         self._collector.settle()
         return self._loop.waited_for() if self._loop is not None else []
@@ -222,20 +222,20 @@ class Recording:
     @property
     def held_loop(self) -> float | None:
         """
-        Seconds in which this request's task held the event loop, also after the response; `None` of what is none.
+        Seconds in which this request's task held the event loop, also after the response; `None` for other recordings.
 
-        Of tasks that it started, only making objects and synchronous SQL count.
+        Of the tasks that it started only the making of objects and synchronous SQL are in it.
         """
         return self._loop.held_until(self._clock())[0] / _SECOND if self._loop is not None else None
 
     @property
     def longest_hold(self) -> float | None:
-        """Seconds, the longest of these stretches without a break."""
+        """Seconds of the longest of these stretches."""
         return self._loop.held_until(self._clock())[1] / _SECOND if self._loop is not None else None
 
     @property
     def sightings(self) -> Sightings | None:
-        """Where it held the loop in one of the longest of these, seen from 50 to 100 ms on; `None` if nobody saw it."""
+        """Where it was in one of the longest of these stretches; `None` if that was not seen, as under 50 ms."""
         return self._loop.sightings if self._loop is not None else None
 
     @property
@@ -259,7 +259,7 @@ class Recording:
         return statements.copy()
 
     def executions(self) -> list[tuple[Group, list[Execution]]]:
-        """All groups, each with what its `statements` are made of: for those in a hurry."""
+        """All groups, each with the executions that `statements` are made of: for rules and sinks, to be fast."""
         kept: list[tuple[Group, list[Execution]]] = self._answer(
             "executions", lambda: self._tally.kept_by_group(self._response_ended)
         )

@@ -21,12 +21,12 @@ class Samples:
     Call sites and digests of parameters of some executions.
 
     Call sites are taken of the 1st, 2nd, 4th, 9th, 16th … execution of a statement
-    and of slow ones; each stands for those up to the next. Of parameters
-    there is only a hash, of the first eight; it never leaves the process.
-    Of those at call sites that come later is known whether they differ.
+    and of slow ones; each stands for those up to the next. Of the parameters of
+    the first eight executions only a hash is kept, which never leaves the process.
+    Later ones that have a call site are compared with these.
 
     Attributes:
-        varied: Whether a later one had parameters that none of the first had.
+        varied: Whether a later execution had parameters that none of the first eight had.
         engines: Identities of the dialects that it ran with.
         first, last: Readings of the clock at the start of the first and of the latest execution.
     """

@@ -35,7 +35,11 @@ Place = tuple[str, str, Phase, str]
 
 
 class Counts(NamedTuple):
-    """Statements in all, after the response and failed; of the response different ones, and on the loop. Rows."""
+    """
+    Attributes:
+        statements, after_response, failed, rows: Of all.
+        distinct, on_loop: Of those during the response.
+    """
 
     statements: int
     after_response: int

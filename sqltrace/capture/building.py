@@ -23,8 +23,8 @@ class Block:
         context: SQLAlchemy's of the query, while it lasts.
         prepared_start, prepared_end: When the building was prepared; 0 if that is part of the stretch itself.
         fetch_start, fetch_end: Of the fetch of the rows, as long as nothing else has happened inside.
-        since: Where what is not accounted for begins, once something has.
-        broken: Whether something has.
+        broken: Whether something else has: from then on each piece is marked where it took place.
+        since: Where the piece begins that is not marked yet.
         loads: Statements that load relationships meanwhile, by their path.
         load: The one among these that the building is for at the moment; `None` while it is for the query itself.
         newest: Of `orm_internals.newest_object`.
@@ -48,13 +48,13 @@ class Block:
         self.outer: Block | None = None
 
     def begin(self) -> None:
-        """In the context that `end` is called in."""
+        """Call it in the same context as `end`."""
         self.outer = building.get()
         building.set(self)
         self.started = self.since = self.collector.clock()
 
     def leave_out(self, start: int, end: int) -> None:
-        """What happens from `start` to `end` is something else."""
+        """What happened from `start` to `end` is something else than building."""
         if self.ended:
             return  # a task that was begun inside carries this block in its context
         if not self.broken:
@@ -95,7 +95,7 @@ class Block:
                 outer.go_on_for(self.execution)
 
     def begin_pieces(self) -> None:
-        """Account for what has happened, each in its place."""
+        """Mark what has happened by now, each where it took place."""
         self.broken = True
         if self.prepared_end:
             self.add(self.prepared_start, self.prepared_end)

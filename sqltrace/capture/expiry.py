@@ -1,8 +1,8 @@
 """
 What has expired the objects of a session: a commit, a rollback, or the application.
 
-An object does not say, and where its session is closed it would be asked too late: so it is noted with the session, and
-with the recordings in which it happened.
+An object does not say so itself. It is noted with the session and, as that may be closed when it is wanted, with the
+recordings in which it happened.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ def expired_by(state: Any, collector: Collector) -> ExpiredBy | None:
 
 
 def by_flush(state: Any, attributes: frozenset[str]) -> ExpiredBy | None:
-    """What has expired some attributes of an object, if the database makes them; the same for all of a class."""
+    """``flush`` for attributes that the database makes, which expire then; `None` for others. The same for a class."""
     return "flush" if made_by_database(state, attributes) else None
 
 
 def expires_some(state: Any) -> bool:
-    """Whether the application lets some attributes expire, which may be those of this object."""
+    """Whether the application has had single attributes expire in the session of an object, maybe its own."""
     return state.session is not None and _SOME in vars(state.session)
 
 

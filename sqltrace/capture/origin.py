@@ -28,19 +28,19 @@ class Purpose:
     Attributes:
         key: Its text before IN lists are expanded.
         is_async: Of the dialect that it was compiled for.
-        reads: Whether it is a SELECT, whose rows are read as those of most.
-        through_orm: Whether there may be something to explain.
+        reads: Whether it is a SELECT whose rows are read in the usual way.
+        through_orm: Whether `explain` may have something to say.
         widening: What eager joins made of it.
-        loads: Whether it loads through the ORM, and the others are set, which the installed SQLAlchemy may prevent.
+        loads: Whether it loads through the ORM, and SQLAlchemy is as it is known here: only then the rest is set.
         relationship: The property that is loaded; `None` for a query, and for the attributes of an object.
         path: Of `load_internals.current_path`.
         of_subclass: Whether it may load the columns of a subclass.
         entity: Name of the class that is loaded.
         for_many: The kind of load, if it is one for many objects.
         attributes: What is loaded into one object; empty for all.
-        for_one: The kind, if it is a load into one object; `None` where the object decides, ``query`` until asked.
+        for_one: The kind, if it is a load into one object: ``query`` until there was one, `None` where objects differ.
         inherits: Whether the relationship belongs to a class that has a base.
-        origins: By what differs. Each is made once for its words: the recordings tell them apart by identity.
+        origins: Of its executions, by what these differ in. Equal ones are one object: recordings compare identities.
     """
 
     __slots__ = (
@@ -146,7 +146,7 @@ def _explain_load(execution: Execution, purpose: Purpose, load: tuple[Any, bool,
 
 
 def kind_for_one(attributes: frozenset[str], state: Any) -> OriginKind:
-    """Whether a load into one object loads again, or for the first time what was left for later."""
+    """The kind of a load into one object: of what was loaded before, or of what was left for later."""
     certain = _certain_kind(attributes, state)
     if certain is not None:
         return certain
@@ -189,7 +189,7 @@ def _lacks(base: Any, attributes: frozenset[str]) -> bool:
 
 
 def _certain_kind(attributes: frozenset[str], state: Any) -> OriginKind | None:
-    """`None` where it is up to the object."""
+    """As `kind_for_one`, without looking at what the object has; `None` where that decides."""
     columns = state.mapper.column_attrs
     known = [columns[name] for name in attributes if name in columns]
     if not known or len(known) < len(attributes):

@@ -71,7 +71,7 @@ def _add_wait(checkout: Checkout, pool: QueuePool, before: set[Checkout] | None,
 
 
 def _describe(checkout: Checkout, pool: QueuePool, holders: set[Checkout], timed_out: bool, in_use: int) -> PoolWait:
-    """In one pass without calls: where every request waits, each of them looks at a whole pool."""
+    """Written to be fast, in one pass without calls: where every request waits, each looks at the whole pool."""
     began, ended, labels = checkout.wait_started or 0, checkout.wait_ended or 0, checkout.labels
     least, label = checkout.wait / _BRIEF, labels[0]
     during: list[tuple[bool, int, Label]] = []

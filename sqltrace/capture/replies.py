@@ -1,8 +1,8 @@
 """
-When the reply to a slow statement reached this machine, as the kernel knows it: what is seen later was late.
+When the reply to a slow statement reached this machine.
 
-For asynchronous drivers over TCP, on Linux. An async driver gets control back
-when the event loop gets round to it, which can be long after the reply.
+An asynchronous driver gets control back when the event loop gets round to it,
+which can be long after the reply. On Linux and over TCP, the kernel knows.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 Rows that were taken from the driver's cursor, and the time that took.
 
 SQLAlchemy reads every cursor through a fetch strategy, which dialects may
-choose for each execution. So do we, after the driver's ``execute()``: with
-strategies that count. A dialect's own choice is left alone; how many rows such
-a statement has is not known then.
+choose for each execution. After the driver's ``execute()`` we choose one that
+counts. A dialect's own choice is left alone: it is not known then how many rows
+the statement has.
 """
 
 from __future__ import annotations

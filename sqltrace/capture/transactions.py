@@ -44,9 +44,10 @@ _watched: WeakSet[Dialect] = WeakSet()
 
 def opening() -> Checkout | None:
     """
-    That for which the pool is asked by the caller.
+    The checkout for which the caller asks the pool.
 
-    `None` also in a context that was copied meanwhile, as that of a task that listens on the new connection.
+    `None` once the pool has answered: a task that was begun meanwhile, as one that listens on the new connection, has
+    a copy of that context.
     """
     checkout = asking.get()
     return checkout if checkout is not None and checkout.opening is not None else None

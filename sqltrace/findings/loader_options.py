@@ -37,8 +37,8 @@ def paths_from_query(recording: Recording, group: Group) -> list[Path]:
     The relationships that lead from queries of the application to what a group loaded; an empty path for a query.
 
     An option has to name them all: ``Book.topics`` does not apply to
-    ``select(Author)``. More than one where objects of the same class came on different ways.
-    The first may be how the query calls what it asked for (`Asked`).
+    ``select(Author)``. There are several paths where objects of the same class came on different ways.
+    A path may begin with how the query calls what it asked for (`Asked`).
     """
     parents_of: dict[tuple[str, Origin], dict[Parents | None, None]] = {}
     if group.origin is not QUERY:
@@ -51,12 +51,12 @@ def paths_from_query(recording: Recording, group: Group) -> list[Path]:
 
 
 def names_of_query(recording: Recording, parents: Parents | None) -> Path:
-    """How the query that led to some objects calls what it asked for, as the beginning of a path; mostly empty."""
+    """The beginning of a path: how the query that led to some objects calls what it asked for. Mostly empty."""
     return _asked(_widening_of(recording, query_above(recording, parents)))
 
 
 def query_above(recording: Recording, parents: Parents | None) -> Parents | None:
-    """The query of the application that led to some objects; `None` where it is not known, or further above."""
+    """The query of the application that led to some objects; `None` where it is not known, or too far above."""
     for _ in range(_MAX_DEPTH):
         if parents is None or parents.origin.kind == "query":
             return parents
@@ -180,7 +180,7 @@ def in_place_of_levels(origin: Origin, parents: Parents | None, above: Path = ()
 
 
 def _without_repeats(above: Path, relationship: str | None) -> tuple[Path, bool]:
-    """A path through a tree with one step for all its levels, and whether what it leads to is the next level."""
+    """A path with one step for all levels of a tree, and whether the relationship at its end is the next level."""
     again = relationship is not None and above[-1:] == (relationship,)
     while again and above[-1:] == (relationship,):
         above = above[:-1]

@@ -26,7 +26,7 @@ _AGGREGATE = re.compile(r"\b(?:(?:COUNT|SUM|AVG|MIN|MAX)\(|(?P<source>FROM)\b)",
 
 
 def one_for_all(recording: Recording, group: Group) -> str:
-    """A query of the application that is asked once for each object."""
+    """What to ask once in place of a query of the application that is asked for each object."""
     lookup = group.widening.lookup if group.widening is not None else None
     if group.widening is None or lookup is None or not lookup.equal:
         return _by_text(group.sql, group.system)
