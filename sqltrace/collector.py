@@ -128,7 +128,7 @@ ParentKey = tuple[str, Any, CallSite | None, Origin]
 # Work that overlaps is counted once, for the first of these that it belongs to. Making objects holds
 # the processor, whatever a sibling task is waiting for; a reply that lies ready is not the database's.
 Part = Literal["objects", "loop_wait", "python", "database", "connection"]
-PARTS: tuple[Part, ...] = ("objects", "loop_wait", "python", "database", "connection")  # of the first, what overlaps
+PARTS: tuple[Part, ...] = ("objects", "loop_wait", "python", "database", "connection")  # what overlaps is the first's
 Marks = dict[Part, list[int]]  # start and end by turns
 unmeasurable: set[Part] = set()  # with the installed SQLAlchemy
 
@@ -173,7 +173,7 @@ class Collector:
         self.loop: LoopObserver | None = None
         self.loop_observed = self.loop_wait_estimated = False
         self.probe: Callable[[Any], Any] | None = None  # is asked for the span of each statement and checkout
-        self.comment: Callable[[str, Any, str], str] | None = None  # what a dialect's method is sent; must not raise
+        self.comment: Callable[[str, Any, str], str] | None = None  # makes the text that is sent; must not raise
         self.unkept: Callable[[list[Execution]], None] | None = None  # is told of those that are let go; must not raise
         self.pending: list[Execution] | None = []
         self.marks = _no_marks()

@@ -13,12 +13,12 @@ from sqltrace.label import Label
 
 NEGLIGIBLE = 10_000  # nanoseconds: below that a stretch of the time account costs more than it is worth
 _SECOND = 1_000_000_000
-WORST = 10  # waits that are kept
+WORST = 10  # waits, and idle stretches, that are kept
 _NOTABLE = 1_000_000  # nanoseconds from asking for a connection to having it
-_LONGEST = 20  # of these that are kept
+_LONGEST = 20  # that are kept of those that took so long
 
 TIMES = ("wait", "connect", "ping", "begin", "commit", "rollback", "held", "idle_in_transaction")
-unmeasurable_times: set[str] = set()  # of these, with the installed SQLAlchemy
+unmeasurable_times: set[str] = set()  # those of them that the installed SQLAlchemy does not let us measure
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +136,7 @@ class ConnectionTotals:
         acquired: Of the longest acquisitions of a millisecond or more: start, end and `Checkout.span`.
     """
 
-    # Of the class: most requests without SQL add nothing.
+    # Attributes of the class: most requests without SQL set none.
     checkouts = failed = timeouts = 0
     wait = connect = ping = begin = commit = rollback = 0
     held = idle_in_transaction = rollbacks = 0

@@ -207,7 +207,7 @@ class LoopShare:
                 self._blamed.add(*piece)
             if len(self._blamed) > _MAX_BLAMED:
                 self._blamed.forget(self._blamed.middle())
-        if len(self._waited_for) > _MAX_WAITED_FOR:  # of a herd, or a request that lasts, as websockets do
+        if len(self._waited_for) > _MAX_WAITED_FOR:  # there are many others, or it lasts, as a websocket does
             self._waited_for = dict(_worst_by_name(self._waited_for)[: _MAX_WAITED_FOR // 2])
         return known
 

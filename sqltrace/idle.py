@@ -103,7 +103,7 @@ class Transactions:
         since = max(started, self._first)
         if self._busy == busy:
             busy = _elapsed(self._executions[count:])
-        else:  # of those that came before some may count: then the transaction was idle a bit longer
+        else:  # some that ran before it may be counted in: the transaction was idle a bit longer then
             busy = self._busy - busy + _elapsed(self._executions)
         if ended - since > busy:
             self._busy += ended - since - busy

@@ -290,7 +290,7 @@ def log_of(loop: asyncio.AbstractEventLoop, clock: Callable[[], int]) -> LoopLog
     """The log of the loop that is running on this thread."""
     log = _thread.log
     if log is None or log.clock is not clock or (log.active and log.loop is not loop):
-        # Another loop, whose requests were left behind unfinished, or run inside of which this one runs.
+        # It is of another loop: one that left its requests unfinished, or one inside of which this one runs.
         log = _thread.log = LoopLog(clock)
     return log
 

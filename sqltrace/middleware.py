@@ -300,7 +300,7 @@ class _Exchange:
         for sink in self._sinks if sinks is None else sinks:
             try:
                 getattr(sink, moment)(*arguments)
-            except (Exception, CancelledError) as fault:  # the latter of a task that it has looked at: none is awaited
+            except (Exception, CancelledError) as fault:  # the latter of a task that it has asked for its result
                 report_fault(f"{type(sink).__name__}.{moment}()", fault)
 
 

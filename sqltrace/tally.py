@@ -22,7 +22,7 @@ from sqltrace.statement import Group, Phase, Statement, system_name
 from sqltrace.time_account import Spent
 
 _MAX_KNOWN = 2_048
-_MAX_ENGINES = 64  # of a group that are told apart
+_MAX_ENGINES = 64  # that are told apart in a group
 _STARTED, _ENDED, _FETCH, _MARKED, _FOLDED = map(attrgetter, ("started", "ended", "fetch", "marked", "folded"))
 _IS_READ = attrgetter("is_read")
 _MAX_UNSETTLED = 2_048  # results that may be read on after they were counted
@@ -242,7 +242,7 @@ class Tally:
             elapsed = execution.ended - started + execution.fetch
             group.total += elapsed / _SECOND
             if elapsed > group._longest:
-                group._longest, group.longest_at = elapsed, None  # with a call site it has more to count
+                group._longest, group.longest_at = elapsed, None  # one with a call site has more to count
             if execution.rows is not None:
                 rows += execution.rows
                 group.rows = (group.rows or 0) + execution.rows
@@ -277,7 +277,8 @@ class Tally:
         if self._unsettled:
             waiting = [unsettled for unsettled in self._unsettled if not unsettled.settled]
             if len(waiting) > _MAX_UNSETTLED:
-                # What is being read stays. Of the others the first, inside of which the rest may run, and the latest.
+                # Those that are being read stay, and of the others the first, inside of which the rest may run, and
+                # the latest.
                 waiting.sort(key=_IS_READ)
                 waiting = waiting[: _MAX_UNSETTLED // 4] + waiting[-_MAX_UNSETTLED * 3 // 4 :]
             self._unsettled = waiting

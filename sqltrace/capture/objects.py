@@ -21,7 +21,7 @@ from sqltrace.capture.rows import execution_of
 from sqltrace.collector import Execution, unmeasurable
 from sqltrace.faults import report_fault
 
-_MAX_LOADS = 1_000  # of a recording, of which it is known that objects came from them
+_MAX_LOADS = 1_000  # statements of a recording that are remembered for the loads that their objects lead to
 
 
 def _replace(replacements: Replacements) -> None:

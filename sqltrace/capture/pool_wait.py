@@ -32,7 +32,7 @@ def measure_wait(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
         checkout = opening()
         if checkout is None or checkout.wait_started is not None:  # it calls itself when another was faster
             return original(pool)  # type: ignore[no-any-return]  # what SQLAlchemy itself returns
-        # Who holds connections now: those who free the pool are gone when the wait is over. One C call: threads.
+        # Asked now, as those who free the pool are gone when the wait is over; in one C call, as threads change it.
         before = checkout.neighbours.copy() if checkout.neighbours else None
         waiting, in_use = checkout.neighbours.waiting, pool.checkedout()
         waiting.add(checkout)

@@ -59,7 +59,7 @@ def follow(execution: Execution, context: Any) -> None:
 def execution_of(context: Any) -> Execution | None:
     """What was noted of the latest statement of an `ExecutionContext`."""
     strategy = getattr(context, "cursor_fetch_strategy", None)
-    # Most are their own strategies: an attribute of ours besides would cost as much as all the rest.
+    # Most executions are their own strategies: an attribute of ours on the context would cost as much as all the rest.
     return strategy if isinstance(strategy, Execution) else getattr(context, "_sqltrace", None)
 
 

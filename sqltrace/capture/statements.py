@@ -34,7 +34,7 @@ _NOT_SENT: Final = "sqlalchemy.exc.MissingGreenlet"
 _INSERTMANYVALUES: Final = ExecuteStyle.INSERTMANYVALUES
 _COMPARES_BYTES: Final = not sys.flags.bytes_warning  # with a number: else Python is told to warn of it
 _MAX_HASHED: Final = 8
-_OURS: Final = 2  # frames from `_take_sample` up to the listener
+_OURS: Final = 2  # frames: `_take_sample` and `note`
 _repr = Repr()
 _repr.maxother = _repr.maxstring = 120
 _repr.maxlist = _repr.maxtuple = _repr.maxdict = 12
@@ -69,7 +69,7 @@ def note(
         if checkout is not None and checkout.opening is context.dialect:
             return  # SQLAlchemy gets to know the database: that is part of connecting
         if failure is not None and failure.type == _NOT_SENT:
-            return  # of most drivers SQLAlchemy does not get as far as here
+            return  # with most drivers it is raised before a statement gets here
         block = building.get()
         if block is not None:
             block.leave_out(started, ended)
@@ -122,7 +122,7 @@ def note(
         pending = collector.pending
         if pending is not None:  # pragma: no branch - another thread may end the recording just now
             if len(pending) >= FOLD_AT:
-                collector.fold()  # before this one comes, of which it is not known yet whether rows will be read
+                collector.fold()  # without this one, of which rows may still be read
             pending.append(execution)
         if collector.outer is not None:
             _pass_on(collector.outer, execution)

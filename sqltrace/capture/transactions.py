@@ -145,7 +145,7 @@ def _measure_begin(dialect: Dialect, begin: Callable[..., None]) -> Callable[...
             _note(collector, dialect, connection, counts, "begin", started)
         if counts is not None:
             counts.transaction = not _commits_itself(dialect, connection)
-            if counts.rolled_back:  # and it goes on: it was not by closing
+            if counts.rolled_back:  # not by closing: the connection goes on
                 counts.rollbacks += 1
                 counts.rolled_back = False
 
