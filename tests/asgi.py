@@ -41,9 +41,17 @@ class Witness:
         assert len(taken) == count
         return taken
 
+    def of(self, path):
+        """The latest request for a path."""
+        return next(record for record in reversed(self.records) if record.path == path)
+
+    def __getitem__(self, path):
+        """The recording of the latest request for a path."""
+        return self.of(path).recording
+
     @property
     def record(self):
-        """Of the only request."""
+        """The only request."""
         [record] = self.records
         return record
 

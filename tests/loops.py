@@ -10,7 +10,7 @@ import time
 import pytest
 
 import sqltrace
-from tests.asgi import Clock, call, http_scope
+from tests.asgi import Clock, Witness, call, http_scope
 
 RUNNERS = [pytest.param(asyncio.run, id="asyncio")]
 if sys.platform != "win32":
@@ -78,29 +78,14 @@ def thrice(test):
     return attempt
 
 
-class Records:
-    """A sink that keeps what it is told, by path."""
-
-    def __init__(self):
-        self.by_path = {}
-
-    def response_ready(self, record):
-        pass
-
-    def request_finished(self, record):
-        self.by_path[record.path] = record
-
-    def __getitem__(self, path):
-        return self.by_path[path].recording
-
-
 class ObservedMiddleware(sqltrace.SQLTraceMiddleware):
     _clock = staticmethod(now)
 
 
 def observed(app):
-    records = Records()
-    return ObservedMiddleware(app, sinks=[records]), records
+    """The application inside of the middleware, by the clock of its loop, and the witness."""
+    witness = Witness()
+    return ObservedMiddleware(app, sinks=[witness]), witness
 
 
 async def get(app, path, **more):

@@ -580,7 +580,7 @@ def test_request_that_waited_for_another_of_its_route_is_not_told_to_see_itself(
         await asyncio.gather(get(app, "/items/1"), get(app, "/items/2"))
 
     asyncio.run(main())
-    [finding] = records.by_path["/items/2"].findings
+    [finding] = records.of("/items/2").findings
 
     assert finding.kind == "waited_for_loop"
     assert "held by another GET /items/{number} (" in finding.message
