@@ -125,36 +125,52 @@ def _goes_on(sql: str) -> bool:
 
 def _of_load(recording: Recording, group: Group) -> Finding:
     origin = group.origin
-    paths = paths_from_query(recording, group)
-    above = [path[:-1] if origin.relationship is not None else path for path in paths]
-    fix = options(chosen for path in above for chosen in loaders_for(recording, origin, group.parents, path))
-    if origin.relationship is not None:
-        if group.parents is None or group.parents.origin.kind == "refresh":  # they are new, or the session had them
-            fix = f"session.scalars(select({origin.entity}).where(…){fix}).all()  # once, before the loop"
-        fix += in_place_of_levels(origin, group.parents)
-    fix += in_place_of_options(origin) + in_place_of_subclasses(recording, origin, group.parents)
-    if fix.startswith(".options"):
-        fix += _of_query_above(recording, group)
     each = "one by one" if origin.uselist is False else f"one for each {origin.entity}"  # parents may share an object
-    why = "as it was touched"
-    if origin.kind == "immediate":
-        why = "right after it" if origin.uselist else f"right after their {origin.entity}"
     took = cost_with_loads(recording, group)
-    if origin.expired_by == "flush":
-        why, fix = "after a flush", EAGER_DEFAULTS
-    elif origin.kind == "refresh":
-        why = _EXPIRED.get(origin.expired_by, "as it had expired")
-        fix = f"session.scalars(select({origin.entity}).where(…)).all()  # once, before the loop"
     return Finding(
         "n_plus_one",
-        f"{_what(origin)} loaded by {plural(group.count, 'statement')}, {each} {why}, in {time(took)}.",
+        f"{_what(origin)} loaded by {plural(group.count, 'statement')}, {each} {_when(origin)}, in {time(took)}.",
         took,
         place(group),
         relationship=origin.relationship,
         parents=name_and_line(group.parents),
-        fix=fix,
+        fix=_fix_of_load(recording, group),
         fingerprint=group.fingerprint,
     )
+
+
+def _when(origin: Origin) -> str:
+    """``as it was touched``, ``after a flush``."""
+    if origin.expired_by == "flush":
+        return "after a flush"
+    if origin.kind == "refresh":
+        return _EXPIRED.get(origin.expired_by, "as it had expired")
+    if origin.kind == "immediate":
+        return "right after it" if origin.uselist else f"right after their {origin.entity}"
+    return "as it was touched"
+
+
+def _fix_of_load(recording: Recording, group: Group) -> str:
+    origin, parents = group.origin, group.parents
+    if origin.expired_by == "flush":
+        return EAGER_DEFAULTS
+    if origin.kind == "refresh":
+        return _ahead(origin.entity)
+    paths = paths_from_query(recording, group)
+    above = [path[:-1] if origin.relationship is not None else path for path in paths]
+    fix = options(chosen for path in above for chosen in loaders_for(recording, origin, parents, path))
+    if origin.relationship is not None:
+        if parents is None or parents.origin.kind == "refresh":  # they are new, or the session had them
+            fix = _ahead(origin.entity, fix)
+        fix += in_place_of_levels(origin, parents)
+    fix += in_place_of_options(origin) + in_place_of_subclasses(recording, origin, parents)
+    if fix.startswith(".options"):
+        fix += _of_query_above(recording, group)
+    return fix
+
+
+def _ahead(entity: str | None, loads: str = "") -> str:
+    return f"session.scalars(select({entity}).where(…){loads}).all()  # once, before the loop"
 
 
 def _what(origin: Origin) -> str:
