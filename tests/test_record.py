@@ -96,7 +96,7 @@ def test_engines_that_were_instrumented_alone_stay_alone(memory_engine):
 
     with sqltrace.record() as recording:
         run(memory_engine)
-        run(other)
+        run(other, 2)
     other.dispose()
 
     assert recording.statement_count == 1
@@ -107,10 +107,10 @@ def test_only_the_engines_asked_for_are_recorded(memory_engine):
 
     with sqltrace.record(engines=[other]) as recording:
         run(memory_engine)
-        run(other)
+        run(other, 2)
     other.dispose()
 
-    assert recording.statement_count == 1
+    assert recording.statement_count == 2
 
 
 def test_recording_around_may_be_of_other_engines(memory_engine):
