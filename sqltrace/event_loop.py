@@ -83,8 +83,6 @@ class LoopShare:
         self._blamed = Coverage()
         self._estimates: list[tuple[int, int]] = []
 
-    # What it tells
-
     def held_until(self, now: int) -> tuple[int, int]:
         """Time held in all, and at most at a stretch, with the running step."""
         began = self.began
@@ -95,8 +93,6 @@ class LoopShare:
         """Who held the loop while this request waited for it, and seconds; those waited for longest first."""
         worst = _worst_by_name(self._waited_for.copy())[:_NAMED]
         return [(label.name, waited / _SECOND) for label, waited in worst]
-
-    # What it is told
 
     def enter(self) -> LoopLog | None:
         """Never raises; `None` where the loop is not observed."""

@@ -14,10 +14,11 @@ import sys
 from functools import wraps
 from typing import Any
 
-from sqltrace.collector import Collector, current, outwards
+from sqltrace.collector import current
 from sqltrace.event_loop import LoopShare, stepped
 from sqltrace.faults import report_fault
 from sqltrace.route import layers
+from sqltrace.shares import share_of
 
 _MARKER = "_sqltrace_observed"
 
@@ -74,11 +75,6 @@ class _Observed:
         running = self.app(scope, receive, send)
         share = _share_of_request()
         return running if share is None else stepped(running, share, within=True)
-
-
-def share_of(collector: Collector | None) -> LoopShare | None:
-    """That of the request which a recording, or a task inside, belongs to."""
-    return next((each.loop for each in outwards(collector) if isinstance(each.loop, LoopShare)), None)
 
 
 def _share_of_request() -> LoopShare | None:

@@ -14,7 +14,7 @@ FLOORS = (
     "callsite checks connection database declaration failed_load faults finding idle intervals label literals origin"
     " pairing route samples sql_text statement widening",
     # what travels with the context, and who holds the event loop
-    "collector child_tasks event_loop inner_tasks loop_log watchdog",
+    "collector child_tasks event_loop inner_tasks loop_log shares watchdog",
     # what one unit of work did
     "recording counting tally time_account",
     # how statements get into a recording, and what is worth telling of it: neither knows of the other

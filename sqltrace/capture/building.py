@@ -5,9 +5,9 @@ from __future__ import annotations
 from contextvars import ContextVar
 from typing import Any, Final
 
-from sqltrace.capture.replies import awake
 from sqltrace.collector import Execution, mark
 from sqltrace.loop_log import HOLD
+from sqltrace.shares import awake
 
 _AT_ONCE: Final = 100_000  # nanoseconds from the preparation of a query to its reading
 _LEAST_MARK: Final = 2_000  # nanoseconds; between two clock readings next to each other there is less

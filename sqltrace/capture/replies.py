@@ -16,9 +16,7 @@ from sqltrace import child_tasks
 from sqltrace.capture import internals
 from sqltrace.collector import Collector, mark
 from sqltrace.event_loop import LoopShare
-from sqltrace.inner_tasks import share_of
-
-Stretches = list[tuple[int, int]]  # start and end of each
+from sqltrace.shares import Stretches, share_of
 
 SLOW: Final = 10_000_000  # nanoseconds; asking the kernel costs some 5 microseconds
 _RESOLUTION: Final = 4_000_000  # of the kernel's answer: a tick of its clock, at 250 Hz
@@ -135,31 +133,6 @@ def _mark_waits(
         mark(collector, dialect, "python" if alone else "loop_wait", start, start + waited)
         total += waited
     return total
-
-
-def awake(collector: Collector, start: int, end: int) -> Stretches:
-    """A stretch of work of the request's own task, without its suspensions. In other tasks all of it."""
-    share = share_of(collector)
-    if share is None or not share.in_own_task():
-        return [(start, end)]
-    pieces: Stretches = []
-    for since, until in share.suspended_within(start, end):
-        pieces.append((start, since))
-        start = until
-    return [piece for piece in (*pieces, (start, end)) if piece[0] < piece[1]]
-
-
-def note_hold(collector: Collector, start: int, end: int) -> None:
-    """A synchronous statement held the loop, perhaps in a child task of a request."""
-    share = share_of(collector)
-    if share is not None:
-        share.note_hold(start, end)
-
-
-def held_by_others(collector: Collector, start: int, end: int) -> Stretches:
-    """When other requests are known to have held the event loop that the caller runs on, in a stretch."""
-    share = share_of(collector)
-    return share.held_by_others(start, end) if share is not None and share.on_its_loop() else []
 
 
 def value_count(context: Any) -> int:

@@ -20,9 +20,9 @@ from sqltrace.child_tasks import site_awaiting
 from sqltrace.collector import FOLD_AT, Collector, Execution
 from sqltrace.database import note_database
 from sqltrace.faults import report_fault
-from sqltrace.inner_tasks import share_of
 from sqltrace.loop_log import HOLD
 from sqltrace.samples import DIGESTS, SAMPLED
+from sqltrace.shares import note_hold, share_of
 from sqltrace.statement import Failure
 
 SLOW_STATEMENT: Final = 100_000_000  # nanoseconds; from there on the call site is always taken
@@ -116,7 +116,7 @@ def note(
         elif ((loop := collector.loop) and loop.thread == get_ident()) or _get_running_loop() is not None:
             execution.on_loop = True
             if elapsed >= HOLD:
-                replies.note_hold(collector, started, ended)
+                note_hold(collector, started, ended)
         if collector.probe is not None:
             execution.span = collector.probe(context)
         pending = collector.pending

@@ -22,6 +22,7 @@ from sqltrace.capture import internals, replies
 from sqltrace.collector import Collector, Execution, current, mark
 from sqltrace.connection import NEGLIGIBLE, Checkout
 from sqltrace.faults import report_fault
+from sqltrace.shares import held_by_others
 
 KEY: Final = "sqltrace"  # in the record_info of a pool's entry
 
@@ -166,7 +167,7 @@ def _measure_end(dialect: Dialect, end: Callable[..., None], kind: str) -> Calla
                 return
             checkout.calling = True
             if checkout.transaction:
-                checkout.end_transaction(started, partial(replies.held_by_others, collector))
+                checkout.end_transaction(started, partial(held_by_others, collector))
                 checkout.rolled_back = kind == "rollback"
         try:
             end(connection, *arguments, **options)
