@@ -14,6 +14,7 @@ from sqlalchemy.schema import Table
 from sqlalchemy.sql import compiler, elements, operators, selectable, visitors
 
 from sqltrace.capture.load_internals import compile_state_class, names_in
+from sqltrace.widening import Lookup
 
 _STATE = {
     "create_eager_joins", "_entities", "attributes", "from_clauses", "eager_joins", "primary_columns",
@@ -69,31 +70,6 @@ class EagerTarget(NamedTuple):
     named: bool
 
 
-class Conditions(NamedTuple):
-    """
-    What a query looks for.
-
-    Attributes:
-        aliases: Of each entity, how it is called in code if it is not the class itself.
-        equal: Class and name of attributes that have to be equal to one value each.
-        others: Whether there are other conditions.
-        values: Whether these compare with values that may be what differs.
-        options: Whether the query has options that say how to load.
-        is_key: Whether `equal` is the primary key.
-        by_get: Whether `Session.get` asks.
-        joinable: Whether an eager join could be added.
-    """
-
-    aliases: tuple[str, ...]
-    equal: tuple[tuple[type, str], ...] = ()
-    others: bool = False
-    is_key: bool = False
-    by_get: bool = False
-    joinable: bool = False
-    values: bool = False
-    options: bool = False
-
-
 class SelectState(NamedTuple):
     """
     The compile state of an ORM SELECT, as far as eager joins are concerned.
@@ -102,7 +78,7 @@ class SelectState(NamedTuple):
         entities: Mappers and selectables of the classes asked for.
         froms: What the FROM clause was made of, before and after the eager joins; repeats itself.
         own_columns: Columns that a load adds to those of its class, to find the parents; 0 for a query.
-        conditions: `None` for a load, and where there are none to be known.
+        lookup: `None` for a load, and where nothing is known. Its `alone` is without a look at the tables.
         contained: Properties on the paths of what a query joins itself and takes along (`contains_eager`).
     """
 
@@ -115,7 +91,7 @@ class SelectState(NamedTuple):
     sent_columns: int
     is_load: bool
     wrapped: bool
-    conditions: Conditions | None
+    lookup: Lookup | None
     contained: tuple[tuple[Any, ...], ...] = ()
 
 
@@ -128,9 +104,9 @@ def select_state(compiled: Any) -> SelectState | None:
     if hasattr(state, "requested_statement"):
         return _of_own_statement(state, compiled)
     is_load = bool(state.current_path.path)
-    conditions = None if is_load else _conditions(state, compiled.binds)
+    lookup = None if is_load else _lookup(state, compiled.binds)
     contained = () if is_load else _contained(state)
-    if not (eager or conditions or contained):
+    if not (eager or lookup or contained):
         return None
     entities = []
     own_columns = 0
@@ -152,7 +128,7 @@ def select_state(compiled: Any) -> SelectState | None:
         sent_columns=len(compiled._result_columns),
         is_load=is_load,
         wrapped=wrapped,
-        conditions=conditions,
+        lookup=lookup,
         contained=contained,
     )
 
@@ -186,11 +162,11 @@ def _of_own_statement(state: Any, compiled: Any) -> SelectState | None:
         sent_columns=len(compiled._result_columns),
         is_load=False,
         wrapped=False,
-        conditions=Conditions(aliases, others=True),
+        lookup=Lookup(aliases, joinable=False),
     )
 
 
-def _conditions(state: Any, binds: Any) -> Conditions | None:
+def _lookup(state: Any, binds: Any) -> Lookup | None:
     """`None` for a SELECT of no class, and where there is nothing to be known."""
     asked = [entity.entity_zero for entity in state._entities if hasattr(entity, "selectable")]
     if not asked:
@@ -201,9 +177,9 @@ def _conditions(state: Any, binds: Any) -> Conditions | None:
     asked_for = state.select_statement
     options = not all(option._is_criteria_option for option in asked_for._with_options)
     if "pk_1" in binds:  # by the name of its parameter: nothing else tells
-        names = [(mapper.class_, mapper.get_property_by_column(column).key) for column in key]
-        return Conditions(("",), tuple(names), is_key=True, by_get=True, joinable=joinable, options=options)
-    equal: list[tuple[type, str]] = []
+        equal = [_name(mapper, mapper.get_property_by_column(column).key) for column in key]
+        return Lookup(("",), tuple(equal), alone=True, is_key=True, by_get=True, joinable=joinable, options=options)
+    equal = []
     columns = []
     others = []
     waiting = list(state.statement._where_criteria)
@@ -214,22 +190,26 @@ def _conditions(state: Any, binds: Any) -> Conditions | None:
             waiting += clause.clauses
         elif operator is operators.eq and (compared := _compared(clause)) is not None:
             owner, name = compared
-            equal.append((owner.class_, name))
+            equal.append(_name(owner, name))
             columns.append(owner.columns[name])
         elif not _is_of_inheritance(clause, operator):
             others.append(clause)
     aliases = tuple(map(_alias, asked))
     if joinable and not (equal or any(aliases)):
         return None
-    return Conditions(
+    return Lookup(
         aliases,
         tuple(equal),
-        others=bool(others),
+        alone=not others and len(asked) == 1,
         is_key=len(asked) == 1 and set(columns) == set(key),
         joinable=joinable,
         values=_have_values([*others, *(join[1] for join in asked_for._setup_joins)]),
         options=options,
     )
+
+
+def _name(mapper: Any, key: str) -> str:
+    return f"{mapper.class_.__name__}.{key}"
 
 
 def _compared(clause: Any) -> tuple[Any, str] | None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from sqltrace.capture import join_internals
 from sqltrace.capture.compatibility import self_test
 from sqltrace.declaration import Declaration
 from sqltrace.faults import report_fault
-from sqltrace.widening import EagerJoin, Lookup, Widening
+from sqltrace.widening import EagerJoin, Widening
 
 _ATTRIBUTE = "_sqltrace_link"
 
@@ -34,10 +35,11 @@ def _widening(state: join_internals.SelectState) -> Widening:
     columns = [] if state.wrapped else state.primary_columns
     sent = _count_tables([*state.froms, *columns])
     joins = _eager_joins(state)
-    if state.is_load:
-        asked = _count_tables([selectable for _, selectable in state.entities])
-    else:
-        asked = sent - sum(join.tables for join in joins)
+    own = _count_tables([selectable for _, selectable in state.entities])
+    asked = own if state.is_load else sent - sum(join.tables for join in joins)
+    lookup = state.lookup
+    if lookup is not None and asked != own:
+        lookup = replace(lookup, alone=False)
     return Widening(
         entities=tuple(mapper.class_.__name__ for mapper, _ in state.entities),
         asked_tables=asked,
@@ -45,22 +47,8 @@ def _widening(state: join_internals.SelectState) -> Widening:
         sent_tables=sent,
         sent_columns=state.sent_columns,
         joins=joins,
-        lookup=None if state.conditions is None else _lookup(state, state.conditions, asked),
+        lookup=lookup,
         contained=tuple(map(_contained, state.contained)),
-    )
-
-
-def _lookup(state: join_internals.SelectState, conditions: join_internals.Conditions, asked_tables: int) -> Lookup:
-    own = _count_tables([selectable for _, selectable in state.entities])
-    return Lookup(
-        conditions.aliases,
-        tuple([f"{owner.__name__}.{name}" for owner, name in conditions.equal]),
-        alone=not conditions.others and len(state.entities) == 1 and asked_tables == own,
-        is_key=conditions.is_key,
-        by_get=conditions.by_get,
-        joinable=conditions.joinable,
-        values=conditions.values,
-        options=conditions.options,
     )
 
 
