@@ -60,7 +60,7 @@ _Line = tuple[str, int, str]  # as the fields of a CallSite
 
 
 class _Kinds(dict[str, int]):
-    """What code files are, by name: each is looked at once."""
+    """The kinds of code files, by name: each is looked at once."""
 
     def __missing__(self, filename: str) -> int:
         if len(self) >= _MAX_FILES:

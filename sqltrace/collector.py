@@ -114,7 +114,7 @@ class Execution:
 
     @property
     def elapsed(self) -> int:
-        """Of the database, as `Statement.duration`."""
+        """Time of the database, as `Statement.duration`."""
         return self.ended - self.started + self.fetch - (self.loop_wait or 0)
 
     def as_parents(self) -> ParentKey:
@@ -283,7 +283,7 @@ def mark(collector: Collector | None, dialect: Any, part: Part, start: int, end:
 
 
 def mark_estimate(collector: Collector | None, start: int, end: int) -> None:
-    """As `mark`, of time that was presumably spent on waiting for the event loop."""
+    """As `mark`, for time that was presumably spent on waiting for the event loop."""
     mark(collector, None, "loop_wait", start, end)
     for each in outwards(collector):
         each.loop_wait_estimated = True

@@ -37,7 +37,7 @@ class Holder:
 
     @property
     def name(self) -> str:
-        """Of the recording: the route of a request."""
+        """Name of the recording: the route of a request."""
         return self.label.name
 
 

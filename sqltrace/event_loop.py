@@ -170,12 +170,12 @@ class LoopShare:
         return bool(self.began) and self.on_its_loop()
 
     def suspended_within(self, start: int, end: int) -> list[tuple[int, int]]:
-        """When the request's own task was suspended, in a stretch. Of very many suspensions not the oldest."""
+        """When the request's own task was suspended in a stretch. The oldest of very many suspensions are forgotten."""
         within = [(max(since, start), min(until, end)) for since, until in self.suspensions]
         return [(since, until) for since, until in within if since < until]
 
     def estimated_within(self, start: int, end: int) -> int:
-        """The estimates for a stretch, the running step's not included."""
+        """How much of a stretch was waited, by the estimates before the running step."""
         within = [min(until, end) - max(since, start) for since, until in self._estimates]
         return sum(length for length in within if length > 0)
 
@@ -247,7 +247,7 @@ class LoopShare:
             report_fault("observing the event loop", fault)
 
     def _latest_work(self) -> int:
-        """When something of this request that was measured ended last: until then it was not ready."""
+        """When the latest piece of work of this request ended that was measured: until then it was not ready."""
         collector = current.get() or self.collector
         pending, marks = collector.pending, collector.marks
         latest = max((ends[-1] for ends in marks.values() if ends), default=0)

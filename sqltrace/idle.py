@@ -36,7 +36,7 @@ Held = Callable[[int, int], Sequence[tuple[int, int]]]
 
 
 class TimedExecution(Protocol):
-    """What is read of an `~sqltrace.collector.Execution`."""
+    """The part of an `~sqltrace.collector.Execution` that is read here."""
 
     started: int
     ended: int

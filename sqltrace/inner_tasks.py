@@ -25,7 +25,7 @@ _MARKER = "_sqltrace_observed"
 
 def observe_inner_tasks(app: Any) -> bool:
     """
-    Those of an ASGI application and of what it wraps, not of what a router mounts.
+    Observe the inner tasks of an ASGI application and of what it wraps, but not of what a router mounts.
 
     `False` where that is not known yet: Starlette builds its stack of middleware when it is first called.
     """
@@ -78,7 +78,7 @@ class _Observed:
 
 
 def _share_of_request() -> LoopShare | None:
-    """That of the request of this context; `None` while its own task runs, which sees this step itself."""
+    """The share of this context's request; `None` while its own task runs, which sees this step itself."""
     try:
         share = share_of(current.get())
         if share is not None and not share.began and share.on_its_loop():

@@ -276,7 +276,7 @@ class Recording:
 
     @property
     def counts(self) -> Counts:
-        """All of the following at once."""
+        """All of the counts below at once."""
         counts: Counts = self._answer("counts", self._tally.counted)
         return counts
 
@@ -310,7 +310,7 @@ class Recording:
         return self._collector.late
 
     def acquisitions(self) -> list[tuple[int, int, Any]]:
-        """The longest of connections: readings of the clock at both ends, and what a sink has had noted."""
+        """The longest acquisitions of connections: start and end by the clock, and what a sink has had noted."""
         with self._lock:
             self.fold()
             return list(self._tally.connections.acquired)

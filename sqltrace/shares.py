@@ -9,7 +9,7 @@ Stretches = list[tuple[int, int]]  # start and end of each
 
 
 def share_of(collector: Collector | None) -> LoopShare | None:
-    """That of the request which a recording, or a task inside, belongs to."""
+    """The share of the request which a recording, or a task inside, belongs to."""
     return next((each.loop for each in outwards(collector) if isinstance(each.loop, LoopShare)), None)
 
 

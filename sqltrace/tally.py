@@ -249,7 +249,7 @@ class Tally:
         self.rows += rows
 
     def _count_more(self, execution: Execution, group: Group) -> int:
-        """Of an execution that has more to count than its time and rows. Returns the rows."""
+        """Count an execution that has more to count than its time and rows. Returns the rows."""
         rows: int | None = 0
         if execution.open:
             if not execution.folded:

@@ -125,7 +125,7 @@ class Block:
             mark(self.collector, execution.dialect, "objects", start, end)
 
     def go_on_for(self, load: Execution | None) -> None:
-        """What is built from now on belongs to a load that has just read its rows, and sorts them to their parents."""
+        """What is built from now on is for a load, which has just read its rows and sorts them to their parents."""
         if self.load is not None:
             self.load.open = False
         self.load = load

@@ -99,7 +99,7 @@ def work() -> bool:
 
 
 def watched_pools() -> list[tuple[Pool, Occupants]]:
-    """Those that a recording has asked for a connection, and that still exist."""
+    """The pools that a recording has asked for a connection, and that still exist."""
     with _lock:
         known = list(_held.values())
     return [(pool, occupants) for pool, occupants in ((held(), occupants) for held, occupants, _ in known) if pool]
@@ -168,7 +168,7 @@ def _ask_for_several(innermost: Collector, engine: Engine, neighbours: Occupants
 
 
 def _neighbours(engine: Engine) -> Occupants | None:
-    """Of a pool that comes up for the first time."""
+    """The occupants of a pool that comes up for the first time; `None` where its engine is not wanted."""
     if not is_wanted(engine.dialect):
         return None
     sessions.install_when_imported()  # whoever uses it by now

@@ -29,7 +29,7 @@ def committed(session: Any) -> None:
 
 
 def rolled_back(session: Any, *, to_savepoint: bool) -> None:
-    """To a savepoint, only what was changed since then expires. Never raises."""
+    """A rollback to a savepoint expires only what was changed since then. Never raises."""
     try:
         _note(session, "rollback", all_objects=not to_savepoint)
     except Exception as fault:
@@ -66,7 +66,7 @@ def _note(session: Any, by: ExpiredBy, *, all_objects: bool) -> None:
 
 
 def noticed_all(original: Callable[..., None]) -> Callable[..., None]:
-    """In the place of `Session.expire_all`."""
+    """What stands in the place of `Session.expire_all`."""
 
     @wraps(original)
     def expire_all(self: Any) -> None:
@@ -80,7 +80,7 @@ def noticed_all(original: Callable[..., None]) -> Callable[..., None]:
 
 
 def noticed(original: Callable[..., None]) -> Callable[..., None]:
-    """In the place of `Session.expire`."""
+    """What stands in the place of `Session.expire`."""
 
     @wraps(original)
     def expire(self: Any, instance: Any, attribute_names: Any = None) -> None:

@@ -200,7 +200,7 @@ class CountedFetch(Execution, CursorFetchStrategy):
 
 
 class CountedReturning(CountedFetch):
-    """Of an INSERT, UPDATE or DELETE: a dialect may still replace it, before it is asked for a description."""
+    """For an INSERT, UPDATE or DELETE. A dialect may still replace it, before it is asked for a description."""
 
     __slots__ = ()
 

@@ -147,7 +147,7 @@ def _contained(state: Any) -> tuple[tuple[Any, ...], ...]:
 
 
 def _of_own_statement(state: Any, compiled: Any) -> SelectState | None:
-    """Of `from_statement`, which may be text: only what its rows become is known."""
+    """The state of a `from_statement`, which may be text: only what its rows become is known."""
     entities = [(entity.mapper, entity.selectable) for entity in state._entities if hasattr(entity, "selectable")]
     if not entities:
         return None

@@ -54,7 +54,7 @@ class Purpose:
         self.widening: Widening | None = None
 
     def study(self, compiled: Any) -> None:
-        """Of a statement that goes through the ORM."""
+        """Set the rest, of a statement that goes through the ORM."""
         if work() and not load_internals.loads(compiled):
             return  # an INSERT, UPDATE or DELETE
         self.through_orm = True
@@ -79,7 +79,7 @@ NOTHING: Final = Purpose()  # of SQL that was not compiled
 
 
 def purpose_of(context: Any) -> Purpose:
-    """That of an execution's statement, where it is not known yet. Never raises."""
+    """The purpose of an execution's statement, where it is not known yet. Never raises."""
     compiled = context.compiled
     if compiled is None:
         return NOTHING
@@ -216,7 +216,7 @@ def parents_of_one(collector: Collector, state: Any) -> ParentKey | None:
 
 
 def _parents_of_many(execution: Execution, purpose: Purpose) -> ParentKey | None:
-    """The load at the nearest place above on the path, in the same making of objects."""
+    """The load that is nearest above on the path, among those of the same making of objects; else the query."""
     block = building.get()
     if block is None or block.ended:
         return None

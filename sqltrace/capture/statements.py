@@ -141,7 +141,7 @@ def note(
 
 
 def _first_of(context: Any) -> Purpose:
-    """What is to be done with a compiled statement that was not met before, and with each that was not compiled."""
+    """The purpose of a compiled statement that was not met before, and of each that was not compiled."""
     if context.compiled is not None:
         # Before an ORM query has made an object.
         objects.install_when_imported()
@@ -160,7 +160,7 @@ def _special(
     ended: int,
     failure: Failure | None,
 ) -> Execution:
-    """An execution of any kind."""
+    """Make an execution of any kind."""
     style, sql = context.execute_style, statement
     key = _key_of(context, statement, purpose, style)
     if len(statement) > collector.max_sql_length:
@@ -184,7 +184,7 @@ def _special(
 
 
 def _pass_on(collector: Collector | None, execution: Execution) -> None:
-    """To the recordings around the one that it was noted in."""
+    """Note it in the recordings around, too."""
     while collector is not None:
         if collector.dialects is None or execution.dialect in collector.dialects:
             if collector.pending is None:
@@ -207,7 +207,7 @@ def _key_of(context: Any, statement: str, purpose: Purpose, style: ExecuteStyle)
 
 
 def _note_loop_wait(execution: Execution, context: Any) -> None:
-    """For how long the reply to a slow statement lay ready."""
+    """Note for how long the reply to a slow statement lay ready."""
     connection = internals.pooled_connection(context)
     values = replies.value_count(context) if execution.failure is None else 0
     started, ended = execution.started, execution.ended
@@ -216,7 +216,7 @@ def _note_loop_wait(execution: Execution, context: Any) -> None:
 
 
 def _take_sample(execution: Execution, context: Any, taken: int, statement: str, parameters: Any) -> None:
-    """What is costly to know: for some of a kind (`SAMPLED`), and for slow and failed statements."""
+    """Note what is costly to know: of some executions (`SAMPLED`), and of slow and failed ones."""
     execution.more = True
     if taken >= DIGESTS and context.execute_style is _EXECUTE:
         execution.later_digest = _digest(statement, parameters, context.dialect)
@@ -238,9 +238,9 @@ def _awaiting(collector: Collector) -> CallSite | None:
 
 def _digest(statement: str, parameters: Any, dialect: Any) -> int | None:
     """
-    For telling whether parameters repeat themselves, without keeping them. `None` where it would be costly.
+    A hash that tells whether parameters repeat themselves, without keeping them. `None` where it would be costly.
 
-    On another engine the same statement asks for something else.
+    It is of the engine, too: on another one the same statement asks for something else.
     """
     try:
         if len(parameters) > _MAX_HASHED:

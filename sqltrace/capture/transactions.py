@@ -180,7 +180,7 @@ def _measure_end(dialect: Dialect, end: Callable[..., None], kind: str) -> Calla
 
 
 def checkout_of(connection: Any) -> Checkout | None:
-    """That of a `Connection`, as two-phase methods take it, or of the pool's proxy of one. Never raises."""
+    """The checkout of a `Connection`, which two-phase methods take, or of the pool's proxy of one. Never raises."""
     try:
         if isinstance(connection, Connection):
             if connection.closed or connection.invalidated:

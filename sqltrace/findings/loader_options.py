@@ -201,13 +201,13 @@ def in_place_of_subclasses(recording: Recording, origin: Origin, parents: Parent
 
 
 def _missed_subclasses(recording: Recording, base: str) -> set[str]:
-    """Those that anything was loaded of one by one, or could not be: one option for all."""
+    """The subclasses of which anything was loaded one by one, or could not be: one option is for all of them."""
     origins = [group.origin for group in recording.groups] + [failed.origin for failed in recording.failed_loads]
     return {str(origin.entity) for origin in origins if origin.base == base}
 
 
 def _loaded_subclasses(recording: Recording, parents: Parents | None) -> set[str]:
-    """Those that an option or the mapping loads all at once."""
+    """The subclasses that an option or the mapping loads all at once."""
     return {
         str(group.origin.entity)
         for group in recording.groups
@@ -220,7 +220,7 @@ def _loaded_subclasses(recording: Recording, parents: Parents | None) -> set[str
 
 
 def loader_for(uselist: bool | None, *, joins: bool = True) -> str:
-    """The one that loads all at once, whatever the session: of a collection, and of a single object."""
+    """The loader that loads all at once, with any session: of a collection, or of a single object."""
     return "selectinload({})" if uselist or not joins else "joinedload({})"
 
 
@@ -254,7 +254,7 @@ def _paths(
 
 
 def _joined_path(widening: Widening | None, entity: str | None) -> Path:
-    """To objects that were not asked for, but joined to those that were."""
+    """The path to objects that were not asked for, but joined to those that were."""
     if widening is None or entity in widening.entities:
         return ()
     joins = (*widening.joins, *widening.contained)

@@ -104,7 +104,7 @@ def _is_batch(sql: str) -> bool:
 
 
 def _values(sql: str, start: int) -> int:
-    """In the parenthesis that has been opened right before: some may be in parentheses, as those of ``tuple_()``."""
+    """How many values are in the parenthesis that was opened right before; each may be a tuple in one of its own."""
     depth, count = 1, 1
     for sign in _SIGNS.finditer(sql, start):
         depth += (sign[0] == "(") - (sign[0] == ")")

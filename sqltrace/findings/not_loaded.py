@@ -88,7 +88,7 @@ def load_with_query(recording: Recording, failed: FailedLoad) -> str:
 
 
 def _refresh(recording: Recording, failed: FailedLoad) -> str:
-    """Of an object that the application has made itself."""
+    """What helps for an object that the application has made itself."""
     origin = failed.origin
     names = [origin.relationship.rpartition(".")[2]] if origin.relationship is not None else list(origin.attributes)
     wait = "await " if _is_async(recording, failed) else ""

@@ -69,7 +69,7 @@ def _limited(sql: str) -> str:
 
 
 def _kept(select: str, is_async: bool, collections: bool) -> str:
-    """For `Session.get`, which finds what is there already."""
+    """What has `Session.get` find all of them in the session."""
     rows = f"(await session.scalars({select}))" if is_async else f"session.scalars({select})"
     unique = ".unique()" if collections else ""
     return f"kept = {rows}{unique}.all()  # once, before the loop, and kept: the session alone keeps no object"

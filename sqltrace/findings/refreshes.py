@@ -23,7 +23,7 @@ def cost_with_loads(recording: Recording, group: Group) -> float:
 
 
 def refreshed_one_by_one(recording: Recording, group: Group) -> Finding:
-    """Of objects that `Session.refresh` was asked for, one after the other."""
+    """The finding about objects that `Session.refresh` loaded one after the other."""
     origin = group.origin
     within = _loads_within(recording, group)
     took = cost_with_loads(recording, group)
@@ -59,7 +59,7 @@ def _all_at_once(group: Group, within: list[Group]) -> str:
 
 
 def _loads_within(recording: Recording, group: Group) -> list[Group]:
-    """Those of relationships of the objects; what is loaded below them is a batch for all of one object."""
+    """The loads of relationships of these objects. What is loaded below them is a batch for all of one object."""
     origin = group.origin
     return [
         other

@@ -87,7 +87,7 @@ def _writes(summary: str) -> bool:
 
 @lru_cache(maxsize=1_024)
 def _tables_read(summary: str, sql: str) -> tuple[str, ...]:
-    """Those of a SELECT that answers the same until they change; none of any other statement."""
+    """The tables of a SELECT that answers the same until they change; none for any other statement."""
     operation, *tables = summary.split()
     writes = operation.upper() != "SELECT" or _writes(summary) or "FOR UPDATE" in sql.upper()
     return () if writes or _DIFFERS.search(sql) else tuple(tables)

@@ -46,7 +46,7 @@ def _is_fetched_slowly(recording: Recording, group: Group) -> bool:
 
 
 def _slow_commit(recording: Recording, slow: float) -> Iterator[Finding]:
-    """It is in the time of no statement."""
+    """Commits are in the time of no statement."""
     commit = recording.connections.commit or 0.0
     if commit >= slow:
         yield Finding(

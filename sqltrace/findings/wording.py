@@ -78,7 +78,7 @@ def name_and_line(parents: Parents | None) -> str | None:
 
 
 def of_subclass(origin: Origin, *, several: bool = False) -> str:
-    """Of what a query of the base does not load."""
+    """In words, what a query of the base does not load."""
     what = "a column" if origin.relationship is None else "a relationship"
     return f"{'columns' if several else what} of a subclass of {origin.base}"
 
