@@ -208,9 +208,11 @@ class Collector:
         return None
 
     def settle(self) -> None:
-        for collector in outwards(self):
+        collector: Collector | None = self
+        while collector is not None:
             if collector.loop is not None:
                 collector.loop.settle()
+            collector = collector.outer
 
     def nest_in(self, outer: Collector | None) -> None:
         self.outer = outer
@@ -252,7 +254,7 @@ class Collector:
 
 
 def outwards(collector: Collector | None) -> Iterator[Collector]:
-    """A collector and those around it. The hot path goes the same way by hand, without a generator."""
+    """A collector and those around it. What is asked very often goes the same way by hand, without a generator."""
     while collector is not None:
         yield collector
         collector = collector.outer
