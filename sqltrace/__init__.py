@@ -3,7 +3,8 @@ Where the time of a request went, with the SQL behind it.
 
 Read in this order: `middleware` (what happens around a request), `recording`
 (what is kept of it), `capture.engine` (how statements get there),
-`time_account` (where the time went), `sinks.log_line` (what is told).
+`time_account` (where the time went), `event_loop` (who held it up), `findings`
+(what is worth telling), `sinks.log_line` (what is told).
 """
 
 from sqltrace import sinks

@@ -60,7 +60,7 @@ _Line = tuple[str, int, str]  # as the fields of a CallSite
 
 
 class _Kinds(dict[str, int]):
-    """What code files are, by name: each is looked at once."""
+    """The kinds of code files, by name: each is looked at once."""
 
     def __missing__(self, filename: str) -> int:
         if len(self) >= _MAX_FILES:
@@ -74,7 +74,7 @@ _kinds = _Kinds()
 @dataclass(frozen=True, slots=True)
 class CallSite:
     """
-    A line of the application, or of the framework where that is at work. Equal to itself, wherever it was called from.
+    A line of the application, or of the framework where that is at work. Compares equal whatever called it.
 
     Attributes:
         file: Absolute path, as Python knows it.

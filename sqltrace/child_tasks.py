@@ -11,7 +11,7 @@ from types import CodeType, FrameType
 from typing import Any, Final
 
 from sqltrace.callsite import CallSite, call_site_of
-from sqltrace.collector import Collector, current
+from sqltrace.collector import Collector, current, outwards
 from sqltrace.loop_log import LoopLog
 
 # Functions of libraries, by qualified name, which wait for tasks or threads of their caller.
@@ -27,8 +27,8 @@ _SLOW: Final = 10_000_000  # nanoseconds of a suspension; asking the kernel cost
 _POLL: Final = 100_000_000  # nanoseconds after which psycopg wakes up to look around, without a reply
 TICK: Final = 5_000_000  # nanoseconds by which the kernel may be wrong about when data came in
 
-# Says how long ago data came in on a connection, as the kernel knows it, or only data that nobody has read yet.
-# `None` where there are none. Set by `capture.replies`.
+# Given a connection, says how many nanoseconds ago data came in on it, if the kernel knows; given `True` as well, only
+# where some of it has not been read yet. Set by `capture.replies`, which is on a floor above.
 reply_age: Callable[[Any, bool], int | None] | None = None
 
 
@@ -97,7 +97,7 @@ def site_awaiting(suspended: Any) -> CallSite | None:
 
 
 def _suspended_codes(suspended: Any) -> Iterator[CodeType]:
-    """The code of what awaits the next, from the outermost to the last that can be seen."""
+    """The code of each coroutine that awaits the next, from the outermost inwards."""
     return (frame.f_code for frame in _suspended_frames(suspended))
 
 
@@ -118,7 +118,8 @@ def _suspended_frames(suspended: Any) -> Iterator[FrameType]:
 def _has_tasks(collector: Collector, log: LoopLog, left: int) -> bool:
     if not _TASKS_TELL_THEIR_CONTEXT:
         return False
-    return _count_tasks(collector, log, left) > _belongs_to(collector, current.get())  # pragma: no cover - from 3.12 on
+    own = collector in outwards(current.get())  # pragma: no cover - from Python 3.12 on
+    return _count_tasks(collector, log, left) > own  # pragma: no cover - likewise
 
 
 def _count_tasks(collector: Collector, log: LoopLog, left: int) -> int:  # pragma: no cover - from Python 3.12 on
@@ -132,16 +133,8 @@ def _count_tasks(collector: Collector, log: LoopLog, left: int) -> int:  # pragm
         counts: dict[int, int] = {}
         for task in all_tasks(log.loop):
             get_context = getattr(task, "get_context", None)  # a library's own kind of task may lack it
-            theirs = get_context().get(current) if get_context is not None else None
-            while theirs is not None:
+            for theirs in outwards(get_context().get(current) if get_context is not None else None):
                 counts[id(theirs)] = counts.get(id(theirs), 0) + 1
-                theirs = theirs.parent
         log.task_counts = counts
         log.counted_at = log.clock()
     return log.task_counts.get(id(collector), 0)
-
-
-def _belongs_to(collector: Collector, theirs: Collector | None) -> bool:  # pragma: no cover - from Python 3.12 on
-    while theirs is not None and theirs is not collector:
-        theirs = theirs.parent
-    return theirs is not None

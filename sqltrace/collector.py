@@ -8,14 +8,15 @@ task that runs on keeps no more than an empty shell alive, and is counted late.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from sqltrace.callsite import CallSite
-from sqltrace.connection import Checkout, Label
+from sqltrace.connection import Checkout
 from sqltrace.failed_load import FailedLoad
+from sqltrace.label import Label
 from sqltrace.loop_log import HOLD
 from sqltrace.origin import QUERY, ExpiredBy, Origin
 from sqltrace.statement import Failure
@@ -57,10 +58,10 @@ class Execution:
         started, ended: Readings of the collector's clock around the driver's call.
         key: The compiled text before IN lists are expanded: equal for equals, and SQLAlchemy's own string.
         rows, fetch: Rows that reached Python, and the time spent on fetching them after `ended`.
-        marked: The part of `fetch` that is marked in its place. The rest counts as if it followed `ended` at once.
-        folded: Whether a recording has counted it while rows may still be fetched: from then on these must be marked.
-        tail: The rest at that time.
-        mark_at: A `fetch` beyond this has to be marked in its place.
+        marked: The part of `fetch` that the time account has where it took place. The rest counts right after `ended`.
+        folded: Whether a recording has counted it while rows may still be fetched: from then on all fetching is marked.
+        tail: The part of `fetch` that was not marked at that time.
+        mark_at: Once `fetch` is more than this, the part that is not marked yet has to be.
         objects: Time spent on making ORM objects of the rows, without fetch and nested statements.
         entities: ORM objects made of the rows, by class name; those that the session had before are not in it.
         roots: Distinct root objects of a statement whose eager joins can repeat them in many rows.
@@ -69,12 +70,12 @@ class Execution:
         origin: Why the statement ran.
         parents: Key, dialect, call site and origin of the statement that loaded the objects this one is a load for.
         widening: What eager joins made of it.
-        digest: Hash of statement and parameters of the first of a kind, in this process; `None` for all others.
-        later_digest: The same of some later ones.
+        digest: Hash of statement and parameters, of the first executions of a statement. Only good in this process.
+        later_digest: The same, of some of the later executions.
         open: Whether rows may still be fetched: such a statement is counted later.
         reading: Whether all rows are being fetched at this moment.
         more: Whether there is more to count than time and rows.
-        span: What `Collector.probe` has said; not set where there is none.
+        span: What `Collector.probe` has said of it; `None` where there is none.
         streamed: Whether its rows stay with the server until they are read.
     """
 
@@ -113,7 +114,7 @@ class Execution:
 
     @property
     def elapsed(self) -> int:
-        """Of the database, as `Statement.duration`."""
+        """Time of the database, as `Statement.duration`."""
         return self.ended - self.started + self.fetch - (self.loop_wait or 0)
 
     def as_parents(self) -> ParentKey:
@@ -127,7 +128,7 @@ ParentKey = tuple[str, Any, CallSite | None, Origin]
 # Work that overlaps is counted once, for the first of these that it belongs to. Making objects holds
 # the processor, whatever a sibling task is waiting for; a reply that lies ready is not the database's.
 Part = Literal["objects", "loop_wait", "python", "database", "connection"]
-PARTS: tuple[Part, ...] = ("objects", "loop_wait", "python", "database", "connection")  # of the first, what overlaps
+PARTS: tuple[Part, ...] = ("objects", "loop_wait", "python", "database", "connection")  # what overlaps is the first's
 Marks = dict[Part, list[int]]  # start and end by turns
 unmeasurable: set[Part] = set()  # with the installed SQLAlchemy
 
@@ -137,16 +138,17 @@ class Collector:
     Takes executions for one open recording, and passes them on to those around it.
 
     Attributes:
-        capture_parameters, max_sql_length: What is kept for it and for those around it: each shows what it asked for.
+        capture_parameters, max_sql_length: The most that this one or one around it asks for. Each shows its own share.
         loop_observed: Whether it was opened within a request that has its event loop observed.
+        outer: That of the recording around; `None` of the outermost.
         plain: Whether it takes the statements of every engine, without their parameters.
-        expired_by: What has expired objects of sessions, each once.
+        expired_by: By what objects of sessions have expired.
     """
 
     __slots__ = (
         "capture_parameters", "checkouts", "clock", "comment", "dialects", "expired_by", "failed_loads", "label",
         "late", "loads", "loop", "loop_observed", "loop_wait_estimated", "marks", "max_sql_length",
-        "max_statements", "parent", "pending", "plain", "probe", "recording", "sites_taken", "unkept",
+        "max_statements", "outer", "pending", "plain", "probe", "recording", "sites_taken", "unkept",
     )  # fmt: skip
 
     def __init__(
@@ -166,12 +168,12 @@ class Collector:
         self.capture_parameters = capture_parameters
         self.max_statements = max_statements
         self.max_sql_length = max_sql_length
-        self.parent: Collector | None = None
+        self.outer: Collector | None = None
         self.plain = dialects is None and not capture_parameters
         self.loop: LoopObserver | None = None
         self.loop_observed = self.loop_wait_estimated = False
         self.probe: Callable[[Any], Any] | None = None  # is asked for the span of each statement and checkout
-        self.comment: Callable[[str, Any, str], str] | None = None  # what a dialect's method is sent; must not raise
+        self.comment: Callable[[str, Any, str], str] | None = None  # makes the text that is sent; must not raise
         self.unkept: Callable[[list[Execution]], None] | None = None  # is told of those that are let go; must not raise
         self.pending: list[Execution] | None = []
         self.marks = _no_marks()
@@ -201,7 +203,7 @@ class Collector:
                     return collector
                 collector.late += 1
                 late = True
-            collector = collector.parent
+            collector = collector.outer
         missed.late += late
         return None
 
@@ -210,10 +212,10 @@ class Collector:
         while collector is not None:
             if collector.loop is not None:
                 collector.loop.settle()
-            collector = collector.parent
+            collector = collector.outer
 
     def nest_in(self, outer: Collector | None) -> None:
-        self.parent = outer
+        self.outer = outer
         if outer is not None:
             self.capture_parameters = self.capture_parameters or outer.capture_parameters
             self.max_sql_length = max(self.max_sql_length, outer.max_sql_length)
@@ -223,12 +225,10 @@ class Collector:
             self.loop_observed = outer.loop_observed or (outer.loop is not None and outer.loop.observed)
 
     def forget_ended(self) -> None:
-        """Those around it that were left in another context stay in this one: they would pile up."""
-        collector: Collector | None = self
-        while collector is not None:
-            while collector.parent is not None and collector.parent.pending is None:
-                collector.parent = collector.parent.parent
-            collector = collector.parent
+        """Take out those around it that have ended: left in another context they stay in this, and would pile up."""
+        for collector in outwards(self):
+            while collector.outer is not None and collector.outer.pending is None:
+                collector.outer = collector.outer.outer
 
     def note_spans(self, probe: Callable[[Any], Any]) -> bool:
         """
@@ -253,6 +253,13 @@ class Collector:
         self.sites_taken = {}
 
 
+def outwards(collector: Collector | None) -> Iterator[Collector]:
+    """A collector and those around it. What is asked very often goes the same way by hand, without a generator."""
+    while collector is not None:
+        yield collector
+        collector = collector.outer
+
+
 def _no_marks() -> Marks:
     return {"objects": [], "loop_wait": [], "python": [], "database": [], "connection": []}
 
@@ -274,15 +281,14 @@ def mark(collector: Collector | None, dialect: Any, part: Part, start: int, end:
                 collector.loop.note_hold(start, end)
             if len(marks) >= FOLD_AT:
                 collector.fold()
-        collector = collector.parent
+        collector = collector.outer
 
 
 def mark_estimate(collector: Collector | None, start: int, end: int) -> None:
-    """As `mark`, of time that was presumably spent on waiting for the event loop."""
+    """As `mark`, for time that was presumably spent on waiting for the event loop."""
     mark(collector, None, "loop_wait", start, end)
-    while collector is not None:
-        collector.loop_wait_estimated = True
-        collector = collector.parent
+    for each in outwards(collector):
+        each.loop_wait_estimated = True
 
 
 @dataclass(slots=True)

@@ -9,32 +9,16 @@ from typing import Any, NamedTuple
 
 from sqltrace.callsite import CallSite
 from sqltrace.idle import LEAST, IdleStretch, Transactions
+from sqltrace.label import Label
 
 NEGLIGIBLE = 10_000  # nanoseconds: below that a stretch of the time account costs more than it is worth
 _SECOND = 1_000_000_000
-WORST = 10  # waits that are kept
+WORST = 10  # waits, and idle stretches, that are kept
 _NOTABLE = 1_000_000  # nanoseconds from asking for a connection to having it
-_LONGEST = 20  # of these that are kept
+_LONGEST = 20  # that are kept of those that took so long
 
 TIMES = ("wait", "connect", "ping", "begin", "commit", "rollback", "held", "idle_in_transaction")
-unmeasurable_times: set[str] = set()  # of these, with the installed SQLAlchemy
-
-
-class Label:
-    """
-    The name of a recording. Shared with it, as the route may become known late, and never keeps it alive.
-
-    Attributes:
-        turns: Ends of the latest two stretches in which it held an event loop, the latest first.
-        known: `False` of what is no recording, as other tasks that hold a loop.
-    """
-
-    __slots__ = ("known", "name", "turns")
-
-    def __init__(self, name: str, *, known: bool = True) -> None:
-        self.name = name
-        self.known = known
-        self.turns = (0, 0)
+unmeasurable_times: set[str] = set()  # those of them that the installed SQLAlchemy does not let us measure
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +37,7 @@ class Holder:
 
     @property
     def name(self) -> str:
-        """Of the recording: the route of a request."""
+        """Name of the recording: the route of a request."""
         return self.label.name
 
 
@@ -169,7 +153,7 @@ class ConnectionTotals:
         committed: Of `commit`, what was over at the end of the response; `None` before.
     """
 
-    # Of the class: most requests without SQL add nothing.
+    # Attributes of the class: most requests without SQL set none.
     checkouts = failed = timeouts = 0
     wait = connect = ping = begin = commit = rollback = 0
     held = idle_in_transaction = rollbacks = 0
@@ -266,16 +250,16 @@ class Checkout(Transactions):
     Attributes:
         labels: Of the recording that asked and of those around it, the innermost first.
         neighbours: Those that occupy a place of the same pool now: with a connection, or opening it.
-        asked, taken, ended: `None` where it has not come to that.
+        asked, taken, ended: Readings of the clock; `None` where it has not come to that.
         wait_started, wait_ended: Around the wait for the pool.
         failure: Why there is no connection, a `~sqltrace.statement.Failure`.
-        span: What `Collector.probe` has said; `None` where there is none.
-        repeated: The same connection was handed out once more, and is counted already.
+        span: What `Collector.probe` has said of it; `None` where there is none.
+        repeated: Whether it is a connection that was handed out before, and is counted there.
         proxy: Identity of the proxy that SQLAlchemy handed out.
         calling: Whether a begin, commit or rollback is running.
         opening: The dialect, until the pool has answered.
-        rolled_back: Whether the latest was rolled back, and nothing has come since.
-        rollbacks: Of transactions, by the application and not by closing.
+        rolled_back: Whether its latest transaction was rolled back, and no other has begun since.
+        rollbacks: How often the application has rolled back, which closing does not count for.
     """
 
     __slots__ = (

@@ -6,16 +6,15 @@ the application, and sees each step begin and end. Tasks that the request
 starts itself are not seen this way; of them is known what `capture` measures
 (making objects, synchronous SQL on the loop).
 
-What is exact, what is an estimate: the time of a step is exact. That a step
-began late is not visible, only that others held the loop right before it. How
-much of their time the task was ready for is told by the kernel for the reply
-to a statement (`capture.replies`), and else assumed: all of it, as far as
-`LoopLog.tail` goes back. A request whose own event (a timer, a reply of
-another service) came in the middle of a hold so waited less than is reported,
-by at most the last two steps of each of the others. It cannot have waited while
-SQL of its own was still running in a thread, which is taken into account.
-Where the request may have held the loop itself, through tasks or threads that
-it waits for, only holds that are known to be another's count.
+The time of a step is exact. A wait often is an estimate: it is known who held
+the loop right before a step, and not since when the task was ready for it. If
+it was waiting for the reply to a statement, the kernel knows (`capture.replies`).
+Else it is taken to have been ready all the time, as far back as `LoopLog.tail`
+goes. So if its own event (a timer, a reply of another service) came in the
+middle of a hold, it waited less than is reported: by the last two steps of each
+of the others at most. While SQL of its own runs in a thread it is not waiting.
+Where it may have held the loop itself, by tasks or threads that it waits for,
+only those holds count that are known to be of others.
 """
 
 from __future__ import annotations
@@ -28,9 +27,9 @@ from typing import Any, Final
 
 from sqltrace.child_tasks import TICK, ready_since, waits_for_own
 from sqltrace.collector import Collector, current, mark_estimate
-from sqltrace.connection import Label
 from sqltrace.faults import report_fault
 from sqltrace.intervals import Coverage
+from sqltrace.label import Label
 from sqltrace.loop_log import HOLD, LoopLog, log_of
 from sqltrace.watchdog import Sightings, guard, release
 
@@ -53,12 +52,12 @@ class LoopShare:
         longest: The longest of these.
         began: Of the step that is running; 0 while the task is suspended.
         left: End of the step before that.
-        suspended: What the task runs: where it waits, if something runs that it waits for.
+        suspended: The coroutine that the task runs, whose frames tell what it waits for.
         suspensions: The latest stretches of a millisecond or more in which the task was suspended: start and end.
         late: Stretches for which the task may have waited before the running step. Not marked yet.
         ready: When the reply came in that the task was suspended for; `None` where that is not known.
         thread: Identity of the loop's thread; 0 before and after.
-        responded: Whether the response has ended: from then on nobody is named any more.
+        responded: Whether the response has ended: who holds the loop after that is not noted.
         sightings: Where the watchdog has seen it hold the loop.
     """
 
@@ -84,8 +83,6 @@ class LoopShare:
         self._blamed = Coverage()
         self._estimates: list[tuple[int, int]] = []
 
-    # What it tells
-
     def held_until(self, now: int) -> tuple[int, int]:
         """Time held in all, and at most at a stretch, with the running step."""
         began = self.began
@@ -96,8 +93,6 @@ class LoopShare:
         """Who held the loop while this request waited for it, and seconds; those waited for longest first."""
         worst = _worst_by_name(self._waited_for.copy())[:_NAMED]
         return [(label.name, waited / _SECOND) for label, waited in worst]
-
-    # What it is told
 
     def enter(self) -> LoopLog | None:
         """Never raises; `None` where the loop is not observed."""
@@ -159,7 +154,7 @@ class LoopShare:
         self.began, self.left = 0, now
 
     def settle(self) -> None:
-        """Take the wait before the running step for real, for want of better knowledge. In other tasks, do nothing."""
+        """Mark the wait before the running step, as nothing better is known of it. In other tasks, do nothing."""
         if not self.late or not self.in_own_task():
             return
         late, self.late = self.late, []
@@ -175,26 +170,26 @@ class LoopShare:
         return bool(self.began) and self.on_its_loop()
 
     def suspended_within(self, start: int, end: int) -> list[tuple[int, int]]:
-        """When the request's own task was suspended, in a stretch. Of very many suspensions not the oldest."""
+        """When the request's own task was suspended in a stretch. The oldest of very many suspensions are forgotten."""
         within = [(max(since, start), min(until, end)) for since, until in self.suspensions]
         return [(since, until) for since, until in within if since < until]
 
     def estimated_within(self, start: int, end: int) -> int:
-        """The estimates for a stretch, the running step's not included."""
+        """How much of a stretch was waited, by the estimates before the running step."""
         within = [min(until, end) - max(since, start) for since, until in self._estimates]
         return sum(length for length in within if length > 0)
 
     def estimate(self, since: int, until: int) -> None:
-        """Take a wait for real, for want of better knowledge."""
+        """Mark a wait of which nothing better is known."""
         mark_estimate(current.get() or self.collector, since, until)
         self.blame(since, until)
         self._estimates = [*self._estimates[1 - _MAX_ESTIMATES :], (since, until)]
 
     def blame(self, since: int, until: int, *, unknown: bool = True) -> int:
         """
-        Remember who held the loop in a stretch that was waited: of several waits at once, only once.
+        Remember who held the loop in a stretch that was waited. Where several waits overlap, it counts once.
 
-        Returns how much of it other requests held.
+        Returns for how long other requests held it.
         """
         known = 0
         if self.log is not None:
@@ -208,7 +203,7 @@ class LoopShare:
                 self._blamed.add(*piece)
             if len(self._blamed) > _MAX_BLAMED:
                 self._blamed.forget(self._blamed.middle())
-        if len(self._waited_for) > _MAX_WAITED_FOR:  # of a herd, or a request that lasts, as websockets do
+        if len(self._waited_for) > _MAX_WAITED_FOR:  # there are many others, or it lasts, as a websocket does
             self._waited_for = dict(_worst_by_name(self._waited_for)[: _MAX_WAITED_FOR // 2])
         return known
 
@@ -224,7 +219,7 @@ class LoopShare:
         return self.log is not None and self.log.active == 1 and not self.held_by_others(since, until)
 
     def without_own_holds(self, since: int, until: int) -> list[tuple[int, int]]:
-        """What is left of a stretch in which child tasks are not known to have held the loop, the latest first."""
+        """A stretch without the parts in which child tasks are known to have held the loop; the latest piece first."""
         pieces: list[tuple[int, int]] = []
         if self.log is not None:
             for start, end, label in self.log.within(since, until):
@@ -252,7 +247,7 @@ class LoopShare:
             report_fault("observing the event loop", fault)
 
     def _latest_work(self) -> int:
-        """When something of this request that was measured ended last: until then it was not ready."""
+        """When the latest piece of work of this request ended that was measured: until then it was not ready."""
         collector = current.get() or self.collector
         pending, marks = collector.pending, collector.marks
         latest = max((ends[-1] for ends in marks.values() if ends), default=0)
@@ -281,7 +276,7 @@ def stepped(awaitable: Awaitable[Any], share: LoopShare, *, within: bool = False
     On any event loop, asyncio's or not.
 
     Args:
-        within: In another task, while the request's own waits for it.
+        within: It runs in another task, which the request's own waits for.
     """
     inner: Any = awaitable
     if not hasattr(inner, "send"):

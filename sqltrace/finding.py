@@ -20,7 +20,9 @@ class Finding:
             The application's line, ``app/api.py:46 in list_tags``, with up to two that called it, or `None`. Of what
             the framework computes, its own: ``fastapi/routing.py:345 in serialize_response``.
         relationship: ``Content.user``; `None` where it is about none.
-        parents: The statement that loaded the objects which a load was for, with its call site.
+        parents:
+            The statement that loaded the objects which a load was for, with its call site. In the log line it is
+            ``loaded_for``.
         fix: What to paste or to do; ``.options(…)`` belongs to the query of `parents`, or else of `call_site`.
         fingerprint: Of the statement that it is about, as `Group.fingerprint`; `None` where it is about none.
     """

@@ -20,7 +20,7 @@ class IdleStretch:
         start, end: Readings of the clock, in nanoseconds.
         call_site: Of the latest statement before it that has one.
         is_async: Whether the connection is one of an asynchronous driver.
-        loop_held: The parts of it in which other requests held the event loop that its own ran on: start and end.
+        loop_held: Start and end of the parts of it in which other requests held the event loop.
         reading: Whether rows were read from the server meanwhile, piece by piece.
     """
 
@@ -36,7 +36,7 @@ Held = Callable[[int, int], Sequence[tuple[int, int]]]
 
 
 class TimedExecution(Protocol):
-    """What is read of an `~sqltrace.collector.Execution`."""
+    """The part of an `~sqltrace.collector.Execution` that is read here."""
 
     started: int
     ended: int
@@ -67,7 +67,7 @@ class Transactions:
         self._stretches: list[IdleStretch] | None = None
 
     def idle(self, now: int) -> int:
-        """Idle in transaction."""
+        """For how long nothing ran in its transactions, up to the reading `now`."""
         first = self._first
         if first is None:
             return self._idle
@@ -92,7 +92,7 @@ class Transactions:
         return found
 
     def progress(self) -> tuple[int, int]:
-        """Of the open transaction: what `note_flush` is to be given later."""
+        """What `note_flush` is to be given later, to know what has come since."""
         return self._busy, len(self._executions)
 
     def note_flush(self, started: int, ended: int, progress: tuple[int, int]) -> None:
@@ -103,7 +103,7 @@ class Transactions:
         since = max(started, self._first)
         if self._busy == busy:
             busy = _elapsed(self._executions[count:])
-        else:  # of those that came before some may count: then the transaction was idle a bit longer
+        else:  # some that ran before it may be counted in: the transaction was idle a bit longer then
             busy = self._busy - busy + _elapsed(self._executions)
         if ended - since > busy:
             self._busy += ended - since - busy

@@ -14,17 +14,18 @@ import sys
 from functools import wraps
 from typing import Any
 
-from sqltrace.collector import Collector, current
+from sqltrace.collector import current
 from sqltrace.event_loop import LoopShare, stepped
 from sqltrace.faults import report_fault
 from sqltrace.route import layers
+from sqltrace.shares import share_of
 
 _MARKER = "_sqltrace_observed"
 
 
 def observe_inner_tasks(app: Any) -> bool:
     """
-    Those of an ASGI application and of what it wraps, not of what a router mounts.
+    Observe the inner tasks of an ASGI application and of what it wraps, but not of what a router mounts.
 
     `False` where that is not known yet: Starlette builds its stack of middleware when it is first called.
     """
@@ -76,17 +77,8 @@ class _Observed:
         return running if share is None else stepped(running, share, within=True)
 
 
-def share_of(collector: Collector | None) -> LoopShare | None:
-    """That of the request which a recording, or a task inside, belongs to."""
-    while collector is not None:
-        if isinstance(collector.loop, LoopShare):
-            return collector.loop
-        collector = collector.parent
-    return None
-
-
 def _share_of_request() -> LoopShare | None:
-    """That of the request of this context; `None` while its own task runs, which sees this step itself."""
+    """The share of this context's request; `None` while its own task runs, which sees this step itself."""
     try:
         share = share_of(current.get())
         if share is not None and not share.began and share.on_its_loop():

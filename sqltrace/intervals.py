@@ -83,7 +83,7 @@ class Coverage:
 
 
 def _united(starts: list[int], ends: list[int]) -> tuple[list[int], list[int]]:
-    """In their order, and those that touch as one."""
+    """The intervals in their order, those that touch as one."""
     united_starts: list[int] = []
     united_ends: list[int] = []
     reach = -1

@@ -16,8 +16,8 @@ from operator import itemgetter
 from typing import Final
 
 from sqltrace.callsite import CallSite
-from sqltrace.connection import Label
 from sqltrace.faults import report_fault
+from sqltrace.label import Label
 
 HOLD: Final = 1_000_000  # a shorter step of a request is not worth an entry
 _BEAT: Final = 20_000_000
@@ -46,10 +46,10 @@ class LoopLog:
     The latest holds of one event loop.
 
     Steps of requests are told by those who run them. What else holds the
-    loop (background tasks, child tasks, callbacks) is seen by a heartbeat,
-    which only runs while requests are active and have been suspended: a beat that is late, or that a
-    request finds overdue, was held up from when it was due, if not by a
-    request. Such a stretch can have begun up to 20 ms earlier.
+    loop (background tasks, child tasks, callbacks) is seen by a heartbeat, which
+    only runs while requests are active and have been suspended. A beat is late, or
+    overdue when a request goes on, since something has held the loop from when it
+    was due: what else, if no request did. That may have begun up to 20 ms earlier.
 
     Attributes:
         loop: `None` while no request is active. Not kept alive longer.
@@ -64,32 +64,16 @@ class LoopLog:
             What came before: start and end of many, and by name who held the
             loop for how long in all, first and last. A name is what it was then.
         run_since: Start of the latest hold in `sums`, or right behind them, before which the loop had rested.
-        third_turn: End of the latest hold that was the last but two of one and the same.
+        third_turn: The latest end of a hold that is the third, counted from the last, of one and the same.
         unknown_turns: As `Label.turns`, of all that is not known on this loop.
         task_counts, counted_at: Of `child_tasks`.
     """
 
     __slots__ = (
-        "_context",
-        "_names",
-        "active",
-        "beat",
-        "beat_due",
-        "busy_since",
-        "busy_until",
-        "clock",
-        "counted_at",
-        "held_until",
-        "holds",
-        "loop",
-        "recent",
-        "run_since",
-        "seen",
-        "sums",
-        "task_counts",
-        "third_turn",
+        "_context", "_names", "active", "beat", "beat_due", "busy_since", "busy_until", "clock", "counted_at",
+        "held_until", "holds", "loop", "recent", "run_since", "seen", "sums", "task_counts", "third_turn",
         "unknown_turns",
-    )
+    )  # fmt: skip
 
     def __init__(self, clock: Callable[[], int]) -> None:
         self.clock = clock
@@ -152,7 +136,7 @@ class LoopLog:
             self._sum_up()
 
     def _sum_up(self) -> None:
-        """The older half of the recent holds."""
+        """Make one `Sum` of the older half of the recent holds."""
         recent = [*islice(self.holds, len(self.holds) - self.recent, None)]
         older, newer = recent[:_SUMMED], recent[_SUMMED:]
         self.recent = len(newer)
@@ -201,14 +185,15 @@ class LoopLog:
 
     def tail(self, since: int, until: int, own: Label, unknown_counts: Callable[[], bool]) -> list[tuple[int, int]]:
         """
-        The stretches before `until` in which others held the loop, one after the other without a rest.
+        The stretches before `until` in which others held the loop, one right after the other.
 
-        Goes back no further than `since`, a hold of one's own, or two steps of
-        one and the same other: a task that is ready is resumed two turns of
-        the loop later, and nobody steps twice in a turn. Pauses up to a tenth
-        of a hold are bridged, in which what is too short to be noted ran, and
-        do not count: of ten events only one falls into the pause. Those
-        between holds that are known in sum do.
+        Goes back no further than to `since`, to a hold of one's own, or to the last two steps of any other: a task
+        that is ready is resumed within two turns of the loop, and nobody steps twice in a turn. In a pause between
+        two holds something ran that is too short to be noted. Up to a tenth of the hold before, it does not end the
+        stretches, nor is it a part of them, but between holds that are only known in sum.
+
+        Args:
+            unknown_counts: Whether what is not known to be another's counts; asked when it comes to that.
         """
         turns: dict[Label, int] = {}
         waits: list[tuple[int, int]] = []
@@ -252,10 +237,10 @@ class LoopLog:
 
     def holders(self, since: int, until: int) -> Iterator[tuple[Label, int]]:
         """
-        Who held the loop in a stretch, and how long: some several times.
+        Who held the loop in a stretch, and for how long; some come several times.
 
-        Long ago by name only. Of one that held it several times among many others, and partly before the
-        stretch, the share that it has of the time between.
+        Those in `sums` are known by their name only. Where the holds of a name lie partly outside of the stretch,
+        they have a share of their time that is as large as that of the stretch in it.
         """
         for start, end, label in self.within(since, until, self.recent):
             yield label, end - start
@@ -305,7 +290,7 @@ def log_of(loop: asyncio.AbstractEventLoop, clock: Callable[[], int]) -> LoopLog
     """The log of the loop that is running on this thread."""
     log = _thread.log
     if log is None or log.clock is not clock or (log.active and log.loop is not loop):
-        # Another loop, whose requests were left behind unfinished, or run inside of which this one runs.
+        # It is of another loop: one that left its requests unfinished, or one inside of which this one runs.
         log = _thread.log = LoopLog(clock)
     return log
 

@@ -14,20 +14,14 @@ from typing import Any, TypeVar
 
 from sqltrace.capture.failed_loads import note_exception
 from sqltrace.capture.instrument import dialect_of, instrument
+from sqltrace.checks import checked_engines, checked_flag, checked_size
 from sqltrace.collector import Clock
 from sqltrace.event_loop import stepped
 from sqltrace.faults import report_fault
 from sqltrace.findings import Rule
 from sqltrace.inner_tasks import observe_inner_tasks
 from sqltrace.loop_log import note_sinks
-from sqltrace.options import (
-    checked_engines,
-    checked_exclude,
-    checked_flag,
-    checked_rules,
-    checked_sinks,
-    checked_size,
-)
+from sqltrace.options import checked_exclude, checked_rules, checked_sinks
 from sqltrace.recording import Recording
 from sqltrace.request import RequestRecord, describe_span, is_orderly_close, outcome_of
 from sqltrace.route import Scope, path_below_root, route_template
@@ -306,7 +300,7 @@ class _Exchange:
         for sink in self._sinks if sinks is None else sinks:
             try:
                 getattr(sink, moment)(*arguments)
-            except (Exception, CancelledError) as fault:  # the latter of a task that it has looked at: none is awaited
+            except (Exception, CancelledError) as fault:  # the latter of a task that it has asked for its result
                 report_fault(f"{type(sink).__name__}.{moment}()", fault)
 
 

@@ -1,4 +1,4 @@
-"""Checks of the middleware's options. Each says what was got and what is wanted."""
+"""Checks of the options that only the middleware has; those of all are in `checks`."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ from functools import partial
 from inspect import isasyncgenfunction, iscoroutinefunction, signature
 from typing import Any
 
-from sqltrace.checks import checked_engines, checked_flag, checked_sequence, checked_size
+from sqltrace.checks import checked_sequence
 from sqltrace.findings import Rule, default_rules
 from sqltrace.route import Scope
 from sqltrace.sinks import Sink, StructlogSink
 from sqltrace.sinks.automatic import OpenTelemetryWhenConfigured
-
-__all__ = ["checked_engines", "checked_exclude", "checked_flag", "checked_rules", "checked_sinks", "checked_size"]
 
 _MOMENTS = {"request_started": "record, scope, app", "response_ready": "record", "request_finished": "record"}
 Exclude = tuple[str, ...] | Callable[[Scope], bool]

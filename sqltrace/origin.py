@@ -32,15 +32,15 @@ class Origin:
         entity: Name of the class whose relationship or attributes are loaded; `None` for ``query``.
         attributes: What was refreshed, deferred or a subclass's, sorted.
         declaration: Where the relationship is declared.
-        asked_for: Whether `Session.refresh` wants it; also of relationships that are loaded along with a ``refresh``.
+        asked_for: Whether `Session.refresh` asks for it; so it does for relationships that are loaded along.
         expired_by:
-            What had expired whole objects that are loaded again: a ``commit``,
-            a ``rollback``, `Session.expire_all` or `Session.expire`; ``unknown`` where
-            several may have. Of single attributes a ``flush``, if the database makes their values, else `None`.
+            Why objects have to be loaded again: a ``commit``, a ``rollback``, or ``expire`` for
+            `Session.expire_all` and `Session.expire`; ``unknown`` where it may have been several of these. Of
+            single attributes ``flush``, if the database makes their values, else `None`.
 
         base: Name of the class that the query had asked for, where that does not have the relationship or attributes.
-        key: The attribute that is the primary key, for what was asked for; `None` where it is several.
-        by_options: Of the query, those that leave just this for later: ``("lazyload(Author.books)",)``; no wildcards.
+        key: The attribute that is the primary key, if `Session.refresh` asks; `None` where the key is several.
+        by_options: Options of the query that leave this for later: ``("lazyload(Author.books)",)``; no wildcards.
     """
 
     kind: OriginKind
@@ -77,7 +77,7 @@ QUERY = Origin("query")
 @dataclass(frozen=True, slots=True)
 class Parents:
     """
-    The statement that loaded the objects which a load was for.
+    The statement that loaded the objects which a load was for: ``loaded_for`` in the log line.
 
     Attributes:
         fingerprint: Of its group.

@@ -5,12 +5,12 @@ The `Recording` is what the owner keeps. The `Collector` is what travels in the
 `ContextVar`: statements are dropped into it.
 
     ContextVar ──> Collector ──> (pending executions)
-                       │ parent       │ fold(): every 512, and when somebody reads
+                       │ outer        │ fold(): every 512, and when somebody reads
                        ▼              ▼
                    Collector      Tally: statements, groups, counts
 
-They come from any thread and any task at any moment, are appended (one atomic
-operation), and read by one folder at a time under a lock.
+They come from any thread and any task at any moment: to append one is a single
+atomic operation. A lock sees to it that one thread at a time folds them.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from datetime import UTC, datetime
 from threading import RLock
 from typing import Any
 
-from sqltrace.collector import Clock, Collector, Execution, Part, current, unmeasurable
-from sqltrace.connection import Acquisition, ConnectionUse, Label
+from sqltrace.collector import Clock, Collector, Execution, Part, current, outwards, unmeasurable
+from sqltrace.connection import Acquisition, ConnectionUse
 from sqltrace.event_loop import LoopShare
 from sqltrace.faults import report_fault
 from sqltrace.intervals import Coverage
+from sqltrace.label import Label
 from sqltrace.statement import Group, Statement
 from sqltrace.tally import Counts, Tally
 from sqltrace.time_account import TimeAccount
@@ -36,11 +37,7 @@ _SECOND = 1_000_000_000
 
 def current_recording() -> Recording | None:
     """The innermost recording that is open in this context, or `None`."""
-    collector = current.get()
-    while collector is not None and collector.recording is None:
-        collector = collector.parent
-    recording = collector.recording if collector is not None else None
-    return recording if isinstance(recording, Recording) else None
+    return next((each.recording for each in outwards(current.get()) if isinstance(each.recording, Recording)), None)
 
 
 class Recording:
@@ -190,14 +187,14 @@ class Recording:
         return self._tally.spent.account(end, end - self.started, unknown)
 
     def stretches(self, *parts: Part) -> Coverage:
-        """When the time of parts of the account went by, also after the response. Readings of the clock."""
+        """When these parts of the account took place, also after the response. Readings of the clock."""
         self._collector.settle()
         with self._lock:
             self.fold()
             return self._tally.spent.stretches(parts)
 
     def _answer(self, name: str, make: Callable[[], Any]) -> Any:
-        """What `make` answers; at one moment, or once the recording has ended, the same for every rule and sink."""
+        """What `make` answers. While frozen, and after the end, it is asked once, for all rules and sinks."""
         answer = self._answers.get(name)
         if answer is None:
             with self._lock:
@@ -218,8 +215,8 @@ class Recording:
         """
         Names of the recordings that held the event loop while this one waited for it, and seconds, the longest 5 first.
 
-        What is no request is ``(another task: …)`` with its line, seen from 50 to 100 ms on, else ``(another task or
-        thread)``. Steps under 1 ms have no name.
+        What is not a request is called ``(another task: …)``, with the line at which it was seen. That takes 50 to
+        100 ms; below, it is ``(another task or thread)``. Steps under 1 ms are left out.
         """
         self._collector.settle()
         return self._loop.waited_for() if self._loop is not None else []
@@ -227,20 +224,20 @@ class Recording:
     @property
     def held_loop(self) -> float | None:
         """
-        Seconds in which this request's task held the event loop, also after the response; `None` of what is none.
+        Seconds in which this request's task held the event loop, also after the response; `None` for other recordings.
 
-        Of tasks that it started, only making objects and synchronous SQL count.
+        Of the tasks that it started only the making of objects and synchronous SQL are in it.
         """
         return self._loop.held_until(self._clock())[0] / _SECOND if self._loop is not None else None
 
     @property
     def longest_hold(self) -> float | None:
-        """Seconds, the longest of these stretches without a break."""
+        """Seconds of the longest of these stretches."""
         return self._loop.held_until(self._clock())[1] / _SECOND if self._loop is not None else None
 
     @property
     def sightings(self) -> Sightings | None:
-        """Where it held the loop in one of the longest of these, seen from 50 to 100 ms on; `None` if nobody saw it."""
+        """Where it was in one of the longest of these stretches; `None` if that was not seen, as under 50 ms."""
         return self._loop.sightings if self._loop is not None else None
 
     @property
@@ -264,12 +261,11 @@ class Recording:
         return statements.copy()
 
     def executions(self) -> list[tuple[Group, list[Execution]]]:
-        """All groups, each with what its `statements` are made of: for those in a hurry."""
-        kept: list[tuple[Group, list[Execution]]] = self._answer("executions", self._kept)
+        """All groups, each with the executions that `statements` are made of: for rules and sinks, to be fast."""
+        kept: list[tuple[Group, list[Execution]]] = self._answer(
+            "executions", lambda: self._tally.kept_by_group(self._response_ended)
+        )
         return kept.copy()
-
-    def _kept(self) -> list[tuple[Group, list[Execution]]]:
-        return self._tally.kept_by_group(self._response_ended)
 
     @property
     def groups(self) -> list[Group]:
@@ -280,7 +276,7 @@ class Recording:
 
     @property
     def counts(self) -> Counts:
-        """All of the following at once."""
+        """All of the counts below at once."""
         counts: Counts = self._answer("counts", self._tally.counted)
         return counts
 
@@ -314,7 +310,7 @@ class Recording:
         return self._collector.late
 
     def acquisitions(self) -> list[Acquisition]:
-        """The longest of connections, and those that failed."""
+        """The longest acquisitions of connections, and those that failed."""
         with self._lock:
             self.fold()
             return list(self._tally.connections.acquired)

@@ -124,7 +124,7 @@ def outcome_of(error: BaseException, *, disconnected: bool) -> Outcome:
 
 
 def is_orderly_close(code: int | None) -> bool:
-    """Of a websocket: done, going away, no code given, or one of the application's own (RFC 6455, 7.4)."""
+    """Whether a websocket closed with: done, going away, no code, or one of the application's own (RFC 6455, 7.4)."""
     return code in (1000, 1001, 1005, None) or code >= 3000
 
 
@@ -132,7 +132,7 @@ _WORST_FIRST: tuple[Outcome, ...] = ("error", "disconnected", "cancelled", "ok")
 
 
 def describe_span(record: RequestRecord) -> None:
-    """By the span that is current, if there is OpenTelemetry."""
+    """Note the ids of the span that is current, if there is OpenTelemetry."""
     trace = sys.modules.get("opentelemetry.trace")
     if trace is None:
         return

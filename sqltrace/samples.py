@@ -21,12 +21,12 @@ class Samples:
     Call sites and digests of parameters of some executions.
 
     Call sites are taken of the 1st, 2nd, 4th, 9th, 16th … execution of a statement
-    and of slow ones; each stands for those up to the next. Of parameters
-    there is only a hash, of the first eight; it never leaves the process.
-    Of those at call sites that come later is known whether they differ.
+    and of slow ones; each stands for those up to the next. Of the parameters of
+    the first eight executions only a hash is kept, which never leaves the process.
+    Later ones that have a call site are compared with these.
 
     Attributes:
-        varied: Whether a later one had parameters that none of the first had.
+        varied: Whether a later execution had parameters that none of the first eight had.
         engines: Identities of the dialects that it ran with.
         first, last: Readings of the clock at the start of the first and of the latest execution.
     """
@@ -42,7 +42,7 @@ class Samples:
         self._digests: dict[int, int] = {}
 
     def add(self, number: int, call_site: CallSite | None, digest: int | None, later_digest: int | None) -> None:
-        """Of the execution with this number in its group; 1 is the first."""
+        """Take the execution with this number in its group; 1 is the first."""
         if call_site is not None and len(self._sites) < _MAX_SITES:
             self._sites.append((number, call_site))
             self._several = self._several or call_site is not self._sites[0][1]
@@ -52,7 +52,7 @@ class Samples:
             self.varied = self.varied or later_digest not in self._digests
 
     def compare(self, digest: int) -> None:
-        """The parameters of one of the first eight."""
+        """Take the parameters of one of the first eight."""
         digests = self._digests
         # A group may have any number of texts, with their values in them, and each has its first eight.
         if len(digests) < _MAX_DIGESTS or digest in digests:
@@ -75,7 +75,7 @@ class Samples:
 
     @property
     def only_site(self) -> CallSite | None:
-        """Where all came from of which the call site is known; `None` where there are several."""
+        """The call site, if all that are known are the same; else `None`."""
         return self._sites[0][1] if len({site for _, site in self._sites}) == 1 else None
 
     @property

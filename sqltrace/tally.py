@@ -22,7 +22,7 @@ from sqltrace.statement import Group, Phase, Statement, system_name
 from sqltrace.time_account import Spent
 
 _MAX_KNOWN = 2_048
-_MAX_ENGINES = 64  # of a group that are told apart
+_MAX_ENGINES = 64  # that are told apart in a group
 _STARTED, _ENDED, _FETCH, _MARKED, _FOLDED = map(attrgetter, ("started", "ended", "fetch", "marked", "folded"))
 _IS_READ = attrgetter("is_read")
 _MAX_UNSETTLED = 2_048  # results that may be read on after they were counted
@@ -35,7 +35,11 @@ Place = tuple[str, str, Phase, str]
 
 
 class Counts(NamedTuple):
-    """Statements in all, after the response and failed; of the response different ones, and on the loop. Rows."""
+    """
+    Attributes:
+        statements, after_response, failed, rows: Of all.
+        distinct, on_loop: Of those during the response.
+    """
 
     statements: int
     after_response: int
@@ -169,7 +173,7 @@ class Tally:
             call_site=execution.call_site,
             parameters=execution.parameters if self._parameters else None,
             origin=execution.origin,
-            parents=parents_of(execution),
+            parents=parents_of(execution.parents),
             widening=execution.widening,
             database=database_of(execution.dialect),
             span=execution.span,
@@ -238,14 +242,14 @@ class Tally:
             elapsed = execution.ended - started + execution.fetch
             group.total += elapsed / _SECOND
             if elapsed > group._longest:
-                group._longest, group.longest_at = elapsed, None  # with a call site it has more to count
+                group._longest, group.longest_at = elapsed, None  # one with a call site has more to count
             if execution.rows is not None:
                 rows += execution.rows
                 group.rows = (group.rows or 0) + execution.rows
         self.rows += rows
 
     def _count_more(self, execution: Execution, group: Group) -> int:
-        """Of an execution that has more to count than its time and rows. Returns the rows."""
+        """Count an execution that has more to count than its time and rows. Returns the rows."""
         rows: int | None = 0
         if execution.open:
             if not execution.folded:
@@ -273,7 +277,8 @@ class Tally:
         if self._unsettled:
             waiting = [unsettled for unsettled in self._unsettled if not unsettled.settled]
             if len(waiting) > _MAX_UNSETTLED:
-                # What is being read stays. Of the others the first, inside of which the rest may run, and the latest.
+                # Those that are being read stay, and of the others the first, inside of which the rest may run, and
+                # the latest.
                 waiting.sort(key=_IS_READ)
                 waiting = waiting[: _MAX_UNSETTLED // 4] + waiting[-_MAX_UNSETTLED * 3 // 4 :]
             self._unsettled = waiting
@@ -293,7 +298,7 @@ class Tally:
                 phase,
                 parameters=execution.parameters if self._parameters else None,
                 origin=origin,
-                parents=parents_of(execution),
+                parents=parents_of(execution.parents),
                 widening=execution.widening,
                 is_async=bool(dialect.is_async),
                 samples=Samples(execution.started),
@@ -310,13 +315,10 @@ class Tally:
         return group
 
 
-def parents_of(execution: Execution) -> Parents | None:
-    if execution.parents is None:
+def parents_of(key: ParentKey | None) -> Parents | None:
+    """What an execution has noted of its parents, as plain data."""
+    if key is None:
         return None
-    return parents_from(execution.parents)
-
-
-def parents_from(parents: ParentKey) -> Parents:
-    key, dialect, call_site, origin = parents
+    text, dialect, call_site, origin = key
     system = system_name(dialect)
-    return Parents(fingerprint(key, system), summarize(key, system), call_site, origin)
+    return Parents(fingerprint(text, system), summarize(text, system), call_site, origin)

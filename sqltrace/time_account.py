@@ -73,7 +73,7 @@ class Spent:
         self._settled_until = until
 
     def _spent_until(self, end: int) -> dict[Part, int]:
-        """Of what is not settled: each part, without what belongs to one before it."""
+        """The time of each part that is not settled, without what belongs to a part before it."""
         union = Coverage()
         spent: dict[Part, int] = {}
         before = total = 0
@@ -86,7 +86,7 @@ class Spent:
         return spent
 
     def stretches(self, parts: Iterable[Part]) -> Coverage:
-        """Those of some parts together that are not settled."""
+        """The stretches of some parts together that are not settled."""
         union = Coverage()
         for part in parts:
             if part in self._covered:

@@ -222,7 +222,7 @@ def _cpu_time(thread: int) -> float | None:
 
 
 def _forget() -> None:
-    """In a process that was forked: the thread has stayed behind."""
+    """Begin anew in a process that was forked: the thread has stayed behind."""
     global _awake, _starting, _thread
     _guarded.clear()
     _awake, _starting, _thread = Event(), Lock(), None

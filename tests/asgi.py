@@ -5,6 +5,7 @@ import contextlib
 import socket
 import struct
 import threading
+from itertools import count
 
 import uvicorn
 from sqlalchemy import create_engine, text
@@ -40,9 +41,17 @@ class Witness:
         assert len(taken) == count
         return taken
 
+    def of(self, path):
+        """The latest request for a path."""
+        return next(record for record in reversed(self.records) if record.path == path)
+
+    def __getitem__(self, path):
+        """The recording of the latest request for a path."""
+        return self.of(path).recording
+
     @property
     def record(self):
-        """Of the only request."""
+        """The only request."""
         [record] = self.records
         return record
 
@@ -58,6 +67,11 @@ class Clock:
 
     def advance(self, seconds):
         self.now += round(seconds * 1_000_000_000)
+
+
+def ticking():
+    """A clock that goes on by a microsecond with each reading: no machine is too busy for it."""
+    return count(1_000_000_000, 1_000).__next__
 
 
 @contextlib.contextmanager

@@ -11,7 +11,6 @@ from sqlalchemy import select
 
 import sqltrace
 from tests import shelf as shelves
-from tests.loops import thrice
 
 OF_A_STATEMENT = frozenset(
     "n_plus_one cartesian_product row_fan_out eager_join refresh_after_commit repeated_statement slow_statement".split()
@@ -41,7 +40,6 @@ class Scenarios(list):
         return add
 
 
-@thrice
 def check(case, record):
     recording = record(case.work, shelves.mapping(**case.lazy), **case.session)
 

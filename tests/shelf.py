@@ -1,21 +1,21 @@
 """
-A mapping with any `lazy=` for its relationships, and what to try on it: for the findings.
+A mapping with any `lazy=` for its relationships, and databases for it.
 
-Twelve authors, each with a publisher of their own, three books and four prizes; three topics for all books.
+Each author has a publisher of their own, books and prizes; three topics are for all books.
 """
 
 import asyncio
 from functools import cache
 from types import SimpleNamespace
 
-from sqlalchemy import Column, ForeignKey, Table, create_engine, insert
+from sqlalchemy import Column, ForeignKey, String, Table, create_engine, insert
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
 from sqlalchemy.pool import StaticPool
 
-import sqltrace
+from tests.asgi import recorded, ticking
 
-AUTHORS, BOOKS, PRIZES, TOPICS = 12, 3, 4, 3
+AUTHORS, BOOKS, PRIZES, TOPICS = 12, 3, 4, 3  # as many as make findings
 
 
 @cache
@@ -31,22 +31,22 @@ def mapping(**lazy):
     class Publisher(Base):
         __tablename__ = "publishers"
         id: Mapped[int] = mapped_column(primary_key=True)
-        name: Mapped[str]
+        name: Mapped[str] = mapped_column(String(50))
 
     class Author(Base):
         __tablename__ = "authors"
         id: Mapped[int] = mapped_column(primary_key=True)
-        name: Mapped[str]
-        bio: Mapped[str] = mapped_column(deferred=True)
+        name: Mapped[str] = mapped_column(String(50))
+        bio: Mapped[str] = mapped_column(String(50), deferred=True)
         publisher_id: Mapped[int | None] = mapped_column(ForeignKey("publishers.id"))
         publisher: Mapped[Publisher | None] = related("publisher")
-        books: Mapped[list["Book"]] = related("books", back_populates="author")
+        books: Mapped[list["Book"]] = related("books", back_populates="author", order_by="Book.id")
         prizes: Mapped[list["Prize"]] = related("prizes")
 
     class Book(Base):
         __tablename__ = "books"
         id: Mapped[int] = mapped_column(primary_key=True)
-        title: Mapped[str]
+        title: Mapped[str] = mapped_column(String(50))
         author_id: Mapped[int] = mapped_column(ForeignKey("authors.id"))
         author: Mapped[Author] = related("author", back_populates="books")
         topics: Mapped[list["Topic"]] = related("topics", secondary=lambda: book_topic)
@@ -69,30 +69,46 @@ def mapping(**lazy):
     return SimpleNamespace(Base=Base, Author=Author, Book=Book, Prize=Prize, Publisher=Publisher, Topic=Topic)
 
 
-def fill(connection, shelf):
+def fill(connection, shelf, authors=AUTHORS, books=BOOKS):
+    """
+    Args:
+        books: Of each author.
+    """
     shelf.Base.metadata.create_all(connection)
     tables = shelf.Base.metadata.tables
-    authors = range(1, AUTHORS + 1)
-    books = range(1, AUTHORS * BOOKS + 1)
+    all_authors, all_books = range(1, authors + 1), range(1, authors * books + 1)
     rows = {
-        "publishers": [{"id": n, "name": f"publisher {n}"} for n in authors],
-        "authors": [{"id": n, "name": f"author {n}", "bio": "long", "publisher_id": n} for n in authors],
-        "books": [{"id": n, "title": f"title {n}", "author_id": (n - 1) // BOOKS + 1} for n in books],
-        "prizes": [{"id": n, "author_id": (n - 1) // PRIZES + 1} for n in range(1, AUTHORS * PRIZES + 1)],
+        "publishers": [{"id": n, "name": f"publisher {n}"} for n in all_authors],
+        "authors": [{"id": n, "name": f"author {n}", "bio": "long", "publisher_id": n} for n in all_authors],
+        "books": [{"id": n, "title": f"title {n}", "author_id": (n - 1) // books + 1} for n in all_books],
+        "prizes": [{"id": n, "author_id": (n - 1) // PRIZES + 1} for n in range(1, authors * PRIZES + 1)],
         "topics": [{"id": n} for n in range(1, TOPICS + 1)],
-        "book_topic": [{"book_id": n, "topic_id": n % TOPICS + 1} for n in books],
+        "book_topic": [{"book_id": n, "topic_id": n % TOPICS + 1} for n in all_books],
     }
     for name, values in rows.items():
         connection.execute(insert(tables[name]), values)
     connection.commit()
 
 
-def record_sync(work, shelf, **session_options):
-    """The recording of ``work(session, shelf)`` with a `Session`."""
+def open_shelf(shelf, authors=3, books=2):
+    """An engine on a filled SQLite database in memory."""
     engine = create_engine("sqlite://", poolclass=StaticPool)
     with engine.connect() as connection:
-        fill(connection, shelf)
-    with sqltrace.record() as recording, Session(engine, **session_options) as session:
+        fill(connection, shelf, authors, books)
+    return engine
+
+
+async def open_async_shelf(shelf, authors=3, books=2):
+    engine = create_async_engine("sqlite+aiosqlite://", poolclass=StaticPool)
+    async with engine.connect() as connection:
+        await connection.run_sync(fill, shelf, authors, books)
+    return engine
+
+
+def record_sync(work, shelf, **session_options):
+    """The recording of ``work(session, shelf)`` with a `Session`."""
+    engine = open_shelf(shelf, AUTHORS, BOOKS)
+    with recorded(ticking()) as recording, Session(engine, **session_options) as session:
         work(session, shelf)
     engine.dispose()
     return recording
@@ -102,10 +118,8 @@ def record_async(work, shelf, **session_options):
     """The same with an `AsyncSession`: ``work`` runs under `AsyncSession.run_sync`."""
 
     async def main():
-        engine = create_async_engine("sqlite+aiosqlite://", poolclass=StaticPool)
-        async with engine.connect() as connection:
-            await connection.run_sync(fill, shelf)
-        with sqltrace.record() as recording:
+        engine = await open_async_shelf(shelf, AUTHORS, BOOKS)
+        with recorded(ticking()) as recording:
             async with AsyncSession(engine, **session_options) as session:
                 await session.run_sync(work, shelf)
         await engine.dispose()

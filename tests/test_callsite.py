@@ -23,8 +23,8 @@ from starlette.routing import Route
 import sqltrace
 from sqltrace import callsite
 from sqltrace.callsite import CallSite, call_site_in, find_call_site, shorten, site_of_task
-from tests.library import mapping, open_async_library
 from tests.loops import RUNNERS, get, observed, respond
+from tests.shelf import mapping, open_async_shelf
 
 HERE = __file__
 
@@ -412,12 +412,12 @@ def test_session_that_runs_in_a_task_of_its_own_is_told_where_that_is_awaited(wa
 
 
 def test_flush_as_a_session_ends_in_a_task_of_its_own_is_told_where_that_is_awaited():
-    library = mapping()
+    shelf = mapping()
 
     async def app(scope, receive, send):
-        engine = await open_async_library(library)
+        engine = await open_async_shelf(shelf)
         async with async_sessionmaker(engine).begin() as session:  # begin
-            session.add(library.Author(name="new", bio=""))
+            session.add(shelf.Author(name="new", bio=""))
         await engine.dispose()
         await respond(send)
 
@@ -430,7 +430,7 @@ def test_flush_as_a_session_ends_in_a_task_of_its_own_is_told_where_that_is_awai
 
 
 def test_flush_as_a_dependency_ends_is_told_where_that_awaits_the_end_of_its_session():
-    library = mapping()
+    shelf = mapping()
 
     @asynccontextmanager
     async def session_of(engine):
@@ -438,9 +438,9 @@ def test_flush_as_a_dependency_ends_is_told_where_that_awaits_the_end_of_its_ses
             yield session
 
     async def app(scope, receive, send):
-        engine = await open_async_library(library)
+        engine = await open_async_shelf(shelf)
         async with session_of(engine) as session:
-            session.add(library.Author(name="new", bio=""))
+            session.add(shelf.Author(name="new", bio=""))
         await engine.dispose()
         await respond(send)
 

@@ -533,35 +533,34 @@ def test_variant_of_an_engine_shares_its_pool(sqlite):
     "poolclass",
     [pool.QueuePool, pool.NullPool, pool.StaticPool, pool.SingletonThreadPool, pool.AssertionPool],
 )
-@thrice
-def test_every_pool_is_measured(sqlite, poolclass):
+def test_every_pool_is_measured(sqlite, poolclass, clock):
     engine = sqlite.engine(poolclass=poolclass)
+    event.listen(engine, "do_connect", lambda *_: clock.advance(0.5))
 
-    with sqltrace.record() as recording:
+    with recorded(clock) as recording:
         for _ in range(3):
             with engine.connect() as one:
                 one.execute(text("SELECT 1"))
-                time.sleep(0.01)
+                clock.advance(1)
 
     use = recording.connections
     assert (use.checkouts, use.failed) == (3, 0)
-    assert 0.03 <= use.idle_in_transaction <= use.held < 0.1
-    assert use.connect > 0
+    assert (use.idle_in_transaction, use.held) == (3.0, 3.0)
+    assert use.connect == (1.5 if poolclass is pool.NullPool else 0.5)
     assert held_now(engine) == set()
 
 
 @pytest.mark.parametrize("poolclass", [pool.StaticPool, pool.SingletonThreadPool])
-@thrice
-def test_connection_that_is_handed_out_twice_is_never_left_behind(sqlite, poolclass):
+def test_connection_that_is_handed_out_twice_is_never_left_behind(sqlite, poolclass, clock):
     engine = sqlite.engine(poolclass=poolclass)
 
-    with sqltrace.record() as recording:
+    with recorded(clock) as recording:
         with engine.connect() as outer, engine.connect() as inner:
-            time.sleep(0.01)
+            clock.advance(1)
             assert inner.scalar(text("SELECT 1")) == outer.scalar(text("SELECT 1")) == 1
         assert held_now(engine) == set()
 
-    assert 0.01 <= recording.connections.held < 0.05
+    assert recording.connections.held == 1.0
 
 
 def test_assertion_pool_in_use_fails_as_before(sqlite):
@@ -573,20 +572,18 @@ def test_assertion_pool_in_use_fails_as_before(sqlite):
     assert (recording.connections.checkouts, recording.connections.failed) == (1, 1)
 
 
-@thrice
-def test_own_creator_is_measured(tmp_path):
+def test_own_creator_is_measured(tmp_path, clock):
     def creator():
-        time.sleep(0.02)
+        clock.advance(1)
         return sqlite3.connect(tmp_path / "own.db")
 
     engine = create_engine("sqlite://", creator=creator, poolclass=pool.QueuePool)
 
-    with sqltrace.record() as recording:
+    with recorded(clock) as recording:
         sql(engine)
 
     use = recording.connections
-    assert 0.02 <= use.connect < 0.06
-    assert use.wait < 0.005
+    assert (use.connect, use.wait) == (1.0, 0.0)
     engine.dispose()
 
 
@@ -802,20 +799,19 @@ def test_two_phase_transaction_on_an_invalidated_connection_fails_as_before(tmp_
 # Holding
 
 
-@thrice
-def test_leaked_connection_leaves_nothing_behind(sqlite):
+def test_leaked_connection_leaves_nothing_behind(sqlite, clock):
     engine = sqlite.engine(pool_size=1, max_overflow=0)
 
-    with sqltrace.record() as recording:
+    with recorded(clock) as recording:
         leaked = engine.connect()
         assert len(held_now(engine)) == 1
-        time.sleep(0.01)
+        clock.advance(1)
         del leaked
         gc.collect()
         assert held_now(engine) == set()
-        time.sleep(0.02)
+        clock.advance(2)
 
-    assert 0.01 <= recording.connections.held < 0.03
+    assert recording.connections.held == 1.0
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # psycopg's own about the same
@@ -837,30 +833,28 @@ def test_leaked_async_connection_leaves_nothing_behind(async_work):
 
 
 @pytest.mark.parametrize("give_up", ["invalidate", "detach"])
-@thrice
-def test_connection_that_leaves_the_pool_is_held_no_longer(sqlite, give_up):
+def test_connection_that_leaves_the_pool_is_held_no_longer(sqlite, give_up, clock):
     engine = sqlite.engine()
 
-    with sqltrace.record() as recording, engine.connect() as one:
+    with recorded(clock) as recording, engine.connect() as one:
         getattr(one, give_up)()
         assert held_now(engine) == set()
-        time.sleep(0.02)
+        clock.advance(1)
         one.execute(text("SELECT 1"))
 
     assert recording.connections.checkouts == (2 if give_up == "invalidate" else 1)
-    assert recording.connections.held < 0.02
+    assert recording.connections.held == 0.0
 
 
-@thrice
-def test_connection_that_outlives_the_recording_is_held_until_its_end(sqlite):
+def test_connection_that_outlives_the_recording_is_held_until_its_end(sqlite, clock):
     engine = sqlite.engine(pool_size=1, max_overflow=0, pool_timeout=0.01)
-    with sqltrace.record("owner") as recording:
+    with recorded(clock, name="owner") as recording:
         one = engine.connect()
-        time.sleep(0.01)
-        assert 0.01 <= recording.connections.held < 0.03
-    time.sleep(0.03)
+        clock.advance(1)
+        assert recording.connections.held == 1.0
+    clock.advance(3)
 
-    assert 0.01 <= recording.connections.held < 0.03
+    assert recording.connections.held == 1.0
     with sqltrace.record() as victim, pytest.raises(PoolTimeoutError):
         engine.connect()
     assert names(victim.connections.waits[0]) == {"owner"}
@@ -908,32 +902,26 @@ def test_entry_of_a_pool_goes_with_it(tmp_path):
 # Transactions
 
 
-@thrice
-def test_idle_in_transaction_is_between_its_statements(work):
+def test_idle_in_transaction_is_between_its_statements(work, clock):
     engine = work.engine(pool_size=1, max_overflow=0)
 
     def unit():
-        with sqltrace.record() as recording, engine.connect() as one:
-            work.pause(0.03)  # connected, no transaction
+        with recorded(clock) as recording, engine.connect() as one:
+            clock.advance(1)  # connected, no transaction
             one.begin()
-            work.pause(0.03)  # nothing was sent yet
+            clock.advance(2)  # nothing was sent yet
             one.execute(text("SELECT 1"))
-            idle = time.perf_counter()
-            work.pause(0.04)
-            idle = time.perf_counter() - idle
-            one.execute(work.sleep)
+            clock.advance(4)
+            event.listen(engine, "do_execute", lambda *_: clock.advance(8))
+            one.execute(text("SELECT 1"))
             one.rollback()
-            work.pause(0.03)
+            clock.advance(16)
             one.execute(text("SELECT 1"))
-            again = time.perf_counter()
-            work.pause(0.02)
-            again = time.perf_counter() - again
+            clock.advance(32)
             one.commit()
-        return recording, idle + again
+        return recording
 
-    recording, idle = work.run(unit)
-
-    assert close(recording.connections.idle_in_transaction, idle)
+    assert work.run(unit).connections.idle_in_transaction == 4 + 32
 
 
 def test_autocommit_is_never_idle_in_transaction(work):
@@ -952,19 +940,18 @@ def test_autocommit_is_never_idle_in_transaction(work):
     assert use.held > 0.02
 
 
-@thrice
-def test_dialect_that_cannot_tell_of_autocommit_has_transactions(sqlite, monkeypatch):
+def test_dialect_that_cannot_tell_of_autocommit_has_transactions(sqlite, monkeypatch, clock):
     engine = sqlite.engine()
 
     def detect_autocommit_setting(connection):
         raise NotImplementedError  # as of SQLAlchemy's own for any other dialect
 
     monkeypatch.setattr(engine.dialect, "detect_autocommit_setting", detect_autocommit_setting, raising=False)
-    with sqltrace.record() as recording, engine.begin() as one:
+    with recorded(clock) as recording, engine.begin() as one:
         one.execute(text("SELECT 1"))
-        time.sleep(0.01)
+        clock.advance(1)
 
-    assert 0.01 <= recording.connections.idle_in_transaction < 0.1
+    assert recording.connections.idle_in_transaction == 1.0
 
 
 def test_savepoint_is_part_of_its_transaction(work):
@@ -990,26 +977,25 @@ def test_savepoint_is_part_of_its_transaction(work):
     }
 
 
-@thrice
-def test_commit_and_rollback_are_database_time(sqlite, monkeypatch):
+def test_commit_and_rollback_are_database_time(sqlite, monkeypatch, clock):
     engine = sqlite.engine()
-    for name in ("do_commit", "do_rollback"):
+    sql(engine)  # the first connection also initialises the dialect, which rolls back
+    for name, seconds in (("do_commit", 1), ("do_rollback", 2)):
         whole = getattr(engine.dialect, name)
 
-        def slow(connection, whole=whole):
-            time.sleep(0.02)
+        def slow(connection, whole=whole, seconds=seconds):
+            clock.advance(seconds)
             whole(connection)
 
         monkeypatch.setattr(engine.dialect, name, slow)
 
-    with sqltrace.record() as recording, engine.connect() as one:
+    with recorded(clock) as recording, engine.connect() as one:
         one.execute(text("SELECT 1"))
         one.commit()
 
     use = recording.connections
-    assert 0.02 <= use.commit < 0.05
-    assert 0.02 <= use.rollback < 0.05  # the reset on return to the pool
-    assert 0.04 <= recording.time_account.database < 0.1
+    assert (use.commit, use.rollback) == (1.0, 2.0)  # the latter is the reset on return to the pool
+    assert recording.time_account.database == 3.0
 
 
 def test_begin_that_sends_nothing_takes_no_time():
@@ -1323,10 +1309,6 @@ class TestChangedSQLAlchemy:
         monkeypatch.setattr(owner, name, changed, raising=name in vars(owner))
 
         assert not reader()
-
-
-def test_everything_is_measured_with_the_installed_sqlalchemy():
-    assert sqltrace.capabilities()["connections"] is True
 
 
 # Told

@@ -21,17 +21,16 @@ from starlette.routing import Route
 
 import sqltrace
 from sqltrace.child_tasks import waits_for_own
-from sqltrace.connection import Label
 from sqltrace.event_loop import stepped
+from sqltrace.label import Label
 from sqltrace.loop_log import UNKNOWN, LoopLog
 from sqltrace.recording import Recording
 from sqltrace.sinks.log_line import log_line
-from tests.asgi import Clock
+from tests.asgi import Clock, Witness
 from tests.loops import (
     CLOCKED,
     RUNNERS,
     ObservedMiddleware,
-    Records,
     block,
     get,
     observed,
@@ -449,7 +448,7 @@ class TestLoopWait:
             await asyncio.gather(get(app, "/guilty/1"), get(app, "/innocent/1"))
 
         run_by_clock(main())
-        line = log_line(records.by_path["/innocent/1"])
+        line = log_line(records.of("/innocent/1"))
         assert line["time.loop_wait_estimated"] is True
         assert line["loop.waited_for"][0]["name"] == "GET /guilty/{number}"
         assert (line["loop.held_ms"], line["loop.longest_hold_ms"]) == (3.0, 2.0)
@@ -457,7 +456,7 @@ class TestLoopWait:
         printed = sqltrace.sinks.ReadableRenderer(colors=False)(None, "", line)
         assert "held by GET /guilty/{number} (" in printed
         assert " ms loop wait + " in printed
-        assert "loop.waited_for" not in log_line(records.by_path["/guilty/1"])
+        assert "loop.waited_for" not in log_line(records.of("/guilty/1"))
 
     @pytest.mark.parametrize(
         "look",
@@ -520,7 +519,7 @@ class TestLoopWait:
             await asyncio.gather(get(app, "/"), other())
 
         run_by_clock(main())
-        line = log_line(records.by_path["/"])
+        line = log_line(records.of("/"))
         assert records["/"].loop_wait_estimated
         assert (line["time.loop_wait_ms"], "time.loop_wait_estimated" in line) == (0.0, False)
 
@@ -553,7 +552,7 @@ class TestLoopWait:
             await asyncio.sleep(0.05)
             return ok()
 
-        class Slow(Records):
+        class Slow(Witness):
             def request_finished(self, record):
                 super().request_finished(record)
                 if record.path.startswith("/done"):
@@ -567,7 +566,7 @@ class TestLoopWait:
             await asyncio.gather(get(observer, "/victim/1"), get(observer, "/done/1"))
 
         run_by_clock(main())
-        [finding] = records.by_path["/victim/1"].findings
+        [finding] = records.of("/victim/1").findings
         assert records["/victim/1"].waited_for == [("(sinks of sqltrace)", pytest.approx(0.35, abs=0.051))]
         assert finding.fix == "nothing here: a sink that hands what it is told to a thread"
 
@@ -944,7 +943,7 @@ def test_parts_add_up_on_a_mix_of_requests(run_with_threads, tmp_path):
 
     run_with_threads(main())
     engine.dispose()
-    for record in records.by_path.values():
+    for record in records.records:
         account, duration = record.recording.time_account, record.duration
         parts = (account.connection, account.database, account.objects, account.loop_wait, account.python)
         assert sum(parts) == pytest.approx(duration, rel=0.02, abs=0.001), record.path
@@ -1010,7 +1009,7 @@ class TestNothingRemains:
             first = asyncio.create_task(get(app, "/first"))
             second = asyncio.create_task(get(app, "/second"))
             await first
-            records.by_path.clear()
+            records.take()
             del first
             await asyncio.sleep(0.03)
             gc.collect()
@@ -1034,7 +1033,7 @@ class TestNothingRemains:
         run(main())
         run(main())
 
-        assert records.by_path["/"].outcome == "cancelled"
+        assert records.of("/").outcome == "cancelled"
 
     def test_requests_on_two_loops_at_once(self):
         async def app(scope, receive, send):
@@ -1097,7 +1096,7 @@ def test_fault_before_and_after_the_application_does_not_reach_it(monkeypatch, c
     app, records = observed(app)
     asyncio.run(get(app, "/"))
 
-    assert records.by_path["/"].outcome == "ok"
+    assert records.of("/").outcome == "ok"
     assert any("observing the event loop failed" in record.message for record in caplog.records)
 
 
@@ -1107,7 +1106,7 @@ def test_application_that_cannot_be_awaited_raises_what_python_says_of_it():
     with pytest.raises(TypeError, match="object NoneType can't be used in 'await' expression"):
         asyncio.run(get(app, "/"))
 
-    assert records.by_path["/"].error_type == "TypeError"
+    assert records.of("/").error_type == "TypeError"
 
 
 def test_fault_of_ours_does_not_reach_the_application(monkeypatch, caplog):
@@ -1125,7 +1124,7 @@ def test_fault_of_ours_does_not_reach_the_application(monkeypatch, caplog):
     app, records = observed(app)
     asyncio.run(get(app, "/"))
 
-    assert records.by_path["/"].outcome == "ok"
+    assert records.of("/").outcome == "ok"
     assert sum("observing the event loop failed" in record.message for record in caplog.records) == 1
 
 

@@ -12,38 +12,38 @@ from sqlalchemy.orm import Session, SessionTransaction
 
 import sqltrace
 from sqltrace.capture import expiry, sessions
-from tests.library import mapping, open_async_library, open_library
+from tests.shelf import mapping, open_async_shelf, open_shelf
 
 pytestmark = pytest.mark.usefixtures("no_faults")
 
 
 @pytest.fixture(params=["sync", "async"])
 def run(request):
-    """``run(work)``: the refreshes of ``work(session, authors, library)``, and what had expired their objects."""
+    """``run(work)``: the refreshes of ``work(session, authors, shelf)``, and what had expired their objects."""
 
     def run(work, lazy="select", **options):
-        library = mapping(lazy)
+        shelf = mapping(books=lazy)
 
         def within(session):
-            work(session, session.scalars(select(library.Author).order_by(library.Author.id)).all(), library)
+            work(session, session.scalars(select(shelf.Author).order_by(shelf.Author.id)).all(), shelf)
 
-        recording = record(request.param, library, within, options)
+        recording = record(request.param, shelf, within, options)
         origins = [group.origin for group in recording.groups if group.origin.kind in ("refresh", "immediate")]
         return {(origin.kind, origin.expired_by, origin.asked_for) for origin in origins}
 
     return run
 
 
-def record(kind, library, work, options):
+def record(kind, shelf, work, options):
     if kind == "sync":
-        engine = open_library(library)
+        engine = open_shelf(shelf)
         with sqltrace.record() as recording, Session(engine, **options) as session:
             work(session)
         engine.dispose()
         return recording
 
     async def main():
-        engine = await open_async_library(library)
+        engine = await open_async_shelf(shelf)
         async with sqltrace.record() as recording, AsyncSession(engine, **options) as session:
             await session.run_sync(work)
         await engine.dispose()
@@ -52,52 +52,52 @@ def record(kind, library, work, options):
     return asyncio.run(main())
 
 
-def commit(session, authors, library):
+def commit(session, authors, shelf):
     session.commit()
     authors[0].name
 
 
-def rollback(session, authors, library):
+def rollback(session, authors, shelf):
     session.commit()
     authors[0].name
     session.rollback()
     authors[0].name
 
 
-def expire_all(session, authors, library):
+def expire_all(session, authors, shelf):
     session.expire_all()
     authors[0].name
 
 
-def expire_one(session, authors, library):
+def expire_one(session, authors, shelf):
     session.expire(authors[0])
     authors[0].name
 
 
-def expire_one_that_a_commit_may_have_expired(session, authors, library):
+def expire_one_that_a_commit_may_have_expired(session, authors, shelf):
     session.commit()
     session.expire(authors[1])
     authors[0].name
 
 
-def expire_an_attribute_of_another(session, authors, library):
+def expire_an_attribute_of_another(session, authors, shelf):
     session.commit()
     session.expire(authors[1], ["name"])
     authors[0].name
 
 
-def expire_one_attribute(session, authors, library):
+def expire_one_attribute(session, authors, shelf):
     session.expire(authors[0], ["name"])
     authors[0].name
 
 
-def change_and_release_a_savepoint(session, authors, library):
+def change_and_release_a_savepoint(session, authors, shelf):
     with session.begin_nested():
         authors[0].name = "new"
     authors[0].name
 
 
-def roll_back_to_a_savepoint(session, authors, library):
+def roll_back_to_a_savepoint(session, authors, shelf):
     savepoint = session.begin_nested()
     authors[0].name = "new"
     session.flush()
@@ -105,7 +105,7 @@ def roll_back_to_a_savepoint(session, authors, library):
     authors[0].name
 
 
-def refresh(session, authors, library):
+def refresh(session, authors, shelf):
     session.commit()
     session.refresh(authors[0])
 
@@ -130,7 +130,7 @@ def test_what_had_expired_an_object(run, work):
 
 
 def test_commit_that_expires_nothing_is_not_blamed(run):
-    def work(session, authors, library):
+    def work(session, authors, shelf):
         session.commit()
         session.expire_all()
         authors[0].name
@@ -140,7 +140,7 @@ def test_commit_that_expires_nothing_is_not_blamed(run):
 
 @pytest.mark.parametrize("lazy", ["selectin", "immediate"])
 def test_relationships_that_are_loaded_along_have_the_same_reason(run, lazy):
-    def work(session, authors, library):
+    def work(session, authors, shelf):
         session.expire_all()
         authors[0].name
         session.refresh(authors[0])
@@ -152,13 +152,13 @@ def test_relationships_that_are_loaded_along_have_the_same_reason(run, lazy):
 
 def test_reasons_are_groups_of_their_own():
     def work(session):
-        author = session.get(library.Author, 1)
+        author = session.get(shelf.Author, 1)
         for again in (session.expire_all, session.rollback, session.commit):
             again()
             author.name
 
-    library = mapping()
-    recording = record("sync", library, work, {})
+    shelf = mapping()
+    recording = record("sync", shelf, work, {})
 
     assert sorted(str(group.origin.expired_by) for group in recording.groups if group.origin.kind == "refresh") == [
         "commit",
@@ -267,12 +267,12 @@ def test_orm_that_is_imported_later_is_noticed():
 import sys, sqltrace
 sqltrace.instrument()
 assert "sqlalchemy.orm" not in sys.modules
-from tests.library import mapping, open_library
+from tests.shelf import mapping, open_shelf
 from sqlalchemy.orm import Session, SessionTransaction
-library = mapping()
-engine = open_library(library)
+shelf = mapping()
+engine = open_shelf(shelf)
 with sqltrace.record() as recording, Session(engine) as session:
-    author = session.get(library.Author, 1)
+    author = session.get(shelf.Author, 1)
     session.commit()
     author.name
 print([str(group.origin.expired_by) for group in recording.groups])
@@ -284,14 +284,14 @@ print([str(group.origin.expired_by) for group in recording.groups])
 
 @pytest.mark.parametrize("happening", ["commit", "rollback", "expire_all", "expire"])
 def test_fault_of_ours_is_reported_and_the_session_goes_on(monkeypatch, caplog, happening):
-    library = mapping()
-    engine = open_library(library)
+    shelf = mapping()
+    engine = open_shelf(shelf)
     sqltrace.instrument()
     monkeypatch.setattr(expiry, "_note", None)
     with Session(engine) as session:
-        author = session.get(library.Author, 1)
+        author = session.get(shelf.Author, 1)
         getattr(session, happening)(*([author] if happening == "expire" else []))
-        assert author.name == "name 1"
+        assert author.name == "author 1"
     engine.dispose()
     gc.collect()
 

@@ -21,7 +21,7 @@ from sqltrace import FailedLoad
 from sqltrace.capture import load_internals
 from tests import databases
 from tests.asgi import call, http_scope
-from tests.library import fill, mapping, open_async_library, open_library
+from tests.shelf import fill, mapping, open_async_shelf, open_shelf
 
 pytestmark = [
     pytest.mark.usefixtures("no_faults", "leftovers"),
@@ -60,7 +60,7 @@ def told(failed):
 
 @pytest.fixture(params=ASYNC)
 def library_engine(request, tmp_path):
-    """A function that makes an engine of each asynchronous driver, on a filled library."""
+    """A function that makes an engine of each asynchronous driver, on a filled shelf."""
 
     async def engine():
         engine = create_async_engine(request.param.url(tmp_path / "test.db"))
@@ -72,47 +72,47 @@ def library_engine(request, tmp_path):
     return engine
 
 
-async def touch_relationship(session, library):
-    touch(await find(session, library.Author), "books")
+async def touch_relationship(session, shelf):
+    touch(await find(session, shelf.Author), "books")
 
 
-async def touch_many_to_one(session, library):
-    touch(await find(session, library.Book), "author")
+async def touch_many_to_one(session, shelf):
+    touch(await find(session, shelf.Book), "author")
 
 
-async def touch_expired(session, library):
-    author = await find(session, library.Author)
+async def touch_expired(session, shelf):
+    author = await find(session, shelf.Author)
     await session.commit()
     touch(author, "name")
 
 
-async def touch_deferred(session, library):
-    touch(await find(session, library.Author), "bio")
+async def touch_deferred(session, shelf):
+    touch(await find(session, shelf.Author), "bio")
 
 
-async def touch_deferred_by_option(session, library):
-    touch(await find(session, library.Author, defer(library.Author.name)), "name")
+async def touch_deferred_by_option(session, shelf):
+    touch(await find(session, shelf.Author, defer(shelf.Author.name)), "name")
 
 
-async def touch_below_selectin(session, library):
-    author = await find(session, library.Author, selectinload(library.Author.books))
+async def touch_below_selectin(session, shelf):
+    author = await find(session, shelf.Author, selectinload(shelf.Author.books))
     touch(author.books[0], "topics")
 
 
-async def touch_below_joined(session, library):
-    author = await find(session, library.Author, joinedload(library.Author.books))
+async def touch_below_joined(session, shelf):
+    author = await find(session, shelf.Author, joinedload(shelf.Author.books))
     touch(author.books[0], "topics")
 
 
-async def touch_without_connection(session, library):
-    author = await find(session, library.Author)
+async def touch_without_connection(session, shelf):
+    author = await find(session, shelf.Author)
     await session.commit()
     await session.bind.dispose()
     touch(author, "bio")
 
 
-async def touch_by_overwriting(session, library):
-    author = await find(session, library.Author)
+async def touch_by_overwriting(session, shelf):
+    author = await find(session, shelf.Author)
     session.expire(author)
     Lines.touch, Lines.attribute = currentframe().f_lineno + 1, "books"
     author.id = 7
@@ -121,10 +121,20 @@ async def touch_by_overwriting(session, library):
 MISSING_GREENLET = {
     touch_relationship: ("lazy Author.books", "Author", (), "SELECT authors"),
     touch_many_to_one: ("lazy Book.author", "Book", (), "SELECT books"),
-    touch_expired: ("refresh Author(books, id, name) expired by commit", "Author", (), "SELECT authors"),
+    touch_expired: (
+        "refresh Author(books, id, name, prizes, publisher, publisher_id) expired by commit",
+        "Author",
+        (),
+        "SELECT authors",
+    ),
     touch_deferred: ("deferred Author(bio)", "Author", (), "SELECT authors"),
     touch_deferred_by_option: ("deferred Author(name) by defer(Author.name)", "Author", (), "SELECT authors"),
-    touch_by_overwriting: ("refresh Author(books, id, name) expired by expire", "Author", (), "SELECT authors"),
+    touch_by_overwriting: (
+        "refresh Author(books, id, name, prizes, publisher, publisher_id) expired by expire",
+        "Author",
+        (),
+        "SELECT authors",
+    ),
     touch_below_selectin: ("lazy Book.topics", "Author", ("Author.books",), "SELECT books"),
     touch_below_joined: ("lazy Book.topics", "Author", ("Author.books",), "SELECT SELECT authors books"),
     touch_without_connection: ("deferred Author(bio)", "Author", (), "SELECT authors"),
@@ -155,9 +165,9 @@ def test_missing_greenlet(library_engine, work):
 @pytest.mark.parametrize("lazy", ["dynamic", "select"])
 def test_missing_greenlet_that_the_application_caught_is_noted_as_it_is_raised(lazy):
     async def main():
-        engine = await open_async_library(mapping(lazy))
+        engine = await open_async_shelf(mapping(books=lazy))
         async with sqltrace.record() as recording, AsyncSession(engine) as session:
-            author = await find(session, mapping(lazy).Author)
+            author = await find(session, mapping(books=lazy).Author)
             for _ in range(3):
                 try:
                     list(author.books)
@@ -173,7 +183,7 @@ def test_missing_greenlet_that_the_application_caught_is_noted_as_it_is_raised(l
 
 def test_missing_greenlet_of_an_engine_that_is_not_instrumented_is_not_noted(memory_engine):
     async def main():
-        engine = await open_async_library(mapping())
+        engine = await open_async_shelf(mapping())
         async with sqltrace.record() as recording, AsyncSession(engine) as session:
             author = await find(session, mapping().Author)
             with pytest.raises((MissingGreenlet, StatementError)):
@@ -186,22 +196,20 @@ def test_missing_greenlet_of_an_engine_that_is_not_instrumented_is_not_noted(mem
     assert asyncio.run(main()).failed_loads == []
 
 
-def raise_in_mapping(session, library):
-    touch(session.scalars(select(library.Author)).first(), "books")
+def raise_in_mapping(session, shelf):
+    touch(session.scalars(select(shelf.Author)).first(), "books")
 
 
-def raise_on_sql_many_to_one(session, library):
-    touch(
-        session.scalars(select(library.Book).options(raiseload(library.Book.author, sql_only=True))).first(), "author"
-    )
+def raise_on_sql_many_to_one(session, shelf):
+    touch(session.scalars(select(shelf.Book).options(raiseload(shelf.Book.author, sql_only=True))).first(), "author")
 
 
-def raise_by_option(session, library):
-    touch(session.scalars(select(library.Book).options(raiseload("*"))).first(), "topics")
+def raise_by_option(session, shelf):
+    touch(session.scalars(select(shelf.Book).options(raiseload("*"))).first(), "topics")
 
 
-def raise_of_column(session, library):
-    touch(session.scalars(select(library.Author).options(defer(library.Author.name, raiseload=True))).first(), "name")
+def raise_of_column(session, shelf):
+    touch(session.scalars(select(shelf.Author).options(defer(shelf.Author.name, raiseload=True))).first(), "name")
 
 
 RAISE_LOAD = [
@@ -216,22 +224,22 @@ RAISE_LOAD = [
 @pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
 @pytest.mark.parametrize(("work", "lazy", "origin", "told_lazy"), RAISE_LOAD)
 def test_raise_load(work, lazy, origin, told_lazy, is_async):
-    library = mapping(lazy)
+    shelf = mapping(books=lazy)
     if is_async:
 
         async def main():
-            engine = await open_async_library(library)
+            engine = await open_async_shelf(shelf)
             with pytest.raises(InvalidRequestError):
                 async with sqltrace.record() as recording, AsyncSession(engine) as session:
-                    await session.run_sync(work, library)
+                    await session.run_sync(work, shelf)
             await engine.dispose()
             return recording
 
         recording = asyncio.run(main())
     else:
-        engine = open_library(library)
+        engine = open_shelf(shelf)
         with pytest.raises(InvalidRequestError), sqltrace.record() as recording, Session(engine) as session:
-            work(session, library)
+            work(session, shelf)
 
     (failed,) = recording.failed_loads
     assert (failed.error, str(failed.origin), failed.origin.lazy) == ("raise_load", origin, told_lazy)
@@ -239,35 +247,35 @@ def test_raise_load(work, lazy, origin, told_lazy, is_async):
     assert failed.parents.call_site.function == work.__name__
 
 
-def relationship(session, library):
-    return session.scalars(select(library.Author)).first(), "books"
+def relationship(session, shelf):
+    return session.scalars(select(shelf.Author)).first(), "books"
 
 
-def many_to_one_below_selectin(session, library):
-    query = select(library.Author).options(selectinload(library.Author.books))
+def many_to_one_below_selectin(session, shelf):
+    query = select(shelf.Author).options(selectinload(shelf.Author.books))
     return session.scalars(query).first().books[0], "author"
 
 
-def deferred(session, library):
-    return session.scalars(select(library.Author)).first(), "bio"
+def deferred(session, shelf):
+    return session.scalars(select(shelf.Author)).first(), "bio"
 
 
-def expired(session, library):
-    author = session.scalars(select(library.Author)).first()
+def expired(session, shelf):
+    author = session.scalars(select(shelf.Author)).first()
     session.commit()
     return author, "name"
 
 
-def expired_by_several(session, library):
-    author = session.scalars(select(library.Author)).first()
+def expired_by_several(session, shelf):
+    author = session.scalars(select(shelf.Author)).first()
     session.commit()
     author.name
     session.rollback()
     return author, "name"
 
 
-def never_loaded(session, library):
-    author = library.Author(name="new", bio="")
+def never_loaded(session, shelf):
+    author = shelf.Author(name="new", bio="")
     session.add(author)
     session.flush()
     return author, "books"
@@ -277,8 +285,18 @@ DETACHED = {
     relationship: ("lazy Author.books", "Author", (), "SELECT authors"),
     many_to_one_below_selectin: ("lazy Book.author", "Author", ("Author.books",), "SELECT books"),
     deferred: ("deferred Author(bio)", "Author", (), "SELECT authors"),
-    expired: ("refresh Author(books, id, name) expired by commit", "Author", (), "SELECT authors"),
-    expired_by_several: ("refresh Author(books, id, name) expired by unknown", "Author", (), "SELECT authors"),
+    expired: (
+        "refresh Author(books, id, name, prizes, publisher, publisher_id) expired by commit",
+        "Author",
+        (),
+        "SELECT authors",
+    ),
+    expired_by_several: (
+        "refresh Author(books, id, name, prizes, publisher, publisher_id) expired by unknown",
+        "Author",
+        (),
+        "SELECT authors",
+    ),
     never_loaded: ("lazy Author.books", None, (), None),
 }
 
@@ -286,9 +304,9 @@ DETACHED = {
 @pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
 @pytest.mark.parametrize("find", DETACHED, ids=lambda find: find.__name__)
 def test_detached_instance(find, is_async):
-    library = mapping()
+    shelf = mapping()
     with pytest.raises(DetachedInstanceError, match="is not bound to a Session"):
-        find_and_close(find, library, is_async=is_async)
+        find_and_close(find, shelf, is_async=is_async)
 
     (failed,) = find_and_close.recording.failed_loads
     assert (failed.error, failed.call_site.line) == ("detached_instance", Lines.touch)
@@ -298,29 +316,29 @@ def test_detached_instance(find, is_async):
     assert parents == (summary and (summary, find.__name__))
 
 
-def find_and_close(find, library, *, is_async):
+def find_and_close(find, shelf, *, is_async):
     """Touch what was found when its session is closed. The recording is an attribute of this function, as it raises."""
     if is_async:
 
         async def main():
-            engine = await open_async_library(library)
+            engine = await open_async_shelf(shelf)
             async with sqltrace.record() as find_and_close.recording:
                 async with AsyncSession(engine) as session:
-                    thing, attribute = await session.run_sync(find, library)
+                    thing, attribute = await session.run_sync(find, shelf)
                 await engine.dispose()
                 touch(thing, attribute)
 
         asyncio.run(main())
     else:
-        engine = open_library(library)
+        engine = open_shelf(shelf)
         with sqltrace.record() as find_and_close.recording:
             with Session(engine) as session:
-                thing, attribute = find(session, library)
+                thing, attribute = find(session, shelf)
             touch(thing, attribute)
 
 
 def application():
-    library = mapping()
+    shelf = mapping()
     app = FastAPI()
     app.add_middleware(sqltrace.SQLTraceMiddleware, sinks=[sink := Sink()])
 
@@ -333,18 +351,18 @@ def application():
 
     @app.get("/validated", response_model=BookOut)
     async def validated(session: Annotated[AsyncSession, Depends(open_session)]):
-        return await find(session, library.Book)
+        return await find(session, shelf.Book)
 
     @app.get("/closed", response_model=BookOut)
     async def closed():
         async with AsyncSession(app.state.engine) as session:
-            return await find(session, library.Book)
+            return await find(session, shelf.Book)
 
     @app.get("/coped")
     async def coped():
         async with AsyncSession(app.state.engine) as session:
             try:
-                touch(await find(session, library.Book), "topics")
+                touch(await find(session, shelf.Book), "topics")
             except (MissingGreenlet, StatementError):
                 return "not known"
 
@@ -352,7 +370,7 @@ def application():
     async def handled():
         async with AsyncSession(app.state.engine) as session:
             try:
-                touch(await find(session, library.Book), "topics")
+                touch(await find(session, shelf.Book), "topics")
             except (MissingGreenlet, StatementError):
                 raise HTTPException(503) from None
 
@@ -371,7 +389,7 @@ def request(path):
     app, sink = application()
 
     async def main():
-        app.state.engine = await open_async_library(mapping())
+        app.state.engine = await open_async_shelf(mapping())
         try:
             await call(app, http_scope(path))
         except Exception:
@@ -423,7 +441,7 @@ def test_other_errors_are_no_failed_loads():
 
 def test_sql_of_its_own_outside_of_a_greenlet_is_no_load():
     async def main():
-        engine = await open_async_library(mapping())
+        engine = await open_async_shelf(mapping())
         with pytest.raises((MissingGreenlet, StatementError)), sqltrace.record() as recording:
             AsyncSession(engine).sync_session.scalars(select(mapping().Author))
         await engine.dispose()
@@ -433,10 +451,10 @@ def test_sql_of_its_own_outside_of_a_greenlet_is_no_load():
 
 
 def test_failed_loads_in_an_exception_group_are_found():
-    library = mapping("raise")
-    shelf = open_library(library)
-    with Session(shelf) as session:
-        author = session.scalars(select(library.Author)).first()
+    shelf = mapping(books="raise")
+    engine = open_shelf(shelf)
+    with Session(engine) as session:
+        author = session.scalars(select(shelf.Author)).first()
         try:
             author.books
         except InvalidRequestError as error:
@@ -449,10 +467,10 @@ def test_failed_loads_in_an_exception_group_are_found():
 
 
 def test_each_is_noted_once_and_few_are_kept():
-    library = mapping("raise")
-    engine = open_library(library)
+    shelf = mapping(books="raise")
+    engine = open_shelf(shelf)
     with sqltrace.record() as outer, sqltrace.record() as inner, Session(engine) as session:
-        author = session.scalars(select(library.Author)).first()
+        author = session.scalars(select(shelf.Author)).first()
         for _ in range(100):
             with pytest.raises(InvalidRequestError):
                 author.books
@@ -466,11 +484,11 @@ def test_each_is_noted_once_and_few_are_kept():
 
 
 def test_nothing_is_kept_alive():
-    library = mapping("raise")
-    engine = open_library(library)
+    shelf = mapping(books="raise")
+    engine = open_shelf(shelf)
     with sqltrace.record() as recording:
         session = Session(engine)
-        author = session.scalars(select(library.Author)).first()
+        author = session.scalars(select(shelf.Author)).first()
         with pytest.raises(InvalidRequestError):
             author.books
         kept = [weakref.ref(session), weakref.ref(author), weakref.ref(author._sa_instance_state)]
@@ -537,22 +555,22 @@ def test_wrapper_of_somebody_else_around_a_loader_stays(monkeypatch):
     sqltrace.uninstrument()
 
     assert vars(owner)[name] is theirs
-    library = mapping("raise")
-    with Session(open_library(library)) as session, pytest.raises(InvalidRequestError, match="is not available due"):
-        raise_in_mapping(session, library)
+    shelf = mapping(books="raise")
+    with Session(open_shelf(shelf)) as session, pytest.raises(InvalidRequestError, match="is not available due"):
+        raise_in_mapping(session, shelf)
 
 
 def test_fault_of_ours_is_reported_and_the_error_is_the_same(monkeypatch, caplog):
     monkeypatch.setattr(load_internals, "path_to", None)
-    library = mapping("raise")
-    engine = open_library(library)
+    shelf = mapping(books="raise")
+    engine = open_shelf(shelf)
 
     with (
         pytest.raises(InvalidRequestError, match=r"'Author.books' is not available due to lazy='raise'"),
         sqltrace.record() as recording,
         Session(engine) as session,
     ):
-        raise_in_mapping(session, library)
+        raise_in_mapping(session, shelf)
 
     assert recording.failed_loads == []
     (record,) = caplog.records
@@ -564,7 +582,7 @@ def test_fault_of_ours_as_it_is_raised_leaves_missing_greenlet_the_same(monkeypa
     monkeypatch.setattr(load_internals, "path_to", None)
 
     async def main():
-        engine = await open_async_library(mapping())
+        engine = await open_async_shelf(mapping())
         with sqltrace.record() as recording:
             async with AsyncSession(engine) as session:
                 with pytest.raises((MissingGreenlet, StatementError), match="greenlet_spawn has not been called"):
@@ -579,9 +597,9 @@ def test_fault_of_ours_as_it_is_raised_leaves_missing_greenlet_the_same(monkeypa
 
 
 def test_recording_that_ends_in_another_context_leaves_the_error_alone(caplog):
-    library = mapping("raise")
-    with Session(open_library(library)) as session, pytest.raises(InvalidRequestError) as raised:
-        raise_in_mapping(session, library)
+    shelf = mapping(books="raise")
+    with Session(open_shelf(shelf)) as session, pytest.raises(InvalidRequestError) as raised:
+        raise_in_mapping(session, shelf)
     recorder = sqltrace.record()
 
     recording = copy_context().run(recorder.__enter__)  # as the exit of a sync generator dependency
@@ -602,9 +620,9 @@ def test_fault_of_ours_leaves_the_error_of_a_detached_object_the_same(monkeypatc
 
 
 def test_detached_object_that_raised_before_the_recording_is_found_in_what_ended_it():
-    library = mapping()
-    with Session(open_library(library)) as session:
-        author = session.scalars(select(library.Author)).first()
+    shelf = mapping()
+    with Session(open_shelf(shelf)) as session:
+        author = session.scalars(select(shelf.Author)).first()
     try:
         author.books
     except DetachedInstanceError as error:
@@ -622,16 +640,16 @@ def test_errors_outside_of_recordings_are_left_alone():
     sqltrace.instrument()
     with pytest.raises(DetachedInstanceError):
         author = None
-        with Session(open_library(mapping())) as session:
+        with Session(open_shelf(mapping())) as session:
             author = session.scalars(select(mapping().Author)).first()
         author.books
-    library = mapping("raise")
-    engine = open_library(library)
+    shelf = mapping(books="raise")
+    engine = open_shelf(shelf)
     with Session(engine) as session, pytest.raises(InvalidRequestError, match="is not available due to"):
-        raise_in_mapping(session, library)
+        raise_in_mapping(session, shelf)
 
     async def main():
-        engine = await open_async_library(mapping())
+        engine = await open_async_shelf(mapping())
         async with AsyncSession(engine) as session:
             with pytest.raises((MissingGreenlet, StatementError)):
                 await touch_relationship(session, mapping())

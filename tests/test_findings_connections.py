@@ -20,8 +20,9 @@ from starlette.routing import Route
 
 import sqltrace
 from sqltrace.capture import flushes
-from sqltrace.connection import Checkout, Holder, Label, Occupants, PoolWait
+from sqltrace.connection import Checkout, Holder, Occupants, PoolWait
 from sqltrace.findings import idle_in_transaction, pool_wait, slow_statement
+from sqltrace.label import Label
 from tests.asgi import Clock, recorded
 from tests.loops import block, get, observed, run_by_clock, thrice
 

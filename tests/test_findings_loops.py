@@ -9,8 +9,8 @@ from sqlalchemy.pool import StaticPool
 from sqlalchemy.schema import CreateTable
 
 import sqltrace
+from sqltrace.findings.costs import cost_at_once
 from sqltrace.findings.n_plus_one import _is_batch
-from sqltrace.findings.wording import cost_at_once
 from tests import shelf as shelves
 from tests.asgi import Clock, recorded, run, websocket_scope
 from tests.loops import get, observed

@@ -10,8 +10,8 @@ from sqlalchemy.orm import Session, defer, joinedload, raiseload, selectinload
 from sqlalchemy.orm.exc import DetachedInstanceError
 
 import sqltrace
-from tests.library import fill, mapping, open_async_library, open_library
 from tests.scenarios import innermost
+from tests.shelf import fill, mapping, open_async_shelf, open_shelf
 
 pytestmark = [
     pytest.mark.usefixtures("no_faults", "leftovers"),
@@ -26,8 +26,8 @@ async def find(session, query):
     return (await session.scalars(query)).unique().first()
 
 
-async def read(library, query, touch, **options):
-    engine = await open_async_library(library)
+async def read(shelf, query, touch, **options):
+    engine = await open_async_shelf(shelf)
     async with sqltrace.record() as recording, AsyncSession(engine, **options) as session:
         thing = await find(session, query)
         if options:
@@ -40,11 +40,11 @@ async def read(library, query, touch, **options):
     return recording
 
 
-def findings(library, query, touch, **options):
-    return sqltrace.diagnose(asyncio.run(read(library, query, touch, **options)))
+def findings(shelf, query, touch, **options):
+    return sqltrace.diagnose(asyncio.run(read(shelf, query, touch, **options)))
 
 
-L, R = mapping(), mapping("raise")
+L, R = mapping(), mapping(books="raise")
 author_alias = orm.aliased(L.Author)
 GREENLET = "and AsyncSession cannot load it on access (MissingGreenlet)."
 FORBIDDEN = "forbids loading it on access."
@@ -98,7 +98,7 @@ SCENARIOS = {
         (
             "raise_load",
             "Author.books",
-            f'Author.books was not loaded, and lazy="raise" at tests/library.py:36 {FORBIDDEN}',
+            f'Author.books was not loaded, and lazy="raise" at tests/shelf.py:43 {FORBIDDEN}',
         ),
         ".options(selectinload(Author.books))",
     ),
@@ -121,9 +121,9 @@ SCENARIOS = {
 
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_attribute_that_was_not_loaded(name):
-    library, query, touch, told, fix = SCENARIOS[name]
+    shelf, query, touch, told, fix = SCENARIOS[name]
 
-    (finding,) = findings(library, query, touch)
+    (finding,) = findings(shelf, query, touch)
 
     assert (finding.kind, finding.relationship, finding.message) == told
     assert finding.fix == fix
@@ -133,24 +133,24 @@ def test_attribute_that_was_not_loaded(name):
     assert innermost(finding.parents).endswith(" in find")
 
 
-def pasted(fix, library, query):
-    return eval(f"statement{fix}", {**vars(orm), **vars(library), "statement": query, "author_alias": author_alias})
+def pasted(fix, shelf, query):
+    return eval(f"statement{fix}", {**vars(orm), **vars(shelf), "statement": query, "author_alias": author_alias})
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_fix_that_is_pasted_in_makes_the_finding_go_away(name):
-    library, query, touch, _, fix = SCENARIOS[name]
+    shelf, query, touch, _, fix = SCENARIOS[name]
     if "in place of" in fix:
         query = select(query.column_descriptions[0]["entity"])
 
-    mended = pasted(fix, library, query)
+    mended = pasted(fix, shelf, query)
 
-    assert findings(library, mended, touch) == []
+    assert findings(shelf, mended, touch) == []
 
 
 def test_object_that_was_gotten_by_its_key_has_the_option_there():
     async def main(get):
-        engine = await open_async_library(L)
+        engine = await open_async_shelf(L)
         async with sqltrace.record() as recording, AsyncSession(engine) as session:
             author = await get(session)
             try:
@@ -258,7 +258,7 @@ DETACHED = {
 def closed(kind, query, touch, prepare=lambda session, thing: None, **options):
     """The recording of a touch when the session is closed."""
     if kind == "sync":
-        engine = open_library(L)
+        engine = open_shelf(L)
         with sqltrace.record() as recording:
             with Session(engine, **options) as session:
                 thing = session.scalars(query).unique().first()
@@ -271,7 +271,7 @@ def closed(kind, query, touch, prepare=lambda session, thing: None, **options):
         return recording
 
     async def main():
-        engine = await open_async_library(L)
+        engine = await open_async_shelf(L)
         async with sqltrace.record() as recording:
             async with AsyncSession(engine, **options) as session:
                 thing = await find(session, query)
@@ -353,7 +353,7 @@ def test_detached_object_that_a_rollback_had_expired_wants_a_refresh(kind):
 
 def test_attribute_that_a_rollback_had_expired_wants_no_other_session_maker():
     async def main():
-        engine = await open_async_library(L)
+        engine = await open_async_shelf(L)
         async with sqltrace.record() as recording, AsyncSession(engine) as session:
             author = await find(session, select(L.Author))
             await session.commit()
@@ -371,9 +371,9 @@ def test_attribute_that_a_rollback_had_expired_wants_no_other_session_maker():
 
 
 def test_dynamic_relationship_wants_to_be_write_only():
-    library = mapping("dynamic")
+    shelf = mapping(books="dynamic")
 
-    (finding,) = findings(library, select(library.Author), lambda author: list(author.books))
+    (finding,) = findings(shelf, select(shelf.Author), lambda author: list(author.books))
 
     assert finding.fix == 'lazy="write_only" for Author.books, and await session.scalars(books.select())'
 
@@ -393,11 +393,11 @@ def touch_books(author):
     return list(author.books)
 
 
-async def create(library, fix, *, close):
-    engine = await open_async_library(library)
+async def create(shelf, fix, *, close):
+    engine = await open_async_shelf(shelf)
     async with sqltrace.record() as recording:
         async with AsyncSession(engine, expire_on_commit=False) as session:
-            author = library.Author(name="new", bio="")
+            author = shelf.Author(name="new", bio="")
             session.add(author)
             await session.commit()
             if fix is not None:
@@ -421,18 +421,18 @@ async def create(library, fix, *, close):
     [("select", False, "missing_greenlet"), ("select", True, "detached_instance"), ("raise", False, "raise_load")],
 )
 def test_object_that_no_query_has_loaded_wants_a_refresh(lazy, close, kind):
-    library = mapping(lazy)
+    shelf = mapping(books=lazy)
 
-    (finding,) = sqltrace.diagnose(asyncio.run(create(library, None, close=close)))
+    (finding,) = sqltrace.diagnose(asyncio.run(create(shelf, None, close=close)))
 
     assert (finding.kind, finding.parents) == (kind, None)
     assert finding.fix == 'await session.refresh(author, ["books"])  # before: no query has loaded it'
-    assert sqltrace.diagnose(asyncio.run(create(library, finding.fix, close=close))) == []
+    assert sqltrace.diagnose(asyncio.run(create(shelf, finding.fix, close=close))) == []
 
 
 def test_query_of_an_unknown_line_is_told_by_its_class():
     async def main():
-        engine = await open_async_library(L)
+        engine = await open_async_shelf(L)
         async with AsyncSession(engine) as session:
             author = await find(session, select(L.Author))
             async with sqltrace.record() as recording:

@@ -22,7 +22,6 @@ from starlette.testclient import TestClient
 
 import sqltrace
 from sqltrace.collector import mark, mark_estimate
-from sqltrace.connection import Label
 from sqltrace.findings import (
     after_response_sql,
     blocked_loop,
@@ -32,6 +31,7 @@ from sqltrace.findings import (
     slow_statement,
     waited_for_loop,
 )
+from sqltrace.label import Label
 from sqltrace.loop_log import LoopLog
 from sqltrace.recording import Recording
 from tests import shelf as shelves
@@ -620,7 +620,7 @@ def test_request_that_waited_for_another_of_its_route_is_not_told_to_see_itself(
         await asyncio.gather(get(app, "/items/1"), get(app, "/items/2"))
 
     asyncio.run(main())
-    [finding] = records.by_path["/items/2"].findings
+    [finding] = records.of("/items/2").findings
 
     assert finding.kind == "waited_for_loop"
     assert "held by another GET /items/{number} (" in finding.message

@@ -14,7 +14,8 @@ from starlette.testclient import TestClient
 
 import sqltrace
 from sqltrace import SQLTraceMiddleware
-from tests.loops import CLOCKED, ObservedMiddleware, Records, block, get, observed, respond, run_by_clock, thrice
+from tests.asgi import Witness
+from tests.loops import CLOCKED, ObservedMiddleware, block, get, observed, respond, run_by_clock, thrice
 
 pytestmark = [pytest.mark.filterwarnings("error"), pytest.mark.usefixtures("no_faults")]
 
@@ -25,7 +26,7 @@ async def passes(request, call_next):
 
 def below(*middleware, **endpoints):
     """Endpoints inside of an ``@app.middleware("http")`` and more, and all of it observed."""
-    records = Records()
+    records = Witness()
     routes = [Route(f"/{name}", endpoint) for name, endpoint in endpoints.items()]
     middleware = Middleware(BaseHTTPMiddleware, dispatch=passes), *middleware
     return Starlette(routes=routes, middleware=[Middleware(ObservedMiddleware, sinks=[records]), *middleware]), records

@@ -1,3 +1,4 @@
+import sys
 import threading
 from contextlib import nullcontext
 
@@ -24,8 +25,13 @@ def statement_count(engine):
     return recording.statement_count
 
 
-def test_do_execute_events_fire_in_the_installed_sqlalchemy():
-    assert sqltrace.capabilities()["do_execute"] is True
+def test_everything_is_measured_with_the_installed_sqlalchemy():
+    told = sqltrace.capabilities()
+
+    assert told.pop("reply_times") is (sys.platform == "linux")
+    assert told == dict.fromkeys(
+        "do_execute rows objects origins eager_joins failed_loads connections event_loop".split(), True
+    )
 
 
 def test_instrumenting_twice_and_both_ways_records_a_statement_once(engine):

@@ -45,7 +45,7 @@ from example_app import guilty
 from sqltrace import Lookup, Widening
 from sqltrace.capture.joins import link_of
 from sqltrace.sql_text import redact
-from tests.library import mapping, open_library
+from tests.shelf import mapping, open_shelf
 
 pytestmark = pytest.mark.usefixtures("no_faults")
 
@@ -418,13 +418,13 @@ def test_expressions_over_subqueries_belong_to_their_class(engine):
 
 def test_siblings_and_nested_collections(engine):
     nested = widening(engine, select(G).options(joinedload(G.cars).options(lazyload("*"), joinedload(V.garages))))
-    library = mapping("joined", of_books="joined")
-    shelf = open_library(library)
-    both = select(library.Author).options(joinedload(library.Author.books).joinedload(library.Book.topics))
+    shelf = mapping(books="joined", author="joined", topics="joined")
+    books = open_shelf(shelf)
+    both = select(shelf.Author).options(joinedload(shelf.Author.books).joinedload(shelf.Book.topics))
 
     assert ([join.relationship for join in nested.collections], nested.siblings) == (["Garage.cars", "Car.garages"], ())
-    assert widening(shelf, both).siblings == ()
-    assert [join.uselist for join in widening(shelf, select(library.Book)).joins] == [False, True]
+    assert widening(books, both).siblings == ()
+    assert [join.uselist for join in widening(books, select(shelf.Book)).joins] == [False, True]
 
 
 @pytest.mark.parametrize(
@@ -549,10 +549,10 @@ def test_relationship_is_declared_in_the_dataclass_that_has_it_as_a_field_only()
 
 
 def test_objects_asked_for_are_counted_once_however_often_somebody_looks():
-    library = mapping()
-    engine = open_library(library)
+    shelf = mapping()
+    engine = open_shelf(shelf)
     with sqltrace.record() as recording, Session(engine) as session:
-        result = session.execute(select(library.Author).options(joinedload(library.Author.books)))
+        result = session.execute(select(shelf.Author).options(joinedload(shelf.Author.books)))
         assert recording.statement_count == 1
         assert len(result.unique().all()) == 3
         assert [recording.row_count for _ in range(3)] == [6] * 3

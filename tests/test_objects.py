@@ -472,10 +472,6 @@ print(before, recording.statements[-1].entities)
     assert run(code) == "False {'Thing': 2}"
 
 
-def test_capabilities():
-    assert {key: sqltrace.capabilities()[key] for key in ("rows", "objects")} == {"rows": True, "objects": True}
-
-
 class SQLClock(Clock):
     """Moves as SQL says, too, with the function ``wait(nanoseconds)``."""
 

@@ -1,5 +1,7 @@
 """The sink that is there by default: nothing before OpenTelemetry is configured, all of it from then on."""
 
+import sys
+
 import pytest
 from opentelemetry import metrics, trace
 from opentelemetry.sdk.trace import TracerProvider
@@ -8,7 +10,6 @@ from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
 from sqltrace import SQLTraceMiddleware
-from sqltrace.sinks import automatic
 from sqltrace.sinks.automatic import OpenTelemetryWhenConfigured
 from tests.telemetry import Routes, server_span, statement_spans
 
@@ -56,7 +57,7 @@ def test_provider_of_the_application_is_one_whatever_its_name(client, tracing, m
 
 def test_sink_that_cannot_be_made_is_reported_once_and_harms_nobody(client, tracing, monkeypatch, caplog):
     monkeypatch.setattr(trace, "_TRACER_PROVIDER", tracing.provider)
-    monkeypatch.setitem(automatic.sys.modules, "sqltrace.sinks.opentelemetry", None)
+    monkeypatch.setitem(sys.modules, "sqltrace.sinks.opentelemetry", None)
 
     answers = [client.get("/sync/1").text for _ in range(3)]
 

@@ -223,7 +223,7 @@ def test_looking_keeps_nothing_alive(no_faults):
 
     asyncio.run(get(app, "/"))
     seen = records["/"].sightings
-    records.by_path.clear()
+    records.take()
     deadline = time.monotonic() + PATIENCE
     while len(shares_alive()) > shares and time.monotonic() < deadline:
         pass
@@ -326,7 +326,7 @@ def test_process_that_was_forked_looks_for_itself():
         "app, records = observed(held_until_seen)\n"
         "asyncio.run(get(app, '/'))\n"
         "child = os.fork()\n"
-        "records.by_path.clear()\n"
+        "records.take()\n"
         "asyncio.run(get(app, '/'))\n"
         "print('seen ' if records['/'].sightings is not None else 'not seen ', end='', flush=True)\n"
         "if child:\n"

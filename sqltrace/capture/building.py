@@ -5,9 +5,9 @@ from __future__ import annotations
 from contextvars import ContextVar
 from typing import Any, Final
 
-from sqltrace.capture.replies import awake
 from sqltrace.collector import Execution, mark
 from sqltrace.loop_log import HOLD
+from sqltrace.shares import awake
 
 _AT_ONCE: Final = 100_000  # nanoseconds from the preparation of a query to its reading
 _LEAST_MARK: Final = 2_000  # nanoseconds; between two clock readings next to each other there is less
@@ -23,8 +23,8 @@ class Block:
         context: SQLAlchemy's of the query, while it lasts.
         prepared_start, prepared_end: When the building was prepared; 0 if that is part of the stretch itself.
         fetch_start, fetch_end: Of the fetch of the rows, as long as nothing else has happened inside.
-        since: Where what is not accounted for begins, once something has.
-        broken: Whether something has.
+        broken: Whether something else has: from then on each piece is marked where it took place.
+        since: Where the piece begins that is not marked yet.
         loads: Statements that load relationships meanwhile, by their path.
         load: The one among these that the building is for at the moment; `None` while it is for the query itself.
         newest: Of `orm_internals.newest_object`.
@@ -48,13 +48,13 @@ class Block:
         self.outer: Block | None = None
 
     def begin(self) -> None:
-        """In the context that `end` is called in."""
+        """Call it in the same context as `end`."""
         self.outer = building.get()
         building.set(self)
         self.started = self.since = self.collector.clock()
 
     def leave_out(self, start: int, end: int) -> None:
-        """What happens from `start` to `end` is something else."""
+        """What happened from `start` to `end` is something else than building."""
         if self.ended:
             return  # a task that was begun inside carries this block in its context
         if not self.broken:
@@ -95,7 +95,7 @@ class Block:
                 outer.go_on_for(self.execution)
 
     def begin_pieces(self) -> None:
-        """Account for what has happened, each in its place."""
+        """Mark what has happened by now, each where it took place."""
         self.broken = True
         if self.prepared_end:
             self.add(self.prepared_start, self.prepared_end)
@@ -125,7 +125,7 @@ class Block:
             mark(self.collector, execution.dialect, "objects", start, end)
 
     def go_on_for(self, load: Execution | None) -> None:
-        """What is built from now on belongs to a load that has just read its rows, and sorts them to their parents."""
+        """What is built from now on is for a load, which has just read its rows and sorts them to their parents."""
         if self.load is not None:
             self.load.open = False
         self.load = load

@@ -29,7 +29,7 @@ from sqltrace.capture import internals, pool_wait, sessions, transactions
 from sqltrace.capture.failure import describe_failure
 from sqltrace.capture.replacements import Replacements
 from sqltrace.capture.wanted import is_wanted
-from sqltrace.collector import FOLD_AT, Collector, current, mark, unmeasurable
+from sqltrace.collector import FOLD_AT, Collector, current, mark, outwards, unmeasurable
 from sqltrace.connection import NEGLIGIBLE, Checkout, Occupants
 from sqltrace.database import database_of, note_database
 from sqltrace.faults import logger, report_fault
@@ -102,7 +102,7 @@ def work() -> bool:
 
 def watched_pools() -> list[tuple[Pool, Occupants, bool]]:
     """
-    Those that a recording has asked for a connection, and that still exist.
+    The pools that a recording has asked for a connection, and that still exist.
 
     Each with whether its engine was disposed of and has another by now: it only takes its connections back.
     """
@@ -143,7 +143,7 @@ def _ask(collector: Collector, engine: Engine) -> Checkout | None:
         neighbours = _neighbours(engine) if known is None else known[1]
         if neighbours is None:
             return None
-        if collector.parent is None and collector.dialects is None and collector.pending is not None:
+        if collector.outer is None and collector.dialects is None and collector.pending is not None:
             checkout = Checkout(collector.clock, (collector.label,), neighbours)
             if collector.probe is not None:
                 checkout.span = collector.probe(None)
@@ -158,12 +158,11 @@ def _ask(collector: Collector, engine: Engine) -> Checkout | None:
 
 
 def _ask_for_several(innermost: Collector, engine: Engine, neighbours: Occupants) -> Checkout | None:
-    wanting: list[Collector] = []
-    collector: Collector | None = innermost
-    while collector is not None:
-        if collector.pending is not None and (collector.dialects is None or engine.dialect in collector.dialects):
-            wanting.append(collector)
-        collector = collector.parent
+    wanting = [
+        collector
+        for collector in outwards(innermost)
+        if collector.pending is not None and (collector.dialects is None or engine.dialect in collector.dialects)
+    ]
     if not wanting:
         return None
     checkout = Checkout(wanting[0].clock, tuple([wanted.label for wanted in wanting]), neighbours)
@@ -177,7 +176,7 @@ def _ask_for_several(innermost: Collector, engine: Engine, neighbours: Occupants
 
 
 def _neighbours(engine: Engine) -> Occupants | None:
-    """Of a pool that comes up for the first time."""
+    """The occupants of a pool that comes up for the first time; `None` where its engine is not wanted."""
     if not is_wanted(engine.dialect):
         return None
     sessions.install_when_imported()  # whoever uses it by now

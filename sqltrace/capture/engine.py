@@ -62,7 +62,7 @@ LISTENERS: Final = (do_execute, do_executemany, do_execute_no_params)
 def _observe(
     listener: Any, cursor: DBAPICursor, statement: str, parameters: Any, arguments: tuple[Any, ...]
 ) -> bool | None:
-    """The same as `do_execute`, for its rarer sisters. Their arguments behind the statement end with the context."""
+    """The same as `do_execute`, for its rarer sisters. `arguments` follow the statement, and end with the context."""
     context = arguments[-1]
     if not wanted.everyone and id(context.dialect) not in wanted.dialects:
         return None

@@ -1,8 +1,8 @@
 """
 What has expired the objects of a session: a commit, a rollback, or the application.
 
-An object does not say, and where its session is closed it would be asked too late: so it is noted with the session, and
-with the recordings in which it happened.
+An object does not say so itself. It is noted with the session and, as that may be closed when it is wanted, with the
+recordings in which it happened.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from functools import wraps
 from typing import Any
 
 from sqltrace.capture.load_internals import made_by_database
-from sqltrace.collector import Collector, current
+from sqltrace.collector import Collector, current, outwards
 from sqltrace.faults import report_fault
 from sqltrace.origin import ExpiredBy
 
@@ -29,7 +29,7 @@ def committed(session: Any) -> None:
 
 
 def rolled_back(session: Any, *, to_savepoint: bool) -> None:
-    """To a savepoint, only what was changed since then expires. Never raises."""
+    """A rollback to a savepoint expires only what was changed since then. Never raises."""
     try:
         _note(session, "rollback", all_objects=not to_savepoint)
     except Exception as fault:
@@ -49,26 +49,24 @@ def expired_by(state: Any, collector: Collector) -> ExpiredBy | None:
 
 
 def by_flush(state: Any, attributes: frozenset[str]) -> ExpiredBy | None:
-    """What has expired some attributes of an object, if the database makes them; the same for all of a class."""
+    """``flush`` for attributes that the database makes, which expire then; `None` for others. The same for a class."""
     return "flush" if made_by_database(state, attributes) else None
 
 
 def expires_some(state: Any) -> bool:
-    """Whether the application lets some attributes expire, which may be those of this object."""
+    """Whether the application has had single attributes expire in the session of an object, maybe its own."""
     return state.session is not None and _SOME in vars(state.session)
 
 
 def _note(session: Any, by: ExpiredBy, *, all_objects: bool) -> None:
     noted = vars(session).get(_NOTED, by)
     setattr(session, _NOTED, by if all_objects or noted == by else "unknown")
-    collector = current.get()
-    while collector is not None:
+    for collector in outwards(current.get()):
         collector.expired_by.add(by)
-        collector = collector.parent
 
 
 def noticed_all(original: Callable[..., None]) -> Callable[..., None]:
-    """In the place of `Session.expire_all`."""
+    """What stands in the place of `Session.expire_all`."""
 
     @wraps(original)
     def expire_all(self: Any) -> None:
@@ -82,7 +80,7 @@ def noticed_all(original: Callable[..., None]) -> Callable[..., None]:
 
 
 def noticed(original: Callable[..., None]) -> Callable[..., None]:
-    """In the place of `Session.expire`."""
+    """What stands in the place of `Session.expire`."""
 
     @wraps(original)
     def expire(self: Any, instance: Any, attribute_names: Any = None) -> None:

@@ -28,11 +28,11 @@ from sqltrace.capture.origin import (
 )
 from sqltrace.capture.replacements import ORMReplacements, Replacements
 from sqltrace.capture.wanted import is_wanted
-from sqltrace.collector import Collector, current
+from sqltrace.collector import Collector, current, outwards
 from sqltrace.failed_load import FailedLoad, LoadError
 from sqltrace.faults import report_fault
 from sqltrace.origin import Origin
-from sqltrace.tally import parents_from
+from sqltrace.tally import parents_of
 
 _MAX_FAILED = 20  # of a recording, different ones
 _MAX_EXCEPTIONS = 50  # of one chain
@@ -127,18 +127,15 @@ def _note(
         error,
         origin.relationship or ".".join(filter(None, (origin.entity, key or next(iter(origin.attributes), None)))),
         origin,
-        tuple(link_of(step).name for step in path),
-        root,
-        call_site,
-        None if parents is None else parents_from(parents),
+        path=tuple(link_of(step).name for step in path),
+        root=root,
+        call_site=call_site,
+        parents=parents_of(parents),
     )
-    collector: Collector | None = innermost
-    while collector is not None:
-        noted = collector.failed_loads
-        ended = collector.pending is None
-        if not ended and len(noted) < _MAX_FAILED and not any(_same(failed, other) for other in noted):
+    for collector in outwards(innermost):
+        noted, open_ = collector.failed_loads, collector.pending is not None
+        if open_ and len(noted) < _MAX_FAILED and not any(_same(failed, other) for other in noted):
             noted.append(failed)
-        collector = collector.parent
 
 
 def _same(one: FailedLoad, other: FailedLoad) -> bool:

@@ -146,7 +146,7 @@ class CountedFetch(Execution, CursorFetchStrategy):
         """
         Note what is not marked yet as a stretch that ends now. Never raises.
 
-        For single rows it is exact in length, not in place.
+        Where rows were fetched one by one the stretch is as long as that took, and does not lie where that was.
         """
         try:
             now = self.collector.clock()
@@ -164,7 +164,7 @@ class CountedFetch(Execution, CursorFetchStrategy):
         """
         No more rows come. Never raises.
 
-        What is short is left for the recording to count right after its statement, where nothing else can be.
+        A short fetch is not marked: the recording counts it right after its statement, where nothing else can be.
         """
         try:
             block = building.get()
@@ -200,7 +200,7 @@ class CountedFetch(Execution, CursorFetchStrategy):
 
 
 class CountedReturning(CountedFetch):
-    """Of an INSERT, UPDATE or DELETE: a dialect may still replace it, before it is asked for a description."""
+    """For an INSERT, UPDATE or DELETE. A dialect may still replace it, before it is asked for a description."""
 
     __slots__ = ()
 

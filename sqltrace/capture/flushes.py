@@ -26,7 +26,7 @@ def work() -> bool:
 
 
 def begin(session: Any) -> Begun | None:
-    """What `end` is to be given. Never raises."""
+    """Answers what `end` is to be given. Never raises."""
     try:
         collector = current.get()
         if collector is not None:
@@ -47,7 +47,7 @@ def end(session: Any, begun: Begun) -> None:
 
 
 def checkouts_of(session: Any) -> list[Checkout]:
-    """Those on which the session has a transaction. Never raises."""
+    """The checkouts on which the session has a transaction. Never raises."""
     try:
         return _checkouts_of(session) if current.get() is not None else []
     except Exception as fault:

@@ -14,6 +14,7 @@ from sqlalchemy.schema import Table
 from sqlalchemy.sql import compiler, elements, operators, selectable, visitors
 
 from sqltrace.capture.load_internals import compile_state_class, names_in
+from sqltrace.widening import Lookup
 
 _STATE = {
     "create_eager_joins", "_entities", "attributes", "from_clauses", "eager_joins", "primary_columns",
@@ -69,31 +70,6 @@ class EagerTarget(NamedTuple):
     named: bool
 
 
-class Conditions(NamedTuple):
-    """
-    What a query looks for.
-
-    Attributes:
-        aliases: Of each entity, how it is called in code if it is not the class itself.
-        equal: Class and name of attributes that have to be equal to one value each.
-        others: Whether there are other conditions.
-        values: Whether these compare with values that may be what differs.
-        options: Whether the query has options that say how to load.
-        is_key: Whether `equal` is the primary key.
-        by_get: Whether `Session.get` asks.
-        joinable: Whether an eager join could be added.
-    """
-
-    aliases: tuple[str, ...]
-    equal: tuple[tuple[type, str], ...]
-    others: bool
-    is_key: bool
-    by_get: bool
-    joinable: bool
-    values: bool = False
-    options: bool = False
-
-
 class SelectState(NamedTuple):
     """
     The compile state of an ORM SELECT, as far as eager joins are concerned.
@@ -102,7 +78,7 @@ class SelectState(NamedTuple):
         entities: Mappers and selectables of the classes asked for.
         froms: What the FROM clause was made of, before and after the eager joins; repeats itself.
         own_columns: Columns that a load adds to those of its class, to find the parents; 0 for a query.
-        conditions: `None` for a load, and where there are none to be known.
+        lookup: `None` for a load, and where nothing is known. Its `alone` is without a look at the tables.
         contained: Properties on the paths of what a query joins itself and takes along (`contains_eager`).
         target: Mapper of what a load is for; `None` for a query.
     """
@@ -116,7 +92,7 @@ class SelectState(NamedTuple):
     sent_columns: int
     is_load: bool
     wrapped: bool
-    conditions: Conditions | None
+    lookup: Lookup | None
     contained: tuple[tuple[Any, ...], ...] = ()
     target: Any = None
 
@@ -130,9 +106,9 @@ def select_state(compiled: Any) -> SelectState | None:
     if hasattr(state, "requested_statement"):
         return _of_own_statement(state, compiled)
     is_load = bool(state.current_path.path)
-    conditions = None if is_load else _conditions(state, compiled.binds)
+    lookup = None if is_load else _lookup(state, compiled.binds)
     contained = () if is_load else _contained(state)
-    if not (eager or conditions or contained):
+    if not (eager or lookup or contained):
         return None
     entities = []
     own_columns = 0
@@ -141,34 +117,32 @@ def select_state(compiled: Any) -> SelectState | None:
             entities.append((entity.mapper, entity.selectable))
         else:
             own_columns += len(getattr(entity, "_entities", (entity,)))
-    attributes = state.attributes
     wrapped = state.compound_eager_adapter is not None
-    joins = []
-    for join in eager:
-        path = join[2]
-        # Where SQLAlchemy looks: the relationship's own option, that for its class, that for all.
-        key, of_class, of_all = path._loader_key, path._wildcard_path_loader_key, path._default_path_loader_key
-        option = attributes.get(key) or attributes.get(of_class) or attributes.get(of_all)
-        by_option = option is not None and option.strategy is not None
-        named = by_option and option is attributes.get(key)
-        joins.append(EagerTarget(path.path[1::2], path.path[::2], join[5].selectable, by_option, named))
+    # Around a subquery the eager joins are spliced into the FROM clause; else that has the rest alone.
+    froms = [] if wrapped else [*state.eager_joins.values(), *state.statement._where_criteria]
     return SelectState(
         entities,
-        joins,
-        # Around a subquery the eager joins are spliced into the FROM clause; else that has the rest alone.
-        list(state.from_clauses)
-        if wrapped
-        else [*state.from_clauses, *state.eager_joins.values(), *state.statement._where_criteria],
-        state.primary_columns,
-        state.secondary_columns,
-        own_columns if is_load else 0,
-        len(compiled._result_columns),
-        is_load,
-        wrapped,
-        conditions,
-        contained,
-        next((step.mapper for step in reversed(state.current_path.path) if hasattr(step, "uselist")), None),
+        joins=[_eager_target(state.attributes, join[2], join[5]) for join in eager],
+        froms=[*state.from_clauses, *froms],
+        primary_columns=state.primary_columns,
+        secondary_columns=state.secondary_columns,
+        own_columns=own_columns if is_load else 0,
+        sent_columns=len(compiled._result_columns),
+        is_load=is_load,
+        wrapped=wrapped,
+        lookup=lookup,
+        contained=contained,
+        target=next((step.mapper for step in reversed(state.current_path.path) if hasattr(step, "uselist")), None),
     )
+
+
+def _eager_target(attributes: Any, path: Any, target: Any) -> EagerTarget:
+    # Where SQLAlchemy looks: the relationship's own option, that for its class, that for all.
+    key, of_class, of_all = path._loader_key, path._wildcard_path_loader_key, path._default_path_loader_key
+    option = attributes.get(key) or attributes.get(of_class) or attributes.get(of_all)
+    by_option = option is not None and option.strategy is not None
+    named = by_option and option is attributes.get(key)
+    return EagerTarget(path.path[1::2], path.path[::2], target.selectable, by_option, named)
 
 
 def _contained(state: Any) -> tuple[tuple[Any, ...], ...]:
@@ -176,7 +150,7 @@ def _contained(state: Any) -> tuple[tuple[Any, ...], ...]:
 
 
 def _of_own_statement(state: Any, compiled: Any) -> SelectState | None:
-    """Of `from_statement`, which may be text: only what its rows become is known."""
+    """The state of a `from_statement`, which may be text: only what its rows become is known."""
     entities = [(entity.mapper, entity.selectable) for entity in state._entities if hasattr(entity, "selectable")]
     if not entities:
         return None
@@ -191,11 +165,11 @@ def _of_own_statement(state: Any, compiled: Any) -> SelectState | None:
         sent_columns=len(compiled._result_columns),
         is_load=False,
         wrapped=False,
-        conditions=Conditions(aliases, (), others=True, is_key=False, by_get=False, joinable=False),
+        lookup=Lookup(aliases, joinable=False),
     )
 
 
-def _conditions(state: Any, binds: Any) -> Conditions | None:
+def _lookup(state: Any, binds: Any) -> Lookup | None:
     """`None` for a SELECT of no class, and where there is nothing to be known."""
     asked = [entity.entity_zero for entity in state._entities if hasattr(entity, "selectable")]
     if not asked:
@@ -206,9 +180,9 @@ def _conditions(state: Any, binds: Any) -> Conditions | None:
     asked_for = state.select_statement
     options = not all(option._is_criteria_option for option in asked_for._with_options)
     if "pk_1" in binds:  # by the name of its parameter: nothing else tells
-        names = [(mapper.class_, mapper.get_property_by_column(column).key) for column in key]
-        return Conditions(("",), tuple(names), False, is_key=True, by_get=True, joinable=joinable, options=options)
-    equal: list[tuple[type, str]] = []
+        equal = [_name(mapper, mapper.get_property_by_column(column).key) for column in key]
+        return Lookup(("",), tuple(equal), alone=True, is_key=True, by_get=True, joinable=joinable, options=options)
+    equal = []
     columns = []
     others = []
     waiting = list(state.statement._where_criteria)
@@ -219,16 +193,26 @@ def _conditions(state: Any, binds: Any) -> Conditions | None:
             waiting += clause.clauses
         elif operator is operators.eq and (compared := _compared(clause)) is not None:
             owner, name = compared
-            equal.append((owner.class_, name))
+            equal.append(_name(owner, name))
             columns.append(owner.columns[name])
         elif not _is_of_inheritance(clause, operator):
             others.append(clause)
     aliases = tuple(map(_alias, asked))
     if joinable and not (equal or any(aliases)):
         return None
-    is_key = len(asked) == 1 and set(columns) == set(key)
-    values = _have_values([*others, *(join[1] for join in asked_for._setup_joins)])
-    return Conditions(aliases, tuple(equal), bool(others), is_key, False, joinable, values, options)
+    return Lookup(
+        aliases,
+        tuple(equal),
+        alone=not others and len(asked) == 1,
+        is_key=len(asked) == 1 and set(columns) == set(key),
+        joinable=joinable,
+        values=_have_values([*others, *(join[1] for join in asked_for._setup_joins)]),
+        options=options,
+    )
+
+
+def _name(mapper: Any, key: str) -> str:
+    return f"{mapper.class_.__name__}.{key}"
 
 
 def _compared(clause: Any) -> tuple[Any, str] | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import replace
 from itertools import repeat
 from typing import Any
 
@@ -9,7 +11,7 @@ from sqltrace.capture import join_internals
 from sqltrace.capture.compatibility import self_test
 from sqltrace.declaration import Declaration
 from sqltrace.faults import report_fault
-from sqltrace.widening import EagerJoin, Lookup, Widening
+from sqltrace.widening import EagerJoin, Widening
 
 _ATTRIBUTE = "_sqltrace_link"
 
@@ -32,12 +34,13 @@ def work() -> bool:
 
 def _widening(state: join_internals.SelectState) -> Widening:
     columns = [] if state.wrapped else state.primary_columns
-    sent = join_internals.count_tables(join_internals.sources([*state.froms, *columns]))
+    sent = _count_tables([*state.froms, *columns])
     joins = _eager_joins(state)
-    if state.is_load:
-        asked = join_internals.count_tables(join_internals.sources([selectable for _, selectable in state.entities]))
-    else:
-        asked = sent - sum(join.tables for join in joins)
+    own = _count_tables([selectable for _, selectable in state.entities])
+    asked = own if state.is_load else sent - sum(join.tables for join in joins)
+    lookup = state.lookup
+    if lookup is not None and asked != own:
+        lookup = replace(lookup, alone=False)
     return Widening(
         entities=tuple(mapper.class_.__name__ for mapper, _ in state.entities),
         asked_tables=asked,
@@ -45,23 +48,13 @@ def _widening(state: join_internals.SelectState) -> Widening:
         sent_tables=sent,
         sent_columns=state.sent_columns,
         joins=joins,
-        lookup=None if state.conditions is None else _lookup(state, state.conditions, asked),
+        lookup=lookup,
         contained=tuple(map(_contained, state.contained)),
     )
 
 
-def _lookup(state: join_internals.SelectState, conditions: join_internals.Conditions, asked_tables: int) -> Lookup:
-    own = join_internals.count_tables(join_internals.sources([selectable for _, selectable in state.entities]))
-    return Lookup(
-        conditions.aliases,
-        tuple([f"{owner.__name__}.{name}" for owner, name in conditions.equal]),
-        alone=not conditions.others and len(state.entities) == 1 and asked_tables == own,
-        is_key=conditions.is_key,
-        by_get=conditions.by_get,
-        joinable=conditions.joinable,
-        values=conditions.values,
-        options=conditions.options,
-    )
+def _count_tables(elements: Iterable[Any]) -> int:
+    return join_internals.count_tables(join_internals.sources(elements))
 
 
 def _eager_joins(state: join_internals.SelectState) -> tuple[EagerJoin, ...]:
@@ -92,13 +85,13 @@ def _eager_join(join: join_internals.EagerTarget, sources: set[Any], columns: in
         path,
         last.entity,
         last.uselist,
-        join.by_option,
-        join_internals.count_tables(sources) + last.secondary_tables,
-        columns,
-        last.declaration,
-        join.named,
-        written,
-        owner.class_.__name__ if below else None,
+        by_option=join.by_option,
+        tables=join_internals.count_tables(sources) + last.secondary_tables,
+        columns=columns,
+        declaration=last.declaration,
+        named=join.named,
+        written=written,
+        subclass=owner.class_.__name__ if below else None,
     )
 
 
@@ -106,7 +99,10 @@ def _contained(properties: tuple[Any, ...]) -> EagerJoin:
     links = [link_of(prop) for prop in properties]
     path = tuple([link.name for link in links])
     last = links[-1]
-    return EagerJoin(path, last.entity, last.uselist, True, 0, 0, last.declaration, True, path)
+    return EagerJoin(
+        path, last.entity, last.uselist, by_option=True, tables=0, columns=0, declaration=last.declaration, named=True,
+        written=path,
+    )  # fmt: skip
 
 
 class Link:
@@ -121,9 +117,7 @@ class Link:
         self.entity: str = prop.mapper.class_.__name__
         self.uselist = bool(prop.uselist)
         secondary = prop.secondary
-        self.secondary_tables = (
-            0 if secondary is None else join_internals.count_tables(join_internals.sources((secondary,)))
-        )
+        self.secondary_tables = 0 if secondary is None else _count_tables((secondary,))
         declaring = [
             (cls.__module__, cls.__qualname__)
             for cls in owner.__mro__

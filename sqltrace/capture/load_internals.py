@@ -229,7 +229,7 @@ def _touched(frames: Iterator[FrameType]) -> str | None:
 
 
 def frames_above() -> Iterator[FrameType]:
-    """From the caller outwards."""
+    """The frames of this thread, from the caller outwards."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         yield frame

@@ -21,7 +21,7 @@ from sqltrace.capture.rows import execution_of
 from sqltrace.collector import Execution, unmeasurable
 from sqltrace.faults import report_fault
 
-_MAX_LOADS = 1_000  # of a recording, of which it is known that objects came from them
+_MAX_LOADS = 1_000  # statements of a recording that are remembered for the loads that their objects lead to
 
 
 def _replace(replacements: Replacements) -> None:
@@ -55,7 +55,7 @@ def _measured(original: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
 
 
 def _make_at_once(original: Callable[[Any, Any], Any], cursor: Any, context: Any, execution: Execution) -> Any:
-    """As for an `AsyncSession`: the objects are there when SQLAlchemy's function answers."""
+    """Where all objects are there when SQLAlchemy's function answers, as for an `AsyncSession`."""
     block = Block(execution, context)
     _begin(block)
     result = None
@@ -151,7 +151,7 @@ def _count_roots(execution: Execution, context: Any, rows: list[Any]) -> None:
 
 
 def _remember(execution: Execution, context: Any) -> None:
-    """For loads that these objects will lead to: the state of each has the number of the query that filled it."""
+    """Note which statement made objects, for the loads that they lead to: their states have the query's number."""
     try:
         loads, number = execution.collector.loads, orm_internals.load_number(context)
         if number is not None and execution.collector.pending is not None:

@@ -28,38 +28,25 @@ class Purpose:
     Attributes:
         key: Its text before IN lists are expanded.
         is_async: Of the dialect that it was compiled for.
-        reads: Whether it is a SELECT, whose rows are read as those of most.
-        through_orm: Whether there may be something to explain.
+        reads: Whether it is a SELECT whose rows are read in the usual way.
+        through_orm: Whether `explain` may have something to say.
         widening: What eager joins made of it.
-        loads: Whether it loads through the ORM, and the others are set, which the installed SQLAlchemy may prevent.
+        loads: Whether it loads through the ORM, and SQLAlchemy is as it is known here: only then the rest is set.
         relationship: The property that is loaded; `None` for a query, and for the attributes of an object.
         path: Of `load_internals.current_path`.
         of_subclass: Whether it may load the columns of a subclass.
         entity: Name of the class that is loaded.
         for_many: The kind of load, if it is one for many objects.
         attributes: What is loaded into one object; empty for all.
-        for_one: The kind, if it is a load into one object; `None` where the object decides, ``query`` until asked.
+        for_one: The kind, if it is a load into one object: ``query`` until there was one, `None` where objects differ.
         inherits: Whether the relationship belongs to a class that has a base.
-        origins: By what differs. Each is made once for its words: the recordings tell them apart by identity.
+        origins: Of its executions, by what these differ in. Equal ones are one object: recordings compare identities.
     """
 
     __slots__ = (
-        "attributes",
-        "entity",
-        "for_many",
-        "for_one",
-        "inherits",
-        "is_async",
-        "key",
-        "loads",
-        "of_subclass",
-        "origins",
-        "path",
-        "reads",
-        "relationship",
-        "through_orm",
-        "widening",
-    )
+        "attributes", "entity", "for_many", "for_one", "inherits", "is_async", "key", "loads", "of_subclass", "origins",
+        "path", "reads", "relationship", "through_orm", "widening",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.key = ""
@@ -67,7 +54,7 @@ class Purpose:
         self.widening: Widening | None = None
 
     def study(self, compiled: Any) -> None:
-        """Of a statement that goes through the ORM."""
+        """Set the rest, of a statement that goes through the ORM."""
         if work() and not load_internals.loads(compiled):
             return  # an INSERT, UPDATE or DELETE
         self.through_orm = True
@@ -92,7 +79,7 @@ NOTHING: Final = Purpose()  # of SQL that was not compiled
 
 
 def purpose_of(context: Any) -> Purpose:
-    """That of an execution's statement, where it is not known yet. Never raises."""
+    """The purpose of an execution's statement, where it is not known yet. Never raises."""
     compiled = context.compiled
     if compiled is None:
         return NOTHING
@@ -159,7 +146,7 @@ def _explain_load(execution: Execution, purpose: Purpose, load: tuple[Any, bool,
 
 
 def kind_for_one(attributes: frozenset[str], state: Any) -> OriginKind:
-    """Whether a load into one object loads again, or for the first time what was left for later."""
+    """The kind of a load into one object: of what was loaded before, or of what was left for later."""
     certain = _certain_kind(attributes, state)
     if certain is not None:
         return certain
@@ -202,7 +189,7 @@ def _lacks(base: Any, attributes: frozenset[str]) -> bool:
 
 
 def _certain_kind(attributes: frozenset[str], state: Any) -> OriginKind | None:
-    """`None` where it is up to the object."""
+    """As `kind_for_one`, without looking at what the object has; `None` where that decides."""
     columns = state.mapper.column_attrs
     known = [columns[name] for name in attributes if name in columns]
     if not known or len(known) < len(attributes):
@@ -222,14 +209,14 @@ def parents_of_one(collector: Collector, state: Any) -> ParentKey | None:
             # An object that is refreshed still comes from the query that found it.
             again = execution.origin.kind in _OF_ATTRIBUTES and execution.parents
             return again or execution.as_parents()
-        around = around.parent
+        around = around.outer
     block = building.get()
     # The objects that are being made have their number, and are not yet known by it.
     return block.execution.as_parents() if block is not None and load_number(block.context) == number else None
 
 
 def _parents_of_many(execution: Execution, purpose: Purpose) -> ParentKey | None:
-    """The load at the nearest place above on the path, in the same making of objects."""
+    """The load that is nearest above on the path, among those of the same making of objects; else the query."""
     block = building.get()
     if block is None or block.ended:
         return None
@@ -296,7 +283,10 @@ def _of_words(
     base: str | None,
     by_options: tuple[str, ...],
 ) -> Origin:
-    return Origin(kind, name, lazy, uselist, owner, (), declared, asked_for, expired_by, base, None, by_options)
+    return Origin(
+        kind, name, lazy, uselist, entity=owner, declaration=declared, asked_for=asked_for, expired_by=expired_by,
+        base=base, by_options=by_options,
+    )  # fmt: skip
 
 
 @lru_cache(maxsize=4_096)
@@ -310,5 +300,7 @@ def of_attributes(
     key: str | None,
     by_options: tuple[str, ...],
 ) -> Origin:
-    names = tuple(sorted(attributes))
-    return Origin(kind, None, None, None, entity, names, None, asked_for, expired_by, base, key, by_options)
+    return Origin(
+        kind, entity=entity, attributes=tuple(sorted(attributes)), asked_for=asked_for, expired_by=expired_by,
+        base=base, key=key, by_options=by_options,
+    )  # fmt: skip

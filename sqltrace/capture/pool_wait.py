@@ -13,8 +13,9 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry, QueuePoo
 from sqltrace.callsite import find_call_site
 from sqltrace.capture import internals
 from sqltrace.capture.transactions import opening
-from sqltrace.connection import Checkout, Holder, Label, PoolWait
+from sqltrace.connection import Checkout, Holder, PoolWait
 from sqltrace.faults import report_fault
+from sqltrace.label import Label
 
 _NOTABLE: Final = 1_000_000  # nanoseconds; a thread may lose less to others in the pool's own work
 _LONG: Final = 10_000_000  # nanoseconds; from there on it is worth looking for the call site
@@ -31,7 +32,7 @@ def measure_wait(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
         checkout = opening()
         if checkout is None or checkout.wait_started is not None:  # it calls itself when another was faster
             return original(pool)  # type: ignore[no-any-return]  # what SQLAlchemy itself returns
-        # Who holds connections now: those who free the pool are gone when the wait is over. One C call: threads.
+        # Asked now, as those who free the pool are gone when the wait is over; in one C call, as threads change it.
         before = checkout.neighbours.copy() if checkout.neighbours else None
         waiting, in_use = checkout.neighbours.waiting, pool.checkedout()
         waiting.add(checkout)
@@ -70,7 +71,7 @@ def _add_wait(checkout: Checkout, pool: QueuePool, before: set[Checkout] | None,
 
 
 def _describe(checkout: Checkout, pool: QueuePool, holders: set[Checkout], timed_out: bool, in_use: int) -> PoolWait:
-    """In one pass without calls: where every request waits, each of them looks at a whole pool."""
+    """Written to be fast, in one pass without calls: where every request waits, each looks at the whole pool."""
     began, ended, labels = checkout.wait_started or 0, checkout.wait_ended or 0, checkout.labels
     least, label = checkout.wait / _BRIEF, labels[0]
     during: list[tuple[bool, int, Label]] = []
@@ -92,12 +93,12 @@ def _describe(checkout: Checkout, pool: QueuePool, holders: set[Checkout], timed
     return PoolWait(
         checkout.wait / _SECOND,
         timed_out,
-        pool.size(),
-        in_use,
-        overflow,
-        tuple(longest),
-        isinstance(pool, AsyncAdaptedQueuePool),
-        find_call_site() if timed_out or checkout.wait >= _LONG else None,
-        ended,
-        internals.max_overflow(pool),
+        pool_size=pool.size(),
+        in_use=in_use,
+        overflow=overflow,
+        holders=tuple(longest),
+        is_async=isinstance(pool, AsyncAdaptedQueuePool),
+        call_site=find_call_site() if timed_out or checkout.wait >= _LONG else None,
+        ended=ended,
+        max_overflow=internals.max_overflow(pool),
     )

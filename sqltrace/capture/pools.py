@@ -34,7 +34,7 @@ class PoolState:
 
 
 def pool_states() -> list[PoolState]:
-    """Of the pools that a recording has asked for a connection. For any thread."""
+    """The states of the pools that a recording has asked for a connection. For any thread."""
     return [_state_of(*watched) for watched in watched_pools()]
 
 

@@ -15,7 +15,7 @@ _INHERITED: Final = object()
 
 def listen_for_good(target: type, name: str, listener: Callable[..., object]) -> None:
     """
-    To an event of a class. Called again, nothing changes.
+    Listen to an event of a class. Called again, nothing changes.
 
     Removing it while another thread is within the event would make that raise.
     """
@@ -44,7 +44,7 @@ class Replacements:
             setattr(owner, name, ours)
 
     def listen(self, target: type, name: str, listener: Callable[..., object]) -> None:
-        """For good, as `listen_for_good`: the listener must do nothing afterwards."""
+        """As `listen_for_good`: the listener stays after `undo`, and must do nothing then."""
         self._made = True
         listen_for_good(target, name, listener)
 
@@ -63,7 +63,9 @@ class Replacements:
 
 class ORMReplacements:
     """
-    Those in `sqlalchemy.orm`: made when the application has imported it, which is not done for it. For any thread.
+    Replacements in `sqlalchemy.orm`: made once the application has imported it, which is not done for them.
+
+    For any thread.
 
     Args:
         make: Makes them, unless SQLAlchemy is not as it is known here.

@@ -1,8 +1,8 @@
 """
-When the reply to a slow statement reached this machine, as the kernel knows it: what is seen later was late.
+When the reply to a slow statement reached this machine.
 
-For asynchronous drivers over TCP, on Linux. An async driver gets control back
-when the event loop gets round to it, which can be long after the reply.
+An asynchronous driver gets control back when the event loop gets round to it,
+which can be long after the reply. On Linux and over TCP, the kernel knows.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import Any, Final
 from sqltrace import child_tasks
 from sqltrace.capture import internals
 from sqltrace.collector import Collector, mark
-from sqltrace.inner_tasks import share_of
+from sqltrace.event_loop import LoopShare
+from sqltrace.shares import Stretches, share_of
 
 SLOW: Final = 10_000_000  # nanoseconds; asking the kernel costs some 5 microseconds
 _RESOLUTION: Final = 4_000_000  # of the kernel's answer: a tick of its clock, at 250 Hz
@@ -58,9 +59,12 @@ def has_unread(descriptor: int) -> bool:
 
 
 def _age(connection: Any, unread: bool = False) -> int | None:
+    """As `child_tasks.reply_age`."""
     descriptor = internals.driver_descriptor(connection)
     age = None if descriptor is None else received_before(descriptor)
-    return None if age is None or descriptor is None or (unread and not has_unread(descriptor)) else age
+    if age is None or descriptor is None or (unread and not has_unread(descriptor)):
+        return None
+    return age
 
 
 child_tasks.reply_age = _age
@@ -68,13 +72,12 @@ child_tasks.reply_age = _age
 
 def loop_wait(collector: Collector, connection: Any, dialect: Any, started: int, ended: int, values: int) -> int | None:
     """
-    How long the reply lay ready that has just ended a slow wait for the database; marks it in the recordings.
+    How long a reply lay ready while the event loop was busy, after a slow wait for the database that has just ended.
+    Marks it in the recordings.
 
-    What the kernel does not tell is an estimate: of earlier round trips of the
-    same call, of drivers that have no socket, and of what held the loop before
-    the last part of a large reply came in, which waits for its first part to be read.
-    The driver itself needs the loop to read a large reply: after that came in,
-    only what other requests are known to have held counts.
+    Where the kernel does not tell when the reply came in, it is an estimate: for drivers without a socket, and for all
+    but the last round trip of a call. So it is for what held the loop before the last part of a large reply came in,
+    which the database sends only when the parts before it have been read.
 
     Args:
         connection: SQLAlchemy's adapted one, or the pool's proxy of it.
@@ -94,12 +97,8 @@ def loop_wait(collector: Collector, connection: Any, dialect: Any, started: int,
     arrived = collector.clock() - ago
     if arrived < started - _RESOLUTION:
         return None  # nothing came in since: this is not the connection that was waited for
-    arrived = max(arrived, started)
-    large = values > _LARGE
-    # Where no other request was, what held the loop was this one itself, in tasks that it has started.
-    alone = not own and share is not None and share.is_alone(arrived, ended)
-    before = 0
-    waits = [(arrived, ended)]
+    arrived, large = max(arrived, started), values > _LARGE
+    before, waits = 0, [(arrived, ended)]
     if share is not None and own:
         late, share.late = share.late, []
         for since, until in late if large else ():
@@ -109,43 +108,31 @@ def loop_wait(collector: Collector, connection: Any, dialect: Any, started: int,
         waits = share.suspended_within(arrived, share.began)
     if sum(until - since for since, until in waits) <= _RESOLUTION:
         return before
-    wait = before
-    pieces = (
-        waits if share is None else [piece for since, until in waits for piece in share.without_own_holds(since, until)]
-    )
-    for start, end in pieces:
+    alone = not own and share is not None and share.is_alone(arrived, ended)
+    return before + _mark_waits(collector, dialect, share, waits, large=large, alone=alone)
+
+
+def _mark_waits(
+    collector: Collector, dialect: Any, share: LoopShare | None, waits: Stretches, *, large: bool, alone: bool
+) -> int:
+    """
+    Mark the stretches in which a reply lay ready, and return how long they were together.
+
+    Args:
+        large: The driver itself needs the loop to read the reply: only what other requests held counts.
+        alone: No other request runs on the loop: what held it was this one itself, in tasks that it has started.
+    """
+    if share is not None:
+        waits = [piece for since, until in waits for piece in share.without_own_holds(since, until)]
+    total = 0
+    for start, end in waits:
         others = share.blame(start, end, unknown=not (large or alone)) if share is not None else 0
         waited = others if large else end - start
         if waited <= SLOW and not others:
             continue  # as long as it may take until the operating system lets the process run
         mark(collector, dialect, "python" if alone else "loop_wait", start, start + waited)
-        wait += waited
-    return wait
-
-
-def awake(collector: Collector, start: int, end: int) -> list[tuple[int, int]]:
-    """A stretch of work of the request's own task, without its suspensions. In other tasks all of it."""
-    share = share_of(collector)
-    if share is None or not share.in_own_task():
-        return [(start, end)]
-    pieces: list[tuple[int, int]] = []
-    for since, until in share.suspended_within(start, end):
-        pieces.append((start, since))
-        start = until
-    return [piece for piece in (*pieces, (start, end)) if piece[0] < piece[1]]
-
-
-def note_hold(collector: Collector, start: int, end: int) -> None:
-    """A synchronous statement held the loop, perhaps in a child task of a request."""
-    share = share_of(collector)
-    if share is not None:
-        share.note_hold(start, end)
-
-
-def held_by_others(collector: Collector, start: int, end: int) -> list[tuple[int, int]]:
-    """When other requests are known to have held the event loop that the caller runs on, in a stretch."""
-    share = share_of(collector)
-    return share.held_by_others(start, end) if share is not None and share.on_its_loop() else []
+        total += waited
+    return total
 
 
 def value_count(context: Any) -> int:

@@ -2,9 +2,9 @@
 Rows that were taken from the driver's cursor, and the time that took.
 
 SQLAlchemy reads every cursor through a fetch strategy, which dialects may
-choose for each execution. So do we, after the driver's ``execute()``: with
-strategies that count. A dialect's own choice is left alone; how many rows such
-a statement has is not known then.
+choose for each execution. After the driver's ``execute()`` we choose one that
+counts. A dialect's own choice is left alone: it is not known then how many rows
+the statement has.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def follow(execution: Execution, context: Any) -> None:
 def execution_of(context: Any) -> Execution | None:
     """What was noted of the latest statement of an `ExecutionContext`."""
     strategy = getattr(context, "cursor_fetch_strategy", None)
-    # Most are their own strategies: an attribute of ours besides would cost as much as all the rest.
+    # Most executions are their own strategies: an attribute of ours on the context would cost as much as all the rest.
     return strategy if isinstance(strategy, Execution) else getattr(context, "_sqltrace", None)
 
 

@@ -43,7 +43,7 @@ def _flush(original: Callable[..., None]) -> Callable[..., None]:
 
 
 def _commit(original: Callable[..., None]) -> Callable[..., None]:
-    """Of a transaction, a savepoint, or a part of one, as each flush is."""
+    """A commit may be that of a transaction, of a savepoint, or of a part of one, as each flush is."""
 
     @wraps(original)
     def commit(self: Any, *arguments: Any, **options: Any) -> None:
@@ -69,7 +69,7 @@ def _rollback(original: Callable[..., None]) -> Callable[..., None]:
 
 
 def _committing(transaction: Any) -> Any:
-    """The session, of what is no part of another transaction. Never raises."""
+    """The session, if this is no part of another transaction. Never raises."""
     try:
         return transaction.session if transaction.parent is None else None
     except Exception as fault:

@@ -20,9 +20,9 @@ from sqltrace.child_tasks import site_awaiting
 from sqltrace.collector import FOLD_AT, Collector, Execution
 from sqltrace.database import note_database
 from sqltrace.faults import report_fault
-from sqltrace.inner_tasks import share_of
 from sqltrace.loop_log import HOLD
 from sqltrace.samples import DIGESTS, SAMPLED
+from sqltrace.shares import note_hold, share_of
 from sqltrace.statement import Failure
 
 SLOW_STATEMENT: Final = 100_000_000  # nanoseconds; from there on the call site is always taken
@@ -34,7 +34,7 @@ _NOT_SENT: Final = "sqlalchemy.exc.MissingGreenlet"
 _INSERTMANYVALUES: Final = ExecuteStyle.INSERTMANYVALUES
 _COMPARES_BYTES: Final = not sys.flags.bytes_warning  # with a number: else Python is told to warn of it
 _MAX_HASHED: Final = 8
-_OURS: Final = 2  # frames from `_take_sample` up to the listener
+_OURS: Final = 2  # frames: `_take_sample` and `note`
 _repr = Repr()
 _repr.maxother = _repr.maxstring = 120
 _repr.maxlist = _repr.maxtuple = _repr.maxdict = 12
@@ -69,7 +69,7 @@ def note(
         if checkout is not None and checkout.opening is context.dialect:
             return  # SQLAlchemy gets to know the database: that is part of connecting
         if failure is not None and failure.type == _NOT_SENT:
-            return  # of most drivers SQLAlchemy does not get as far as here
+            return  # with most drivers it is raised before a statement gets here
         block = building.get()
         if block is not None:
             block.leave_out(started, ended)
@@ -103,10 +103,7 @@ def note(
         key, elapsed = execution.key, ended - started
         taken = collector.sites_taken.get(key, 0)
         if taken in SAMPLED or elapsed > SLOW_STATEMENT or failure is not None:
-            _take_sample(execution, context, taken)
-            if taken >= DIGESTS and context.execute_style is _EXECUTE:
-                execution.later_digest = _digest(statement, parameters, context.dialect)
-            execution.more = True
+            _take_sample(execution, context, taken, statement, parameters)
         else:
             collector.sites_taken[key] = taken + 1
         if taken < DIGESTS and context.execute_style is _EXECUTE:
@@ -114,24 +111,21 @@ def note(
         if execution.dialect.is_async if purpose is NOTHING else purpose.is_async:
             # What failed without a code, as by a timeout, has no reply: the latest was that of its preparation.
             if elapsed >= replies.SLOW and (failure is None or failure.code is not None):
-                proxy = internals.pooled_connection(context)
-                values = replies.value_count(context) if failure is None else 0
-                execution.loop_wait = replies.loop_wait(collector, proxy, execution.dialect, started, ended, values)
-                execution.more = True
+                _note_loop_wait(execution, context)
         # Asking for the running loop is costly where one runs: before Python 3.12 asyncio asks for the process, too.
         elif ((loop := collector.loop) and loop.thread == get_ident()) or _get_running_loop() is not None:
             execution.on_loop = True
             if elapsed >= HOLD:
-                replies.note_hold(collector, started, ended)
+                note_hold(collector, started, ended)
         if collector.probe is not None:
             execution.span = collector.probe(context)
         pending = collector.pending
         if pending is not None:  # pragma: no branch - another thread may end the recording just now
             if len(pending) >= FOLD_AT:
-                collector.fold()  # before this one comes, of which it is not known yet whether rows will be read
+                collector.fold()  # without this one, of which rows may still be read
             pending.append(execution)
-        if collector.parent is not None:
-            _pass_on(collector.parent, execution)
+        if collector.outer is not None:
+            _pass_on(collector.outer, execution)
         checkouts = collector.checkouts
         if (
             checkouts
@@ -147,7 +141,7 @@ def note(
 
 
 def _first_of(context: Any) -> Purpose:
-    """What is to be done with a compiled statement that was not met before, and with each that was not compiled."""
+    """The purpose of a compiled statement that was not met before, and of each that was not compiled."""
     if context.compiled is not None:
         # Before an ORM query has made an object.
         objects.install_when_imported()
@@ -166,7 +160,7 @@ def _special(
     ended: int,
     failure: Failure | None,
 ) -> Execution:
-    """An execution of any kind."""
+    """Make an execution of any kind."""
     style, sql = context.execute_style, statement
     key = _key_of(context, statement, purpose, style)
     if len(statement) > collector.max_sql_length:
@@ -190,7 +184,7 @@ def _special(
 
 
 def _pass_on(collector: Collector | None, execution: Execution) -> None:
-    """To the recordings around the one that it was noted in."""
+    """Note it in the recordings around, too."""
     while collector is not None:
         if collector.dialects is None or execution.dialect in collector.dialects:
             if collector.pending is None:
@@ -199,7 +193,7 @@ def _pass_on(collector: Collector | None, execution: Execution) -> None:
                 if len(collector.pending) >= FOLD_AT:
                     collector.fold()
                 collector.pending.append(execution)
-        collector = collector.parent
+        collector = collector.outer
 
 
 def _key_of(context: Any, statement: str, purpose: Purpose, style: ExecuteStyle) -> str:
@@ -212,8 +206,20 @@ def _key_of(context: Any, statement: str, purpose: Purpose, style: ExecuteStyle)
     return key if statement is getattr(context, "statement", None) else statement
 
 
-def _take_sample(execution: Execution, context: Any, taken: int) -> None:
-    """What is costly to know: for some of a kind (`SAMPLED`), and for slow and failed statements."""
+def _note_loop_wait(execution: Execution, context: Any) -> None:
+    """Note for how long the reply to a slow statement lay ready."""
+    connection = internals.pooled_connection(context)
+    values = replies.value_count(context) if execution.failure is None else 0
+    started, ended = execution.started, execution.ended
+    execution.loop_wait = replies.loop_wait(execution.collector, connection, execution.dialect, started, ended, values)
+    execution.more = True
+
+
+def _take_sample(execution: Execution, context: Any, taken: int, statement: str, parameters: Any) -> None:
+    """Note what is costly to know: of some executions (`SAMPLED`), and of slow and failed ones."""
+    execution.more = True
+    if taken >= DIGESTS and context.execute_style is _EXECUTE:
+        execution.later_digest = _digest(statement, parameters, context.dialect)
     collector = execution.collector
     if not taken and context.compiled is None:
         note_database(execution.dialect, context.engine.url)
@@ -232,9 +238,9 @@ def _awaiting(collector: Collector) -> CallSite | None:
 
 def _digest(statement: str, parameters: Any, dialect: Any) -> int | None:
     """
-    For telling whether parameters repeat themselves, without keeping them. `None` where it would be costly.
+    A hash that tells whether parameters repeat themselves, without keeping them. `None` where it would be costly.
 
-    On another engine the same statement asks for something else.
+    It is of the engine, too: on another one the same statement asks for something else.
     """
     try:
         if len(parameters) > _MAX_HASHED:

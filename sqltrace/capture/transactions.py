@@ -22,6 +22,7 @@ from sqltrace.capture import internals, replies
 from sqltrace.collector import Collector, Execution, current, mark
 from sqltrace.connection import NEGLIGIBLE, Checkout
 from sqltrace.faults import report_fault
+from sqltrace.shares import held_by_others
 
 KEY: Final = "sqltrace"  # in the record_info of a pool's entry
 
@@ -44,9 +45,10 @@ _watched: WeakSet[Dialect] = WeakSet()
 
 def opening() -> Checkout | None:
     """
-    That for which the pool is asked by the caller.
+    The checkout for which the caller asks the pool.
 
-    `None` also in a context that was copied meanwhile, as that of a task that listens on the new connection.
+    `None` once the pool has answered: a task that was begun meanwhile, as one that listens on the new connection, has
+    a copy of that context.
     """
     checkout = asking.get()
     return checkout if checkout is not None and checkout.opening is not None else None
@@ -144,7 +146,7 @@ def _measure_begin(dialect: Dialect, begin: Callable[..., None]) -> Callable[...
             _note(collector, dialect, connection, counts, "begin", started)
         if counts is not None:
             counts.transaction = not _commits_itself(dialect, connection)
-            if counts.rolled_back:  # and it goes on: it was not by closing
+            if counts.rolled_back:  # not by closing: the connection goes on
                 counts.rollbacks += 1
                 counts.rolled_back = False
 
@@ -165,7 +167,7 @@ def _measure_end(dialect: Dialect, end: Callable[..., None], kind: str) -> Calla
                 return
             checkout.calling = True
             if checkout.transaction:
-                checkout.end_transaction(started, partial(replies.held_by_others, collector))
+                checkout.end_transaction(started, partial(held_by_others, collector))
                 checkout.rolled_back = kind == "rollback"
         try:
             end(connection, *arguments, **options)
@@ -178,7 +180,7 @@ def _measure_end(dialect: Dialect, end: Callable[..., None], kind: str) -> Calla
 
 
 def checkout_of(connection: Any) -> Checkout | None:
-    """That of a `Connection`, as two-phase methods take it, or of the pool's proxy of one. Never raises."""
+    """The checkout of a `Connection`, which two-phase methods take, or of the pool's proxy of one. Never raises."""
     try:
         if isinstance(connection, Connection):
             if connection.closed or connection.invalidated:

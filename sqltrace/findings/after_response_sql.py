@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from sqltrace.finding import Finding
-from sqltrace.findings.wording import cost, mostly, name_of, place, place_of_failed, plural, time
+from sqltrace.findings.costs import cost
+from sqltrace.findings.wording import mostly, name_of, place, place_of_failed, plural, time
 from sqltrace.recording import Recording
 
 
@@ -38,7 +39,7 @@ def after_response_sql(recording: Recording, *, long: float = 1.0) -> Iterator[F
         message,
         took,
         at,
-        worst.origin.relationship,
+        relationship=worst.origin.relationship,
         fix=fix,
         fingerprint=worst.fingerprint or None,
     )

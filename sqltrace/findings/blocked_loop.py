@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 from sqltrace.callsite import CallSite
 from sqltrace.finding import Finding
+from sqltrace.findings.costs import kept_of
 from sqltrace.findings.widened import multiplied, repeats_parents
-from sqltrace.findings.wording import kept_of, line, mostly, name_of, place, plural, time
+from sqltrace.findings.wording import line, mostly, name_of, place, plural, time
 from sqltrace.recording import Recording
 from sqltrace.statement import Group
 
@@ -62,7 +63,7 @@ def _by_python(recording: Recording, held: float) -> Finding:
             f" most of it for the {rows} of {name_of(worst)}.",
             held,
             place(worst),
-            worst.origin.relationship,
+            relationship=worst.origin.relationship,
             fix=_fix_for_objects(recording, worst),
             fingerprint=worst.fingerprint,
         )

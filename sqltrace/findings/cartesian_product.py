@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from sqltrace.finding import Finding
-from sqltrace.findings.widened import asked_and_sent, fix_for, multiplied, object_count, times
-from sqltrace.findings.wording import cost, loaded_by, place, plural
+from sqltrace.findings.widened import asked_and_sent, finding, multiplied, object_count, times
+from sqltrace.findings.wording import plural
 from sqltrace.recording import Recording
 
 
@@ -21,14 +21,12 @@ def cartesian_product(recording: Recording, *, rows: int = 100, ratio: float = 3
         if widening is not None and multiplied(group, rows=rows, ratio=ratio):
             crossed = [join for join in widening.collections if any(join in pair for pair in widening.siblings)]
             product = " × ".join(dict.fromkeys(join.relationship for join in crossed))
-            yield Finding(
+            yield finding(
                 "cartesian_product",
+                recording,
+                group,
                 f"{asked_and_sent(group, widening)}; {product} multiply each other into"
                 f" {plural(group.rows or 0, 'row')} for {plural(object_count(group), 'object')}, {times(group)}.",
-                cost(group),
-                place(group),
-                group.origin.relationship or crossed[0].relationship,
-                loaded_by(group.parents),
-                fix_for(recording, group, crossed),
-                group.fingerprint,
+                crossed,
+                relationship=group.origin.relationship,
             )

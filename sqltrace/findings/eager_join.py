@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from sqltrace.finding import Finding
-from sqltrace.findings.widened import asked_and_sent, fix_for, times
-from sqltrace.findings.wording import cost, loaded_by, place
+from sqltrace.findings.widened import asked_and_sent, finding, times
 from sqltrace.recording import Recording
 
 
@@ -25,13 +24,10 @@ def eager_join(recording: Recording, *, tables: int = 3, values: int = 10_000) -
         joins = [join for join in widening.joins if not join.by_option]
         added = (group.rows or 0) * sum(join.columns for join in joins)
         if sum(join.tables for join in joins) >= tables and added >= values:
-            yield Finding(
+            yield finding(
                 "eager_join",
+                recording,
+                group,
                 f"{asked_and_sent(group, widening)}; {added:,} values came with them, {times(group)}.",
-                cost(group),
-                place(group),
-                joins[0].relationship,
-                loaded_by(group.parents),
-                fix_for(recording, group, joins),
-                group.fingerprint,
+                joins,
             )

@@ -52,7 +52,7 @@ def idle_in_transaction(recording: Recording, *, idle: float = 0.5, pause: float
 
 
 def _own(stretch: IdleStretch, busy: Coverage) -> int:
-    """What the request has to answer for. The transaction of a server-side cursor is open as long as it is read."""
+    """The part of a stretch that is the request's own doing. That it reads from a server-side cursor is not."""
     if stretch.reading:
         return 0
     excused = Coverage()
@@ -63,7 +63,7 @@ def _own(stretch: IdleStretch, busy: Coverage) -> int:
 
 
 def _pauses_told(recording: Recording, stretches: Sequence[IdleStretch], busy: Coverage) -> int:
-    """What is no short pause: the stretches, waits for the loop in statements, and objects made between these."""
+    """What else is in the idle time than short pauses: long ones, waits for the loop, and making of objects."""
     long = Coverage()
     for stretch in stretches:
         long.add(stretch.start, stretch.end)

@@ -37,26 +37,26 @@ def paths_from_query(recording: Recording, group: Group) -> list[Path]:
     The relationships that lead from queries of the application to what a group loaded; an empty path for a query.
 
     An option has to name them all: ``Book.topics`` does not apply to
-    ``select(Author)``. More than one where objects of the same class came on different ways.
-    The first may be how the query calls what it asked for (`Asked`).
+    ``select(Author)``. There are several paths where objects of the same class came on different ways.
+    A path may begin with how the query calls what it asked for (`Asked`).
     """
-    parents: dict[tuple[str, Origin], dict[Parents | None, None]] = {}
+    parents_of: dict[tuple[str, Origin], dict[Parents | None, None]] = {}
     if group.origin is not QUERY:
         for statement in recording.statements:
-            parents.setdefault((statement.fingerprint, statement.origin), {})[statement.parents] = None
+            parents_of.setdefault((statement.fingerprint, statement.origin), {})[statement.parents] = None
     widenings = {(other.fingerprint, other.origin): other.widening for other in recording.groups}
-    found = _paths(group.fingerprint, group.origin, parents, widenings, _MAX_DEPTH)
+    found = _paths(group.fingerprint, group.origin, parents_of, widenings, _MAX_DEPTH)
     own: Path = () if group.origin.relationship is None else (group.origin.relationship,)
     return list(dict.fromkeys(found)) or [own]
 
 
 def names_of_query(recording: Recording, parents: Parents | None) -> Path:
-    """How the query that led to some objects calls what it asked for, as the beginning of a path; mostly empty."""
+    """The beginning of a path: how the query that led to some objects calls what it asked for. Mostly empty."""
     return _asked(_widening_of(recording, query_above(recording, parents)))
 
 
 def query_above(recording: Recording, parents: Parents | None) -> Parents | None:
-    """The query of the application that led to some objects; `None` where it is not known, or further above."""
+    """The query of the application that led to some objects; `None` where it is not known, or too far above."""
     for _ in range(_MAX_DEPTH):
         if parents is None or parents.origin.kind == "query":
             return parents
@@ -195,7 +195,7 @@ def in_place_of_levels(origin: Origin, parents: Parents | None, above: Path = ()
 
 
 def _without_repeats(above: Path, relationship: str | None) -> tuple[Path, bool]:
-    """A path through a tree with one step for all its levels, and whether what it leads to is the next level."""
+    """A path with one step for all levels of a tree, and whether the relationship at its end is the next level."""
     again = relationship is not None and above[-1:] == (relationship,)
     while again and above[-1:] == (relationship,):
         above = above[:-1]
@@ -216,13 +216,13 @@ def in_place_of_subclasses(recording: Recording, origin: Origin, parents: Parent
 
 
 def _missed_subclasses(recording: Recording, base: str) -> set[str]:
-    """Those that anything was loaded of one by one, or could not be: one option for all."""
+    """The subclasses of which anything was loaded one by one, or could not be: one option is for all of them."""
     origins = [group.origin for group in recording.groups] + [failed.origin for failed in recording.failed_loads]
     return {str(origin.entity) for origin in origins if origin.base == base}
 
 
 def _loaded_subclasses(recording: Recording, parents: Parents | None) -> set[str]:
-    """Those that an option or the mapping loads all at once."""
+    """The subclasses that an option or the mapping loads all at once."""
     return {
         str(group.origin.entity)
         for group in recording.groups
@@ -235,7 +235,7 @@ def _loaded_subclasses(recording: Recording, parents: Parents | None) -> set[str
 
 
 def loader_for(uselist: bool | None, *, joins: bool = True) -> str:
-    """The one that loads all at once, whatever the session: of a collection, and of a single object."""
+    """The loader that loads all at once, with any session: of a collection, or of a single object."""
     return "selectinload({})" if uselist or not joins else "joinedload({})"
 
 
@@ -247,7 +247,7 @@ def loader_for_unused(group: Group) -> str:
 def _paths(
     fingerprint: str,
     origin: Origin,
-    parents: dict[tuple[str, Origin], dict[Parents | None, None]],
+    parents_of: dict[tuple[str, Origin], dict[Parents | None, None]],
     widenings: dict[tuple[str, Origin], Widening | None],
     depth: int,
 ) -> Iterator[Path]:
@@ -255,21 +255,21 @@ def _paths(
     if origin.kind == "query":
         own = _asked(widenings.get((fingerprint, origin)))
     found = False
-    for loaded_by in parents.get((fingerprint, origin), {}):
-        if loaded_by is not None:
+    for parents in parents_of.get((fingerprint, origin), {}):
+        if parents is not None:
             found = True
             if not depth:
                 break  # of a tree, whose objects are loaded for each other: shorter ways lead there, too
-            widening = widenings.get((loaded_by.fingerprint, loaded_by.origin))
+            widening = widenings.get((parents.fingerprint, parents.origin))
             joined = _joined_path(widening, origin)
-            for above in _paths(loaded_by.fingerprint, loaded_by.origin, parents, widenings, depth - 1):
+            for above in _paths(parents.fingerprint, parents.origin, parents_of, widenings, depth - 1):
                 yield above + joined + own
     if not found:
         yield own
 
 
 def _joined_path(widening: Widening | None, origin: Origin) -> Path:
-    """To objects that were not asked for, but joined to those that were."""
+    """The path to objects that were not asked for, but joined to those that were."""
     if widening is None:
         return ()
     joins = (*widening.joins, *widening.contained)

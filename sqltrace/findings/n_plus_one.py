@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 
 from sqltrace.finding import Finding
+from sqltrace.findings.costs import cost_at_once, kept_of, mean_pause
 from sqltrace.findings.loader_options import (
     in_a_query,
     in_place_of_levels,
@@ -20,17 +21,7 @@ from sqltrace.findings.loader_options import (
 )
 from sqltrace.findings.one_for_all import EQUAL, LIMIT, is_one_in_each_transaction, locks, one_for_all
 from sqltrace.findings.refreshes import cost_with_loads, eager_defaults, is_within, refreshed_one_by_one
-from sqltrace.findings.wording import (
-    cost_at_once,
-    kept_of,
-    listed,
-    loaded_by,
-    name_of,
-    of_subclass,
-    place,
-    plural,
-    time,
-)
+from sqltrace.findings.wording import listed, name_and_line, name_of, of_subclass, place, plural, time
 from sqltrace.literals import IN_SCHEMA
 from sqltrace.origin import Origin
 from sqltrace.recording import Recording
@@ -81,12 +72,6 @@ def n_plus_one(recording: Recording, *, loads: int = 5, queries: int = 10, pause
                 yield _of_query(recording, group)
     for groups in of_subclasses.values():
         yield _of_load(recording, *groups)
-
-
-def mean_pause(group: Group, loop_wait: float) -> float:
-    """Seconds between the end of one and the start of the next, without waiting for the event loop."""
-    between = (group.samples.last - group.samples.first) / 1_000_000_000
-    return (between - group.total - loop_wait) / max(1, group.count - 1)
 
 
 def _at_one_place(group: Group) -> int:
@@ -143,7 +128,7 @@ def _is_batch(sql: str) -> bool:
 
 
 def _values(sql: str, start: int) -> int:
-    """In the parenthesis that has been opened right before: some may be in parentheses, as those of ``tuple_()``."""
+    """How many values are in the parenthesis that was opened right before; each may be a tuple in one of its own."""
     depth, count = 1, 1
     for sign in _SIGNS.finditer(sql, start):
         depth += (sign[0] == "(") - (sign[0] == ")")
@@ -165,54 +150,69 @@ def _goes_on(sql: str) -> bool:
 def _of_load(recording: Recording, group: Group, *others: Group) -> Finding:
     """
     Args:
-        others: Of other subclasses of the same base.
+        others: Those of other subclasses of the same base.
     """
-    origin, fix = group.origin, _options_for(recording, group)
-    each, why = f"one for each {origin.base if others else origin.entity}", "as it was touched"
+    origin = group.origin
+    each = f"one for each {origin.base if others else origin.entity}"
     if origin.uselist is False:
         each = "one by one"  # parents may share an object
-    if origin.kind == "immediate":
-        why = "right after it" if origin.uselist else f"right after their {origin.entity}"
-    if origin.expired_by == "flush":
-        why, fix = "after a flush", eager_defaults(origin.entity)
-        if group.system in _UPDATES_TELL_NOTHING:
-            fix = f"session.scalars(select({origin.entity}).where(…)).all()  # once, after the flush"
-    elif origin.kind == "refresh":
-        why = _EXPIRED.get(origin.expired_by, "as it had expired")
-        fix = f"session.scalars(select({origin.entity}).where(…)).all()  # once, before the loop"
     took = sum(cost_with_loads(recording, one) for one in (group, *others))
     count = sum(one.count for one in (group, *others))
     return Finding(
         "n_plus_one",
         f"{_what(origin, *(other.origin for other in others))} loaded by {plural(count, 'statement')},"
-        f" {each} {why}, in {time(took)}.",
+        f" {each} {_when(origin)}, in {time(took)}.",
         took,
         place(group),
-        origin.relationship,
-        loaded_by(group.parents),
-        fix,
-        group.fingerprint,
+        relationship=origin.relationship,
+        parents=name_and_line(group.parents),
+        fix=_fix_of_load(recording, group),
+        fingerprint=group.fingerprint,
     )
 
 
-def _options_for(recording: Recording, group: Group) -> str:
-    """For the query that loaded the objects; of new ones, a query."""
+def _when(origin: Origin) -> str:
+    """``as it was touched``, ``after a flush``."""
+    if origin.expired_by == "flush":
+        return "after a flush"
+    if origin.kind == "refresh":
+        return _EXPIRED.get(origin.expired_by, "as it had expired")
+    if origin.kind == "immediate":
+        return "right after it" if origin.uselist else f"right after their {origin.entity}"
+    return "as it was touched"
+
+
+def _fix_of_load(recording: Recording, group: Group) -> str:
     origin = group.origin
-    paths, asked = paths_from_query(recording, group), times_asked(recording, group.parents)
+    if origin.expired_by == "flush" and group.system not in _UPDATES_TELL_NOTHING:
+        return eager_defaults(origin.entity)
+    if origin.kind == "refresh":
+        return _at_once(origin.entity, "after the flush" if origin.expired_by == "flush" else "before the loop")
+    return _options_for(recording, group)
+
+
+def _options_for(recording: Recording, group: Group) -> str:
+    """The options of the query that loaded the objects; of new ones, a query."""
+    origin, parents = group.origin, group.parents
+    paths, asked = paths_from_query(recording, group), times_asked(recording, parents)
     for_each = origin.uselist and 2 * asked > group.count  # an option of each query would make as many statements
     if for_each:
         paths = [in_a_query(path) for path in paths]
     above = [path[:-1] if origin.relationship is not None else path for path in paths]
-    fix = options(chosen for path in above for chosen in loaders_for(recording, origin, group.parents, path))
+    fix = options(chosen for path in above for chosen in loaders_for(recording, origin, parents, path))
     if origin.relationship is not None:
-        if group.parents is None or group.parents.origin.kind == "refresh":  # they are new, or the session had them
-            fix = f"session.scalars(select({origin.entity}).where(…){fix}).all()  # once, before the loop"
-        fix += in_place_of_levels(origin, group.parents, above[0])
-    fix += in_place_of_options(origin) + in_place_of_subclasses(recording, origin, group.parents)
+        if parents is None or parents.origin.kind == "refresh":  # they are new, or the session had them
+            fix = _at_once(origin.entity, "before the loop", fix)
+        fix += in_place_of_levels(origin, parents, above[0])
+    fix += in_place_of_options(origin) + in_place_of_subclasses(recording, origin, parents)
     if fix.startswith(".options"):
         fix += _of_query_above(recording, group)
         fix += f"  # of one query for all, in place of {asked:,}" if for_each else ""
     return fix
+
+
+def _at_once(entity: str | None, when: str, loads: str = "") -> str:
+    return f"session.scalars(select({entity}).where(…){loads}).all()  # once, {when}"
 
 
 def _what(origin: Origin, *others: Origin) -> str:
@@ -235,7 +235,7 @@ def _of_query_above(recording: Recording, group: Group) -> str:
     query = query_above(recording, group.parents)
     if group.parents is None or query is None or query.call_site == group.parents.call_site:
         return ""
-    return f"  # of the {loaded_by(query)}"
+    return f"  # of the {name_and_line(query)}"
 
 
 def _of_query(recording: Recording, group: Group) -> Finding:

@@ -15,7 +15,7 @@ from sqltrace.findings.loader_options import (
     options,
 )
 from sqltrace.findings.refreshes import eager_defaults
-from sqltrace.findings.wording import line, listed, loaded_by, of_subclass, session_maker
+from sqltrace.findings.wording import kept_after_commit, line, listed, name_and_line, of_subclass
 from sqltrace.recording import Recording
 
 _COMMIT = -1
@@ -28,9 +28,9 @@ def finding(kind: str, recording: Recording, failed: FailedLoad, message: str, f
         message,
         recording.duration,
         line(failed.call_site),
-        failed.origin.relationship,
-        loaded_by(failed.parents),
-        fix,
+        relationship=failed.origin.relationship,
+        parents=name_and_line(failed.parents),
+        fix=fix,
     )
 
 
@@ -69,7 +69,7 @@ def fix_for(recording: Recording, failed: FailedLoad, refresh: str) -> str:
     if failed.origin.kind != "refresh":
         return load_with_query(recording, failed)
     if _is_by_commit(failed):
-        return f"{session_maker(_is_async(recording, failed))}(engine, expire_on_commit=False)"
+        return kept_after_commit(_is_async(recording, failed))
     if failed.origin.expired_by == "flush":
         return eager_defaults(failed.origin.entity)
     return refresh
@@ -88,7 +88,7 @@ def load_with_query(recording: Recording, failed: FailedLoad) -> str:
 
 
 def _refresh(recording: Recording, failed: FailedLoad) -> str:
-    """Of an object that the application has made itself."""
+    """What helps for an object that the application has made itself."""
     origin = failed.origin
     names = [origin.relationship.rpartition(".")[2]] if origin.relationship is not None else list(origin.attributes)
     wait = "await " if _is_async(recording, failed) else ""

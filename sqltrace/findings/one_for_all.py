@@ -27,7 +27,7 @@ _AGGREGATE = re.compile(r"\b(?:(?:COUNT|SUM|AVG|MIN|MAX)\(|(?P<source>FROM)\b)",
 
 
 def one_for_all(recording: Recording, group: Group) -> str:
-    """A query of the application that is asked once for each object."""
+    """What to ask once in place of a query of the application that is asked for each object."""
     lookup = group.widening.lookup if group.widening is not None else None
     if group.widening is None or lookup is None or not lookup.equal:
         return _by_text(group.sql, group.system)
@@ -70,7 +70,7 @@ def _limited(sql: str) -> str:
 
 
 def _kept(select: str, is_async: bool, collections: bool) -> str:
-    """For `Session.get`, which finds what is there already."""
+    """What has `Session.get` find all of them in the session."""
     rows = f"(await session.scalars({select}))" if is_async else f"session.scalars({select})"
     unique = ".unique()" if collections else ""
     return f"kept = {rows}{unique}.all()  # once, before the loop, and kept: the session alone keeps no object"

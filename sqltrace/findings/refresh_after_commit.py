@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from sqltrace.finding import Finding
 from sqltrace.findings.refreshes import cost_with_loads
-from sqltrace.findings.wording import place, plural, session_maker, time
+from sqltrace.findings.wording import kept_after_commit, place, plural, time
 from sqltrace.recording import Recording
 
 
@@ -24,6 +24,6 @@ def refresh_after_commit(recording: Recording, *, refreshes: int = 5) -> Iterato
                 f" as a commit had expired them, in {time(took)}.",
                 took,
                 place(group),
-                fix=f"{session_maker(group.is_async)}(engine, expire_on_commit=False)",
+                fix=kept_after_commit(group.is_async),
                 fingerprint=group.fingerprint,
             )

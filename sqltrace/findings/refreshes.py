@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from sqltrace.finding import Finding
+from sqltrace.findings.costs import cost_at_once
 from sqltrace.findings.loader_options import loader_for, options
 from sqltrace.findings.one_for_all import is_one_in_each_transaction, locks
-from sqltrace.findings.wording import cost_at_once, listed, loaded_by, place, plural, session_maker, time
+from sqltrace.findings.wording import kept_after_commit, listed, name_and_line, place, plural, time
 from sqltrace.recording import Recording
 from sqltrace.statement import Group
 
@@ -26,7 +27,7 @@ def cost_with_loads(recording: Recording, group: Group) -> float:
 
 
 def refreshed_one_by_one(recording: Recording, group: Group) -> Finding:
-    """Of objects that `Session.refresh` was asked for, one after the other."""
+    """The finding about objects that `Session.refresh` loaded one after the other."""
     origin = group.origin
     within = _loads_within(recording, group)
     took = cost_with_loads(recording, group)
@@ -44,7 +45,7 @@ def refreshed_one_by_one(recording: Recording, group: Group) -> Finding:
         f" by {plural(statements, 'statement')} in {time(took)}.",
         took,
         place(group),
-        parents=loaded_by(group.parents),
+        parents=name_and_line(group.parents),
         fix=_unexpired(group) if plain and committed else _all_at_once(group, within),
         fingerprint=group.fingerprint,
     )
@@ -53,8 +54,8 @@ def refreshed_one_by_one(recording: Recording, group: Group) -> Finding:
 def _unexpired(group: Group) -> str:
     """Of objects that are committed each: to ask them all for their keys would load each of them again."""
     return (
-        f"{session_maker(group.is_async)}(engine, expire_on_commit=False)"
-        "  # and no session.refresh() after a commit; eager_defaults=True where the database makes values"
+        kept_after_commit(group.is_async)
+        + "  # and no session.refresh() after a commit; eager_defaults=True where the database makes values"
     )
 
 
@@ -72,7 +73,7 @@ def _all_at_once(group: Group, within: list[Group]) -> str:
 
 
 def _loads_within(recording: Recording, group: Group) -> list[Group]:
-    """Those of relationships of the objects; what is loaded below them is a batch for all of one object."""
+    """The loads of relationships of these objects. What is loaded below them is a batch for all of one object."""
     origin = group.origin
     return [
         other

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from functools import lru_cache
 
 from sqltrace.finding import Finding
-from sqltrace.findings.n_plus_one import mean_pause
-from sqltrace.findings.wording import cost_at_once, name_of, place, time
+from sqltrace.findings.costs import cost_at_once, mean_pause
+from sqltrace.findings.wording import name_of, place, time
 from sqltrace.recording import Recording
 from sqltrace.samples import DIGESTS
 from sqltrace.sql_text import WRITES
@@ -87,7 +87,7 @@ def _writes(summary: str) -> bool:
 
 @lru_cache(maxsize=1_024)
 def _tables_read(summary: str, sql: str) -> tuple[str, ...]:
-    """Those of a SELECT that answers the same until they change; none of any other statement."""
+    """The tables of a SELECT that answers the same until they change; none for any other statement."""
     operation, *tables = summary.split()
     writes = operation.upper() != "SELECT" or _writes(summary) or "FOR UPDATE" in sql.upper()
     return () if writes or _DIFFERS.search(sql) else tuple(tables)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from sqltrace.finding import Finding
-from sqltrace.findings.widened import asked_and_sent, fix_for, repeats_parents, times
-from sqltrace.findings.wording import cost, loaded_by, place, plural
+from sqltrace.findings.widened import asked_and_sent, finding, repeats_parents, times
+from sqltrace.findings.wording import plural
 from sqltrace.recording import Recording
 
 
@@ -26,15 +26,12 @@ def row_fan_out(
         roots, sent = group.roots or 0, group.rows or 0
         again = (sent - roots) * widening.asked_columns
         if again >= values:
-            yield Finding(
+            yield finding(
                 "row_fan_out",
+                recording,
+                group,
                 f"{asked_and_sent(group, widening)}; {plural(sent, 'row')} for"
                 f" {plural(roots, widening.entities[0] if widening.entities else 'object')} sent {again:,} values"
                 f" again and again, {times(group)}.",
-                cost(group),
-                place(group),
-                widening.collections[0].relationship,
-                loaded_by(group.parents),
-                fix_for(recording, group, widening.collections),
-                group.fingerprint,
+                widening.collections,
             )

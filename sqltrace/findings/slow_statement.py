@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterator
 
 from sqltrace.finding import Finding
-from sqltrace.findings.wording import kept_of, loaded_by, place_of_longest, plural, subject, time
+from sqltrace.findings.costs import kept_of
+from sqltrace.findings.wording import name_and_line, place_of_longest, plural, subject, time
 from sqltrace.recording import Recording
 from sqltrace.statement import Group
 
@@ -30,10 +31,10 @@ def slow_statement(recording: Recording, *, slow: float = 0.5) -> Iterator[Findi
                 f"{subject(group)} took {time(group.max)}{many}{rows}.",
                 group.total,
                 place_of_longest(group),
-                group.origin.relationship,
-                loaded_by(group.parents),
-                _STREAM if _is_fetched_slowly(recording, group) else _fix(group),
-                group.fingerprint or None,
+                relationship=group.origin.relationship,
+                parents=name_and_line(group.parents),
+                fix=_STREAM if _is_fetched_slowly(recording, group) else _fix(group),
+                fingerprint=group.fingerprint or None,
             )
     yield from _slow_commit(recording, slow)
 
@@ -45,7 +46,7 @@ def _is_fetched_slowly(recording: Recording, group: Group) -> bool:
 
 
 def _slow_commit(recording: Recording, slow: float) -> Iterator[Finding]:
-    """It is in the time of no statement."""
+    """Commits are in the time of no statement."""
     use = recording.connections
     commit, later = use.commit or 0.0, use.commit_after_response
     if commit >= slow:

@@ -1,17 +1,13 @@
-"""What the findings about eager joins share: rows for objects, and how to say what was joined."""
+"""What the findings about eager joins share: when rows are too many, and how to say what was joined."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from sqltrace.finding import Finding
-from sqltrace.findings.loader_options import (
-    Path,
-    loader_for_unused,
-    options,
-    paths_from_query,
-)
-from sqltrace.findings.wording import listed, plural, subject, time
+from sqltrace.findings.costs import cost
+from sqltrace.findings.loader_options import Path, loader_for_unused, options, paths_from_query
+from sqltrace.findings.wording import listed, name_and_line, place, plural, subject, time
 from sqltrace.recording import Recording
 from sqltrace.statement import Group
 from sqltrace.widening import EagerJoin, Widening
@@ -21,6 +17,31 @@ _BETTER = {
     "eager_join": ("cartesian_product", "row_fan_out"),
     "slow_statement": ("cartesian_product", "row_fan_out"),
 }
+
+
+def finding(
+    kind: str,
+    recording: Recording,
+    group: Group,
+    message: str,
+    joins: Sequence[EagerJoin],
+    relationship: str | None = None,
+) -> Finding:
+    """
+    Args:
+        joins: Those that the fix is about.
+        relationship: By default that of the first of them.
+    """
+    return Finding(
+        kind,
+        message,
+        cost(group),
+        place(group),
+        relationship=relationship or joins[0].relationship,
+        parents=name_and_line(group.parents),
+        fix=_fix(recording, group, joins),
+        fingerprint=group.fingerprint,
+    )
 
 
 def object_count(group: Group) -> int:
@@ -58,12 +79,12 @@ def asked_and_sent(group: Group, widening: Widening) -> str:
     )
 
 
-def is_told_by_rows(finding: Finding, findings: Iterable[Finding]) -> bool:
+def is_told_by_rows(one: Finding, findings: Iterable[Finding]) -> bool:
     """Whether another finding says more about the same statement: that its rows are too many."""
-    better = _BETTER.get(finding.kind)
+    better = _BETTER.get(one.kind)
     if better is None:
         return False
-    about = finding.fingerprint, finding.parents
+    about = one.fingerprint, one.parents
     return any(other.kind in better and (other.fingerprint, other.parents) == about for other in findings)
 
 
@@ -76,7 +97,7 @@ def times(group: Group) -> str:
     return text
 
 
-def fix_for(recording: Recording, group: Group, joins: Iterable[EagerJoin]) -> str:
+def _fix(recording: Recording, group: Group, joins: Iterable[EagerJoin]) -> str:
     """
     Loader options instead of these joins, for the query of the application, and where the mapping could be changed.
 

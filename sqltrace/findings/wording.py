@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from operator import add
 
 from sqltrace.callsite import CallSite
-from sqltrace.collector import Execution
-from sqltrace.intervals import Coverage
 from sqltrace.origin import Origin, Parents
-from sqltrace.recording import Recording
 from sqltrace.statement import Group
 
 
@@ -74,44 +70,22 @@ def mostly(worst: Group, groups: list[Group]) -> str:
     return f", most of it {name_of(worst)}." if len(groups) > 1 else f": {name_of(worst)}."
 
 
-def loaded_by(parents: Parents | None) -> str | None:
+def name_and_line(parents: Parents | None) -> str | None:
     """``SELECT contents at app/api.py:46 in list_contents``."""
     if parents is None:
         return None
     return f"{name_of(parents)} at {line(parents.call_site)}" if parents.call_site else name_of(parents)
 
 
-def cost(group: Group) -> float:
-    """Seconds of the database and of making objects."""
-    return group.total + group.objects
-
-
-def cost_at_once(recording: Recording, group: Group) -> float:
-    """As `cost`; what ran at the same time counts once, where all of it had no time one after the other."""
-    span = (group.samples.last - group.samples.first) / 1_000_000_000 + group.max
-    if cost(group) <= span:
-        return cost(group)
-    kept, together = kept_of(recording, group), Coverage()
-    lengths = [execution.elapsed + execution.objects for execution in kept]
-    starts = [execution.started for execution in kept]
-    together.add_all(starts, list(map(add, starts, lengths)))
-    apart = sum(lengths)
-    return cost(group) * together.total() / apart if apart else cost(group)
-
-
-def kept_of(recording: Recording, group: Group) -> list[Execution]:
-    """What is known of its single statements, as far as they were kept."""
-    return next((executions for other, executions in recording.executions() if other is group), [])
-
-
 def of_subclass(origin: Origin, *, several: bool = False) -> str:
-    """Of what a query of the base does not load."""
+    """In words, what a query of the base does not load."""
     what = "a column" if origin.relationship is None else "a relationship"
     return f"{'columns' if several else what} of a subclass of {origin.base}"
 
 
-def session_maker(is_async: bool) -> str:
-    return "async_sessionmaker" if is_async else "sessionmaker"
+def kept_after_commit(is_async: bool) -> str:
+    """Has a commit expire nothing."""
+    return f"{'async_sessionmaker' if is_async else 'sessionmaker'}(engine, expire_on_commit=False)"
 
 
 def subject(group: Group) -> str:

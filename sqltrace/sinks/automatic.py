@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 from sqltrace.faults import report_fault
 from sqltrace.request import RequestRecord
 from sqltrace.route import Scope
+from sqltrace.sinks.configured import is_any_configured
 from sqltrace.sinks.protocol import StartingSink
-
-# The API cannot be asked whether somebody has configured it: these stand in until then.
-_DEFERRED = frozenset(("ProxyTracerProvider", "_ProxyMeterProvider", "ProxyLoggerProvider"))
-
-
-def is_configured(provider: Any) -> bool:
-    cls = type(provider)
-    return not (cls.__name__ in _DEFERRED and cls.__module__.startswith("opentelemetry."))
 
 
 class OpenTelemetryWhenConfigured:
@@ -31,7 +23,7 @@ class OpenTelemetryWhenConfigured:
         self._broken = False
 
     def request_started(self, record: RequestRecord, scope: Scope, app: Any) -> None:
-        if self._sink is None and not self._broken and _is_any_configured():
+        if self._sink is None and not self._broken and is_any_configured():
             self._sink = self._make()
         if self._sink is not None:
             self._sink.request_started(record, scope, app)
@@ -53,10 +45,3 @@ class OpenTelemetryWhenConfigured:
             self._broken = True
             report_fault("using the installed opentelemetry-api", fault)
             return None
-
-
-def _is_any_configured() -> bool:
-    trace, metrics = sys.modules.get("opentelemetry.trace"), sys.modules.get("opentelemetry.metrics")
-    if trace is not None and is_configured(trace.get_tracer_provider()):
-        return True
-    return metrics is not None and is_configured(metrics.get_meter_provider())

@@ -7,7 +7,7 @@ from typing import Any
 
 from sqltrace.connection import ConnectionUse, PoolWait
 from sqltrace.finding import Finding
-from sqltrace.findings.wording import loaded_by, place
+from sqltrace.findings.wording import name_and_line, place
 from sqltrace.origin import QUERY
 from sqltrace.recording import Recording
 from sqltrace.request import RequestRecord
@@ -124,7 +124,7 @@ def _statement(group: Group, literals: bool) -> dict[str, Any]:
         "origin": group.origin.kind if group.origin is not QUERY else None,
         "relationship": group.origin.relationship,
         "lazy": group.origin.lazy,
-        "loaded_for": loaded_by(group.parents),
+        "loaded_for": name_and_line(group.parents),
         "eager_joins": _eager_joins(group.widening),
         "system": group.system,
         "phase": group.phase if group.phase != "response" else None,

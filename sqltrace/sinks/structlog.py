@@ -78,7 +78,7 @@ class StructlogSink:
 def _checked_logger(logger: Any) -> Any:
     if isinstance(logger, type):
         raise TypeError(f"logger must be an object, got the class {logger.__name__}")
-    # Of its own, not `info`: to ask one for that which is not bound yet binds it, and some need a running loop then.
+    # Not asked for `info`: that binds a logger which is not bound yet, and some need a running loop for it.
     if logger is not None and not (hasattr(logger, "bind") and hasattr(logger, "unbind")):
         remedy = ": write structlog.wrap_logger(…)" if isinstance(logger, logging.Logger) else ""
         raise TypeError(f"logger must be a structlog logger, got {logger!r:.100}{remedy}")

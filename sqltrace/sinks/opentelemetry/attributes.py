@@ -23,7 +23,7 @@ _DEFAULT_PORTS = {"postgresql": 5432, "mysql": 3306, "mariadb": 3306, "microsoft
 
 
 def of_request(record: RequestRecord) -> Attributes:
-    """For the server span, whoever made it."""
+    """Attributes of the server span, whoever made it."""
     recording = record.recording
     account, counts = recording.time_account, recording.counts
     return known(
@@ -88,7 +88,7 @@ def of_statement(group: Group, execution: Execution | None, rest: Rest | None, *
 
 
 def _add_measured(attributes: Attributes, execution: Execution) -> None:
-    """What is the statement's own."""
+    """Add what was measured of a single statement."""
     attributes["sqltrace.fetch"] = execution.fetch / _SECOND
     if "objects" not in unmeasurable:
         attributes["sqltrace.objects"] = execution.objects / _SECOND
@@ -126,14 +126,14 @@ def of_acquisition(one: Acquisition) -> Attributes:
 
 
 def of_failure(failure: Failure | None) -> Attributes:
-    """Of a statement that failed: nothing for `None`."""
+    """Attributes of a statement that failed; none for `None`."""
     if failure is None:
         return {}
     return known({"error.type": failure.type.removeprefix("builtins."), "db.response.status_code": failure.code})
 
 
 def of_operation(system: str, summary: str | None, database: Database | None) -> Attributes:
-    """For the metrics of statements: few different ones."""
+    """Attributes for the metrics of statements, of few different values."""
     attributes: Attributes = {"db.system.name": system}
     if summary is not None:
         attributes["db.query.summary"] = summary

@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary, ref
 from opentelemetry import metrics, trace
 
 from sqltrace.route import Scope, layers
-from sqltrace.sinks.automatic import is_configured
+from sqltrace.sinks.configured import is_configured
 
 _CONTRIB = "opentelemetry.instrumentation."
 

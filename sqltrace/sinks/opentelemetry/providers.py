@@ -10,7 +10,7 @@ from weakref import WeakValueDictionary
 
 from opentelemetry import _logs, metrics, trace
 
-from sqltrace.sinks.automatic import is_configured
+from sqltrace.sinks.configured import is_configured
 from sqltrace.sinks.opentelemetry.metrics import RequestMetrics
 
 SCHEMA_URL = "https://opentelemetry.io/schemas/1.44.0"
@@ -67,7 +67,7 @@ class Meters(_Cached[RequestMetrics]):
 
 
 def _metrics_of(provider: metrics.MeterProvider, name: str, version: str | None) -> RequestMetrics:
-    """The same for all sinks, as long as one of them has the provider."""
+    """The metrics of a provider, which all its sinks share as long as one of them lives."""
     known = _measured.get(id(provider))
     if known is None:
         known = _measured[id(provider)] = RequestMetrics(provider.get_meter(name, version, schema_url=SCHEMA_URL))

@@ -137,8 +137,6 @@ class OpenTelemetrySink:
         self._insides = Insides()
         self._note = f"opentelemetry.{id(self)}"
 
-    # The moments
-
     def request_started(self, record: RequestRecord, scope: Scope, app: Any) -> None:
         """Called in the context of the request, before the application."""
         if self._comments:
@@ -184,8 +182,6 @@ class OpenTelemetrySink:
         finally:
             if request is not None:
                 request.leave()
-
-    # What they do
 
     def _follow(self, record: RequestRecord, request: _Request) -> None:
         if not request.traced:

@@ -92,7 +92,7 @@ def choose(recording: Recording, *, repeats: int, most: int) -> list[Told]:
 
 
 def _left_over(group: Group, kept: list[Execution]) -> tuple[Group, list[Execution]]:
-    """What another instrumentation does not tell. Where it tells all that were kept, it tells the others, too."""
+    """A group without what another instrumentation tells. If that tells all that were kept, it tells the rest, too."""
     if TOLD_ELSEWHERE not in map(_SPAN, kept):
         return group, kept
     ours = [execution for execution in kept if execution.span is not TOLD_ELSEWHERE]
@@ -195,7 +195,7 @@ def _together(spans: list[Told], phase: Phase) -> Told:
 
 
 def _rest_in(span: Told) -> Rest:
-    """What it stands for."""
+    """The statements that a span stands for."""
     one = span.execution
     if span.rest is not None or one is None:
         return span.rest or Rest(0, 0.0)  # the latter for the type checker: one of both is there

@@ -32,7 +32,7 @@ class Bucket:
 
 @dataclass(slots=True)
 class Measured:
-    """By the number of the histogram's bucket, so that the mean of each stands for its values."""
+    """Buckets by their number in the histogram, so that the mean of each may stand for its values."""
 
     durations: dict[int, Bucket] = field(default_factory=lambda: defaultdict(Bucket))
     rows: dict[int, Bucket] = field(default_factory=lambda: defaultdict(Bucket))

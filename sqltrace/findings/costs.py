@@ -1,0 +1,39 @@
+"""What groups cost, and the pauses between their statements."""
+
+from __future__ import annotations
+
+from operator import add
+
+from sqltrace.collector import Execution
+from sqltrace.intervals import Coverage
+from sqltrace.recording import Recording
+from sqltrace.statement import Group
+
+
+def cost(group: Group) -> float:
+    """Seconds of the database and of making objects."""
+    return group.total + group.objects
+
+
+def cost_at_once(recording: Recording, group: Group) -> float:
+    """As `cost`, but what ran at the same time counts once, if there was not enough time to run one after the other."""
+    span = (group.samples.last - group.samples.first) / 1_000_000_000 + group.max
+    if cost(group) <= span:
+        return cost(group)
+    kept, together = kept_of(recording, group), Coverage()
+    lengths = [execution.elapsed + execution.objects for execution in kept]
+    starts = [execution.started for execution in kept]
+    together.add_all(starts, list(map(add, starts, lengths)))
+    apart = sum(lengths)
+    return cost(group) * together.total() / apart if apart else cost(group)
+
+
+def kept_of(recording: Recording, group: Group) -> list[Execution]:
+    """The single executions of a group, as far as they were kept."""
+    return next((executions for other, executions in recording.executions() if other is group), [])
+
+
+def mean_pause(group: Group, loop_wait: float) -> float:
+    """Seconds between the end of one statement and the start of the next, without waiting for the event loop."""
+    between = (group.samples.last - group.samples.first) / 1_000_000_000
+    return (between - group.total - loop_wait) / max(1, group.count - 1)
