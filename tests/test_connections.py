@@ -1400,10 +1400,12 @@ def test_what_sqlalchemy_asks_of_a_database_that_it_meets_is_part_of_connecting(
 
     def unit():
         with sqltrace.record() as recording, engine.connect() as connection:
+            before = recording.time_account
             connection.execute(text("SELECT 1"))
-        return recording
+        return recording, before
 
-    recording = work.run(unit)
+    recording, before = work.run(unit)
 
     assert [statement.sql for statement in recording.statements] == ["SELECT 1"]
+    assert before.database == 0 < before.connection
     assert recording.connections.connect > 0

@@ -199,7 +199,9 @@ def _note(
     try:
         ended = collector.clock()
         spent = ended - started
-        if spent > NEGLIGIBLE:
+        asked = asking.get()
+        meets = asked is not None and asked.opening is dialect  # SQLAlchemy gets to know the database: connecting
+        if spent > NEGLIGIBLE and not meets:
             mark(collector, dialect, "database", started, ended)
             if dialect.is_async and spent >= replies.SLOW:
                 spent -= replies.loop_wait(collector, connection, dialect, started, ended, 0) or 0
