@@ -11,6 +11,7 @@ previous look counts for the line it has reached, as a rule the same one.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import time
@@ -18,7 +19,7 @@ from collections.abc import Mapping
 from operator import itemgetter
 from threading import Event, Lock, Thread
 from threading import enumerate as enumerate_threads
-from types import MappingProxyType
+from types import FrameType, MappingProxyType
 from typing import Any, Final, NamedTuple, Protocol
 from weakref import ref
 
@@ -29,6 +30,7 @@ _PAUSE: Final = 0.05  # seconds
 _PAUSES: Final = 100  # of what a look takes, at least: of thousands of websockets it is a millisecond
 _MAX_LINES: Final = 100
 _LITTLE: Final = 0.02  # less of it is CPU time while a call blocks
+_COLLECTS_ANYWHERE: Final = sys.version_info < (3, 12)  # later between two instructions of Python only
 
 
 class _Step:
@@ -198,17 +200,35 @@ def _see(share: Guarded, began: int, thread: int) -> tuple[CallSite | None, floa
     lasted = (share.collector.clock() - began) / 1_000_000_000
     if lasted < _PAUSE:
         return None
-    # Not kept: among the frames of all threads is this one, which would keep them all.
-    frame = sys._current_frames().get(thread)
+    frame = _frame_of(thread)
     return (site_of_step(frame), lasted) if frame is not None and share.began == began else None
 
 
 def _see_another(log: Any, thread: int) -> None:
     """The line of what holds a loop while none of its requests does."""
-    due, frame = log.beat_due, sys._current_frames().get(thread)
+    due, frame = log.beat_due, _frame_of(thread)
     site = site_of_task(frame) if frame is not None else None
     if site is not None and log.beat_due == due and log.is_overdue():
         log.seen.append((log.clock(), site))
+
+
+def _frame_of(thread: int) -> FrameType | None:
+    """
+    The innermost frame of a thread; `None` once that has ended.
+
+    Python 3.11 makes the frames while it holds a lock. A garbage collection that begins meanwhile, and comes upon a
+    `threading.local` or lets another thread run, would stop the process for good (python/cpython#106883). Nobody sees
+    it disabled: who waits for the interpreter's lock gets it some milliseconds later.
+    """
+    collects = _COLLECTS_ANYWHERE and gc.isenabled()
+    if collects:
+        gc.disable()
+    try:
+        # Not kept: among the frames of all threads is this one, which would keep them all.
+        return sys._current_frames().get(thread)
+    finally:
+        if collects:
+            gc.enable()
 
 
 def _cpu_time(thread: int) -> float | None:

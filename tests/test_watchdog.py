@@ -287,14 +287,38 @@ def test_fault_in_looking_is_told_once_and_the_response_sent(monkeypatch, caplog
     ]
 
 
-def run_script(script):
+def run_script(script, **options):
     path = os.pathsep.join([os.path.dirname(os.path.dirname(HERE)), os.environ.get("PYTHONPATH", "")])
     return subprocess.run(
         [sys.executable, "-c", script],
         capture_output=True,
         text=True,
         env=os.environ | {"PYTHONPATH": path, "PYTHONWARNINGS": "ignore"},
+        **options,
     )
+
+
+def test_garbage_collection_while_it_looks_does_not_stop_the_process():
+    script = """
+import gc, threading
+from sqltrace.watchdog import _frame_of
+
+class Cycle:
+    def __init__(self):
+        self.itself = self
+        self.local = threading.local()
+        self.local.value = 1
+
+for number in range(2_000):
+    gc.set_threshold(2 + number % 9)  # some of the collections begin within
+    Cycle()
+    assert _frame_of(threading.get_ident()) is not None
+print(gc.isenabled())
+gc.disable()
+_frame_of(threading.get_ident())
+print(gc.isenabled())
+"""
+    assert run_script(script, timeout=30).stdout.split() == ["True", "False"]
 
 
 def test_thread_is_started_by_the_first_request_and_not_before():
