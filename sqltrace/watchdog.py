@@ -15,7 +15,7 @@ import gc
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from operator import itemgetter
 from threading import Event, Lock, Thread
 from threading import enumerate as enumerate_threads
@@ -30,6 +30,7 @@ _PAUSE: Final = 0.05  # seconds
 _PAUSES: Final = 100  # of what a look takes, at least: of thousands of websockets it is a millisecond
 _MAX_LINES: Final = 100
 _LITTLE: Final = 0.02  # less of it is CPU time while a call blocks
+_has_gil: Final[Callable[[], bool]] = getattr(sys, "_is_gil_enabled", lambda: True)
 _COLLECTS_ANYWHERE: Final = sys.version_info < (3, 12)  # later between two instructions of Python only
 
 
@@ -214,12 +215,14 @@ def _see_another(log: Any, thread: int) -> None:
 
 def _frame_of(thread: int) -> FrameType | None:
     """
-    The innermost frame of a thread; `None` once that has ended.
+    The innermost frame of a thread; `None` once that has ended, and where Python runs without its lock.
 
     Python 3.11 makes the frames while it holds a lock. A garbage collection that begins meanwhile, and comes upon a
     `threading.local` or lets another thread run, would stop the process for good (python/cpython#106883). Nobody sees
     it disabled: who waits for the interpreter's lock gets it some milliseconds later.
     """
+    if not _has_gil():
+        return None  # to read the frames of a thread that runs meanwhile may crash (python/cpython#152355)
     collects = _COLLECTS_ANYWHERE and gc.isenabled()
     if collects:
         gc.disable()

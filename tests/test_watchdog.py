@@ -11,11 +11,12 @@ from functools import partial
 import pytest
 
 import sqltrace
+from sqltrace import watchdog
 from sqltrace.callsite import CallSite
 from sqltrace.event_loop import LoopShare
 from sqltrace.findings import blocked_loop, waited_for_loop
 from sqltrace.watchdog import Sightings, _pause_after
-from tests.loops import RUNNERS, get, observed, respond, thrice
+from tests.loops import RUNNERS, block, get, observed, respond, thrice
 
 HERE = __file__
 PATIENCE = 30  # seconds after which a test gives up
@@ -319,6 +320,19 @@ _frame_of(threading.get_ident())
 print(gc.isenabled())
 """
     assert run_script(script, timeout=30).stdout.split() == ["True", "False"]
+
+
+def test_nobody_is_looked_at_where_threads_run_without_the_interpreters_lock(monkeypatch):
+    async def endpoint(scope, receive, send):
+        block(0.3)
+        await respond(send)
+
+    monkeypatch.setattr(watchdog, "_has_gil", lambda: False)
+    app, records = observed(endpoint)
+    asyncio.run(get(app, "/"))
+
+    assert records["/"].sightings is None
+    assert records["/"].longest_hold >= 0.3
 
 
 def test_thread_is_started_by_the_first_request_and_not_before():
