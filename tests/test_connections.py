@@ -401,7 +401,7 @@ def test_self_deadlock_is_named(work):
 
     recording = work.run(unit)
 
-    (wait,) = recording.connections.waits
+    wait = recording.connections.waits[0]  # on a busy machine getting the first one may be a wait, too
     assert (wait.self_deadlock, wait.holders[0].own, names(wait)) == (True, True, {"GET /twice"})
 
 
