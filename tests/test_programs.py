@@ -206,16 +206,16 @@ def listening(engine) -> Iterator[Seen]:
     def started(connection, cursor, statement, parameters, context, executemany):
         seen.statements.append(statement)
 
-    def ended(context):
+    def failed(context):
         seen.failed += context.execution_context is not None
 
     event.listen(engine, "before_cursor_execute", started)
-    event.listen(engine, "handle_error", ended)
+    event.listen(engine, "handle_error", failed)
     try:
         yield seen
     finally:
         event.remove(engine, "before_cursor_execute", started)
-        event.remove(engine, "handle_error", ended)
+        event.remove(engine, "handle_error", failed)
 
 
 class CountingCursor(sqlite3.Cursor):
