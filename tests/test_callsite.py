@@ -411,13 +411,24 @@ def test_session_that_runs_in_a_task_of_its_own_is_told_where_that_is_awaited(wa
     assert (statement.call_site.file, statement.call_site.line) == (HERE, line_of(way))
 
 
-def test_flush_as_a_session_ends_in_a_task_of_its_own_is_told_where_that_is_awaited():
+@asynccontextmanager
+async def session_of_a_dependency(engine):
+    async with async_sessionmaker(engine).begin() as session:  # dependency
+        yield session
+
+
+@pytest.mark.parametrize("way", ["begin", "dependency"])
+def test_flush_as_a_session_ends_in_a_task_of_its_own_is_told_where_that_is_awaited(way):
     shelf = mapping()
 
     async def app(scope, receive, send):
         engine = await open_async_shelf(shelf)
-        async with async_sessionmaker(engine).begin() as session:  # begin
-            session.add(shelf.Author(name="new", bio=""))
+        if way == "begin":
+            async with async_sessionmaker(engine).begin() as session:  # begin
+                session.add(shelf.Author(name="new", bio=""))
+        else:
+            async with session_of_a_dependency(engine) as session:
+                session.add(shelf.Author(name="new", bio=""))
         await engine.dispose()
         await respond(send)
 
@@ -426,30 +437,7 @@ def test_flush_as_a_session_ends_in_a_task_of_its_own_is_told_where_that_is_awai
 
     insert = records["/"].statements[-1]
     assert insert.summary == "INSERT authors"
-    assert (insert.call_site.file, insert.call_site.line) == (HERE, line_of("begin"))
-
-
-def test_flush_as_a_dependency_ends_is_told_where_that_awaits_the_end_of_its_session():
-    shelf = mapping()
-
-    @asynccontextmanager
-    async def session_of(engine):
-        async with async_sessionmaker(engine).begin() as session:  # dependency
-            yield session
-
-    async def app(scope, receive, send):
-        engine = await open_async_shelf(shelf)
-        async with session_of(engine) as session:
-            session.add(shelf.Author(name="new", bio=""))
-        await engine.dispose()
-        await respond(send)
-
-    observer, records = observed(app)
-    asyncio.run(get(observer, "/"))
-
-    insert = records["/"].statements[-1]
-    assert insert.summary == "INSERT authors"
-    assert (insert.call_site.file, insert.call_site.line) == (HERE, line_of("dependency"))
+    assert (insert.call_site.file, insert.call_site.line) == (HERE, line_of(way))
 
 
 def test_session_in_a_task_within_a_recording_of_a_part_of_the_request_is_told_where_that_is_awaited():
