@@ -699,17 +699,20 @@ def test_connection_that_the_database_refuses_is_a_failed_span_however_short_it_
     assert refused.status.status_code is StatusCode.ERROR
 
 
-def test_connection_that_could_be_opened_is_no_failed_span(tracing):
-    clock = Clock()
+@pytest.fixture
+def slow_to_connect(clock):
+    """An engine that takes 10 ms, by the clock, for each connection."""
 
     def connect():
         clock.advance(0.01)
         return sqlite3.connect(":memory:")
 
-    engine = create_engine("sqlite://", creator=connect, poolclass=NullPool)
+    return create_engine("sqlite://", creator=connect, poolclass=NullPool)
 
+
+def test_connection_that_could_be_opened_is_no_failed_span(tracing, clock, slow_to_connect):
     async def app(scope, receive, send):
-        engine.connect().close()
+        slow_to_connect.connect().close()
         await send(START)
         await send(BODY)
 
@@ -736,20 +739,14 @@ def test_wait_for_a_connection_within_a_span_of_the_application_is_below_it(trac
     assert wait.end_time <= loading.end_time + 1_000_000
 
 
-def test_connection_that_is_asked_for_at_the_very_end_of_the_response_is_of_the_response(tracing):
-    clock = Clock()
-
-    def connect():
-        clock.advance(0.01)
-        return sqlite3.connect(":memory:")
-
-    engine = create_engine("sqlite://", creator=connect, poolclass=NullPool)
-
+def test_connection_that_is_asked_for_at_the_very_end_of_the_response_is_of_the_response(
+    tracing, clock, slow_to_connect
+):
     async def app(scope, receive, send):
         await send(START)
         await send(BODY)
-        engine.connect().close()
-        engine.connect().close()
+        slow_to_connect.connect().close()
+        slow_to_connect.connect().close()
 
     run(timed(app, clock, sinks=[OpenTelemetrySink(tracer_provider=tracing.provider)]), http_scope())
 
