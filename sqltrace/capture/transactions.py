@@ -199,9 +199,7 @@ def _note(
     try:
         ended = collector.clock()
         spent = ended - started
-        asked = asking.get()
-        meets = asked is not None and asked.opening is dialect  # SQLAlchemy gets to know the database: connecting
-        if spent > NEGLIGIBLE and not meets:
+        if spent > NEGLIGIBLE and not _meets(dialect):
             mark(collector, dialect, "database", started, ended)
             if dialect.is_async and spent >= replies.SLOW:
                 spent -= replies.loop_wait(collector, connection, dialect, started, ended, 0) or 0
@@ -209,6 +207,12 @@ def _note(
             setattr(checkout, kind, getattr(checkout, kind) + spent)
     except Exception as fault:
         report_fault("measuring a transaction", fault)
+
+
+def _meets(dialect: Dialect) -> bool:
+    """Whether SQLAlchemy gets to know the database for the caller, which is part of connecting."""
+    checkout = asking.get()
+    return checkout is not None and checkout.opening is dialect
 
 
 def _commits_itself(dialect: Dialect, connection: Any) -> bool:
