@@ -92,8 +92,10 @@ def _told_elsewhere(group: Group) -> bool:
 
 def _is_one_for_each_rollback(recording: Recording, group: Group) -> bool:
     """Of objects that are rolled back one by one, each of which has to be read again if it is needed."""
+    if group.origin.expired_by != "rollback":
+        return False
     to_savepoints = sum(other.count for other in recording.groups if other.summary.startswith("ROLLBACK"))
-    return group.origin.expired_by == "rollback" and recording.connections.rollbacks + to_savepoints >= group.count
+    return recording.connections.rollbacks + to_savepoints >= group.count
 
 
 def _same_each_time(group: Group) -> bool:
