@@ -46,7 +46,7 @@ def log_line(record: RequestRecord, *, top: int = 5, literals: bool = False) -> 
         "time.database_ms": _milliseconds(account.database),
         "time.objects_ms": _milliseconds(account.objects),
         "time.loop_wait_ms": _milliseconds(account.loop_wait),
-        "time.loop_wait_estimated": bool(account.loop_wait and recording.loop_wait_estimated) or None,
+        "time.loop_wait_estimated": wait_is_estimated(recording) or None,
         "time.python_ms": _milliseconds(account.python),
         "loop.held_ms": _milliseconds(recording.held_loop),
         "loop.longest_hold_ms": _milliseconds(recording.longest_hold),
@@ -86,6 +86,11 @@ def is_slow(record: RequestRecord, slow: float) -> bool:
     lives = record.event_stream or record.protocol == "websocket"
     waited = record.time_to_first_byte if lives else record.duration
     return waited is not None and waited >= slow
+
+
+def wait_is_estimated(recording: Recording) -> bool:
+    """Whether the time that is told for the event loop is an estimate, in part."""
+    return bool(recording.time_account.loop_wait) and recording.loop_wait_estimated
 
 
 def _finding(finding: Finding) -> dict[str, Any]:

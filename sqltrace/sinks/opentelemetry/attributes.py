@@ -9,7 +9,7 @@ from sqltrace.connection import Acquisition, ConnectionUse, unmeasurable_times
 from sqltrace.database import Database, database_of
 from sqltrace.origin import QUERY
 from sqltrace.request import RequestRecord
-from sqltrace.sinks.log_line import known
+from sqltrace.sinks.log_line import known, wait_is_estimated
 from sqltrace.sinks.opentelemetry.telling import Rest
 from sqltrace.sql_text import redact
 from sqltrace.statement import Failure, Group
@@ -32,7 +32,7 @@ def of_request(record: RequestRecord) -> Attributes:
             "sqltrace.time.database": account.database,
             "sqltrace.time.objects": account.objects,
             "sqltrace.time.loop_wait": account.loop_wait,
-            "sqltrace.time.loop_wait_estimated": bool(account.loop_wait and recording.loop_wait_estimated) or None,
+            "sqltrace.time.loop_wait_estimated": wait_is_estimated(recording) or None,
             "sqltrace.time.python": account.python,
             "sqltrace.loop.held": recording.held_loop,
             "sqltrace.loop.longest_hold": recording.longest_hold,
