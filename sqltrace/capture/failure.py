@@ -23,8 +23,7 @@ def _code(error: BaseException) -> str | None:
     first = error.args[0] if error.args else None
     if isinstance(first, int) and not isinstance(first, bool):
         return str(first)
-    for name in ("sqlstate", "pgcode", "sqlite_errorname"):  # psycopg and asyncpg, psycopg2, sqlite3
-        code = getattr(error, name, None)
-        if isinstance(code, str):
-            return code
-    return None
+    # psycopg and asyncpg, psycopg2, sqlite3; oracledb; pg8000: the fields that PostgreSQL's protocol names by letters.
+    codes = [getattr(error, name, None) for name in ("sqlstate", "pgcode", "sqlite_errorname")]
+    codes += [getattr(first, "full_code", None), first.get("C") if isinstance(first, dict) else None]
+    return next((code for code in codes if isinstance(code, str)), None)
