@@ -298,14 +298,15 @@ def test_pages_in_the_words_of_the_standard_are_no_n_plus_one(postgres_url):
     assert sqltrace.diagnose(recording) == []
 
 
-def test_row_that_is_locked_again_is_no_repeated_statement(postgres_url):
+@pytest.mark.parametrize("lock", ["FOR UPDATE", "FOR SHARE"])
+def test_row_that_is_locked_again_is_no_repeated_statement(postgres_url, lock):
     engine = create_engine(postgres_url)
     with engine.connect() as connection:
         connection.execute(text("CREATE TEMPORARY TABLE numbers AS SELECT generate_series(1, 3) AS n"))
         connection.commit()
         with sqltrace.record() as recording:
             for _ in range(5):
-                connection.execute(text("SELECT n FROM numbers WHERE n = :n FOR UPDATE"), {"n": 1}).all()
+                connection.execute(text(f"SELECT n FROM numbers WHERE n = :n {lock}"), {"n": 1}).all()
                 connection.commit()
     engine.dispose()
 

@@ -8,6 +8,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sele
 from sqlalchemy.pool import StaticPool
 
 import sqltrace
+from sqltrace.findings.locking import locks, with_for_update
 from sqltrace.recording import Recording
 from tests import shelf as shelves
 from tests.scenarios import RECORDERS, innermost
@@ -110,6 +111,23 @@ def test_refreshes_that_lock_are_replaced_by_a_select_that_locks(postgres_url):
     assert "select(Author).where(Author.id.in_(ids)).with_for_update()" in finding.fix
     assert "FOR UPDATE" in mended.statements[-1].sql
     assert sqltrace.diagnose(mended) == []
+
+
+@pytest.mark.parametrize(
+    ("lock", "locked"),
+    [
+        ("FOR UPDATE", ".with_for_update()"),
+        ("FOR UPDATE OF t", ".with_for_update(…)"),
+        ("FOR NO KEY UPDATE", ".with_for_update(…)"),
+        ("FOR SHARE", ".with_for_update(…)"),
+        ("LOCK IN SHARE MODE", ".with_for_update(…)"),
+        ("", ""),
+    ],
+)
+def test_lock_of_a_select_is_known_by_its_text(lock, locked):
+    sql = f"SELECT t.id \nFROM t {lock}"
+
+    assert (locks(sql), with_for_update(sql)) == (bool(lock), locked)
 
 
 def test_refreshes_after_commits_are_no_fault_of_these():

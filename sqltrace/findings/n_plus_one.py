@@ -19,7 +19,8 @@ from sqltrace.findings.loader_options import (
     query_above,
     times_asked,
 )
-from sqltrace.findings.one_for_all import EQUAL, LIMIT, is_one_in_each_transaction, locks, one_for_all
+from sqltrace.findings.locking import locks
+from sqltrace.findings.one_for_all import EQUAL, LIMIT, is_one_in_each_transaction, one_for_all
 from sqltrace.findings.refreshes import cost_with_loads, eager_defaults, is_within, refreshed_one_by_one
 from sqltrace.findings.wording import listed, name_and_line, name_of, of_subclass, place, plural, time
 from sqltrace.literals import IN_SCHEMA

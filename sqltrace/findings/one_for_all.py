@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
+from sqltrace.findings.locking import with_for_update
 from sqltrace.findings.wording import listed
 from sqltrace.recording import Recording
 from sqltrace.sql_text import redact
@@ -12,9 +13,6 @@ from sqltrace.statement import Group
 
 LIMIT = re.compile(r"\sLIMIT\s|\sFETCH\s+(FIRST|NEXT)\s|\bSELECT\s+TOP\b", re.IGNORECASE)
 EQUAL = re.compile(r"(?<![<>!:=])=(?![=>])")
-_LOCK = re.compile(
-    r"\sFOR\s+(?:NO\s+KEY\s+UPDATE|(?P<plain>UPDATE)|(?:KEY\s+)?SHARE)\b(?P<more>.*)", re.IGNORECASE | re.DOTALL
-)
 _PLACEHOLDER = r"(?:\?|%s|%\(\w+\)s|(?<!:):\w+|\$\d+)(?:\s*::\s*\w+)?"
 _EQUALS = re.compile(
     rf"\bWHERE\b.*?(?:\b(?P<column>\w+\.\w+) = |\s{_PLACEHOLDER} = (?P<reversed>\w+\.\w+))", re.IGNORECASE | re.DOTALL
@@ -31,7 +29,7 @@ def one_for_all(recording: Recording, group: Group) -> str:
     lookup = group.widening.lookup if group.widening is not None else None
     if group.widening is None or lookup is None or not lookup.equal:
         return _by_text(group.sql, group.system)
-    [entity, *_], equal, lock = group.widening.entities, lookup.equal, _lock(group.sql)
+    [entity, *_], equal, lock = group.widening.entities, lookup.equal, with_for_update(group.sql)
     if lookup.alone and (len(equal) == 1 or lookup.is_key):
         which = _in(equal[0]) if len(equal) == 1 else f"tuple_({', '.join(equal)}).in_(keys)"
         loading = ".options(…)" if lookup.options else ""  # as they are: get() finds what is there without them
@@ -51,18 +49,6 @@ def one_for_all(recording: Recording, group: Group) -> str:
 def is_one_in_each_transaction(recording: Recording, group: Group) -> bool:
     """Whether each may have had a transaction of its own, in which the connection goes back to the pool."""
     return recording.connections.checkouts >= group.count
-
-
-@lru_cache(maxsize=1_024)
-def locks(sql: str) -> bool:
-    return _LOCK.search(sql) is not None
-
-
-def _lock(sql: str) -> str:
-    found = _LOCK.search(sql)
-    if found is None:
-        return ""
-    return ".with_for_update()" if found["plain"] and not found["more"].strip() else ".with_for_update(…)"
 
 
 def _limited(sql: str) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from sqltrace.finding import Finding
 from sqltrace.findings.costs import cost_at_once
 from sqltrace.findings.loader_options import loader_for, options
-from sqltrace.findings.one_for_all import is_one_in_each_transaction, locks
+from sqltrace.findings.locking import locks, with_for_update
+from sqltrace.findings.one_for_all import is_one_in_each_transaction
 from sqltrace.findings.wording import kept_after_commit, listed, name_and_line, place, plural, time
 from sqltrace.recording import Recording
 from sqltrace.statement import Group
@@ -63,7 +64,7 @@ def _all_at_once(group: Group, within: list[Group]) -> str:
     entity, key = group.origin.entity, group.origin.key
     which = "…" if key is None else f"{entity}.{key}.in_({key}s)"
     named = [load.origin for load in within if _key(load) in group.origin.attributes]
-    lock = ".with_for_update()" if " FOR UPDATE" in group.sql else ""
+    lock = with_for_update(group.sql)
     loaders = [((str(origin.relationship),), loader_for(origin.uselist, joins=not lock)) for origin in named]
     also = options(loaders) if loaders else ""
     return (

@@ -8,6 +8,7 @@ from functools import lru_cache
 
 from sqltrace.finding import Finding
 from sqltrace.findings.costs import cost_at_once, mean_pause
+from sqltrace.findings.locking import locks
 from sqltrace.findings.wording import name_of, place, time
 from sqltrace.recording import Recording
 from sqltrace.samples import DIGESTS
@@ -89,5 +90,5 @@ def _writes(summary: str) -> bool:
 def _tables_read(summary: str, sql: str) -> tuple[str, ...]:
     """The tables of a SELECT that answers the same until they change; none for any other statement."""
     operation, *tables = summary.split()
-    writes = operation.upper() != "SELECT" or _writes(summary) or "FOR UPDATE" in sql.upper()
-    return () if writes or _DIFFERS.search(sql) else tuple(tables)
+    writes = operation.upper() != "SELECT" or _writes(summary)
+    return () if writes or locks(sql) or _DIFFERS.search(sql) else tuple(tables)

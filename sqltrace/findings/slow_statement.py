@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
 from sqltrace.finding import Finding
 from sqltrace.findings.costs import kept_of
+from sqltrace.findings.locking import locks
 from sqltrace.findings.wording import name_and_line, place_of_longest, plural, subject, time
 from sqltrace.recording import Recording
 from sqltrace.statement import Group
-
-_LOCKS = re.compile(r"\bFOR\s+(NO\s+KEY\s+UPDATE|UPDATE|(KEY\s+)?SHARE)\b|\bLOCK\s+IN\s+SHARE\s+MODE\b", re.IGNORECASE)
 
 _STREAM = "more rows at a time, each of which is asked for: a larger yield_per; or fewer rows or columns"
 
@@ -65,7 +63,7 @@ def _fix(group: Group) -> str:
     lock = "or shorter transactions, if it waited for the lock of another one"
     if operation == "SELECT":
         fix = "an index, fewer rows or fewer columns: see EXPLAIN ANALYZE of it"
-        return f"{fix}; {lock}" if _LOCKS.search(group.sql) else fix
+        return f"{fix}; {lock}" if locks(group.sql) else fix
     if operation in ("INSERT", "REPLACE"):
         return f"fewer rows at once, fewer indexes or triggers on the table; {lock}"
     if operation in ("UPDATE", "DELETE", "MERGE"):
