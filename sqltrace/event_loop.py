@@ -89,10 +89,10 @@ class LoopShare:
         running = now - began if began else 0
         return self.held + running, max(self.longest, running)
 
-    def waited_for(self) -> list[tuple[str, float]]:
+    def holders(self) -> list[tuple[Label, float]]:
         """Who held the loop while this request waited for it, and seconds; those waited for longest first."""
         worst = _worst_by_name(self._waited_for.copy())[:_NAMED]
-        return [(label.name, waited / _SECOND) for label, waited in worst]
+        return [(label, waited / _SECOND) for label, waited in worst]
 
     def enter(self) -> LoopLog | None:
         """Never raises; `None` where the loop is not observed."""

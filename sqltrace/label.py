@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from sqltrace.callsite import CallSite
+
 
 class Label:
     """
@@ -9,12 +11,14 @@ class Label:
 
     Attributes:
         known: `False` for what is not a recording, as other tasks that hold an event loop.
+        call_site: The line at which something was seen that is no recording; `None` where it was not.
         turns: When the latest two stretches ended in which it held an event loop, the latest first.
     """
 
-    __slots__ = ("known", "name", "turns")
+    __slots__ = ("call_site", "known", "name", "turns")
 
-    def __init__(self, name: str, *, known: bool = True) -> None:
+    def __init__(self, name: str, *, known: bool = True, call_site: CallSite | None = None) -> None:
         self.name = name
         self.known = known
+        self.call_site = call_site
         self.turns = (0, 0)

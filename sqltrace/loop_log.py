@@ -37,7 +37,6 @@ _END: Final = itemgetter(1)
 Hold = tuple[int, int, Label]
 Sum = tuple[int, int, list[tuple[Label, int, int, int]]]
 UNKNOWN: Final = Label("(another task or thread)", known=False)
-UNKNOWN_AT: Final = "(another task: {})"  # where the watchdog has seen its line
 SINKS: Final = "(sinks of sqltrace)"
 
 
@@ -154,13 +153,13 @@ class LoopLog:
         sums = [(name, *lengths) for name, lengths in held.items()]
         self.sums.append((min(map(_START, older)), max(map(_END, older)), sums))
 
-    def _name(self, name: str, *, known: bool = True) -> Label:
-        """One label for all requests of a name: there are as many as routes."""
+    def _name(self, name: str, call_site: CallSite | None = None) -> Label:
+        """One label for all requests of a name: there are as many as routes. What has a line is no request."""
         label = self._names.get(name)
         if label is None:
             if len(self._names) >= _MAX_NAMES:
                 self._names.clear()  # only requests without a route get here
-            label = self._names[name] = Label(name, known=known)
+            label = self._names[name] = Label(name, known=call_site is None, call_site=call_site)
         return label
 
     def notice(self, now: int) -> None:
@@ -181,7 +180,10 @@ class LoopLog:
     def _unknown(self, since: int) -> Label:
         """What holds the loop and is no request: by the line at which it was seen most often."""
         sites = Counter(site for at, site in self.seen if at > since)
-        return self._name(UNKNOWN_AT.format(sites.most_common(1)[0][0]), known=False) if sites else UNKNOWN
+        if not sites:
+            return UNKNOWN
+        [(site, _)] = sites.most_common(1)
+        return self._name(f"(another task: {site})", site)
 
     def tail(self, since: int, until: int, own: Label, unknown_counts: Callable[[], bool]) -> list[tuple[int, int]]:
         """

@@ -218,8 +218,12 @@ class Recording:
         What is not a request is called ``(another task: …)``, with the line at which it was seen. That takes 50 to
         100 ms; below, it is ``(another task or thread)``. Steps under 1 ms are left out.
         """
+        return [(label.name, waited) for label, waited in self.loop_holders()]
+
+    def loop_holders(self) -> list[tuple[Label, float]]:
+        """As `waited_for`, by their labels."""
         self._collector.settle()
-        return self._loop.waited_for() if self._loop is not None else []
+        return self._loop.holders() if self._loop is not None else []
 
     @property
     def held_loop(self) -> float | None:

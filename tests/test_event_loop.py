@@ -841,7 +841,7 @@ class TestLoopWait:
         for since, until in ((20, 500), (0, 480), (10, 300)):
             assert waiting.blame(since * ms, until * ms) == (until - since) * ms
 
-        assert waiting.waited_for() == [("GET /guilty", 0.5)]
+        assert [(label.name, waited) for label, waited in waiting.holders()] == [("GET /guilty", 0.5)]
 
     @thrice
     def test_what_comes_after_the_response_names_nobody(self, run):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from sqltrace.finding import Finding
 from sqltrace.findings.wording import listed, time
-from sqltrace.loop_log import SINKS, UNKNOWN, UNKNOWN_AT
+from sqltrace.loop_log import SINKS, UNKNOWN
 from sqltrace.recording import Recording
 
 _FIXES = {
@@ -14,7 +14,6 @@ _FIXES = {
     " logs what held the loop longer than its slow_callback_duration",
     SINKS: "nothing here: a sink that hands what it is told to a thread",
 }
-_AT, _END = UNKNOWN_AT.split("{}")
 _ELSEWHERE = "await asyncio.to_thread(function) there, for what computes or blocks"
 
 
@@ -25,20 +24,20 @@ def waited_for_loop(recording: Recording, *, wait: float = 0.25, share: float = 
         share: Least part of the duration that was spent waiting.
     """
     waited = recording.time_account.loop_wait or 0.0
-    holders = recording.waited_for
+    holders = recording.loop_holders()
     if not holders or holders[0][1] < wait or waited < share * recording.duration:
         return
+    worst, own = holders[0][0], recording.name
     # A holder of this name is never this request itself.
-    worst = "another request of the same route" if holders[0][0] == recording.name else holders[0][0]
-    site = worst.removeprefix(_AT).removesuffix(_END) if worst.startswith(_AT) else None
     named = listed(
-        [f"{'another ' if name == recording.name else ''}{name} ({time(seconds)})" for name, seconds in holders]
+        [f"{'another ' if holder.name == own else ''}{holder.name} ({time(seconds)})" for holder, seconds in holders]
     )
+    other = "another request of the same route" if worst.name == own else worst.name
     about = "about " if recording.loop_wait_estimated else ""
     yield Finding(
         "waited_for_loop",
         f"{about}{time(waited)} of {time(recording.duration)} spent waiting for the event loop, held by {named}.",
         waited,
-        site,
-        fix=_ELSEWHERE if site else _FIXES.get(worst, f"nothing here: see the findings of {worst}"),
+        str(worst.call_site) if worst.call_site else None,
+        fix=_ELSEWHERE if worst.call_site else _FIXES.get(worst.name, f"nothing here: see the findings of {other}"),
     )
