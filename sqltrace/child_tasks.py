@@ -23,7 +23,7 @@ _WAITS_FOR_OWN: Final = frozenset(
 )
 _STEPS_OF_GENERATORS: Final = frozenset({"async_generator_asend", "async_generator_athrow"})
 _TASKS_TELL_THEIR_CONTEXT: Final = sys.version_info >= (3, 12)
-_SLOW: Final = 10_000_000  # nanoseconds of a suspension; asking the kernel costs some 5 microseconds
+SLOW: Final = 10_000_000  # nanoseconds of a suspension; asking the kernel costs some 5 microseconds
 _POLL: Final = 100_000_000  # nanoseconds after which psycopg wakes up to look around, without a reply
 TICK: Final = 5_000_000  # nanoseconds by which the kernel may be wrong about when data came in
 
@@ -39,7 +39,7 @@ def ready_since(suspended: Any, collector: Collector, log: LoopLog, left: int, n
     `None` where that is not known, as of a task that awaits something else. `now` where none
     has come: psycopg wakes up to look around.
     """
-    if now - left < _SLOW or not log.holds or log.holds[-1][1] <= left:
+    if now - left < SLOW or not log.holds or log.holds[-1][1] <= left:
         return None  # nothing to be waited for
     names = {code.co_qualname for code in _suspended_codes(suspended)}
     polls = "wait_async" in names

@@ -18,7 +18,7 @@ from sqltrace.collector import Collector, mark
 from sqltrace.event_loop import LoopShare
 from sqltrace.shares import Stretches, share_of
 
-SLOW: Final = 10_000_000  # nanoseconds; asking the kernel costs some 5 microseconds
+SLOW: Final = child_tasks.SLOW
 _RESOLUTION: Final = 4_000_000  # of the kernel's answer: a tick of its clock, at 250 Hz
 _LARGE: Final = 1_000  # values in a reply that a driver needs milliseconds to read
 _LAST_DATA_RECEIVED: Final = struct.Struct("=52xI")  # struct tcp_info of linux/tcp.h: milliseconds ago
