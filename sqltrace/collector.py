@@ -38,9 +38,7 @@ class LoopObserver(Protocol):
     """The share that a request has of its event loop, seen from its collector."""
 
     thread: int
-    began: int
     observed: bool
-    suspended: Any
 
     def note_hold(self, start: int, end: int) -> None:
         """Something measured kept a thread busy."""
