@@ -68,11 +68,7 @@ def query_above(recording: Recording, parents: Parents | None) -> Parents | None
 
 def times_asked(recording: Recording, parents: Parents | None) -> int:
     """How often the query ran that led to some objects; 0 where it is not known."""
-    query = query_above(recording, parents)
-    if query is None:
-        return 0
-    key = query.fingerprint, query.origin
-    return sum(one.count for one in recording.groups if (one.fingerprint, one.origin) == key)
+    return sum(group.count for group in _groups_of(recording, query_above(recording, parents)))
 
 
 def in_a_query(path: Path) -> Path:
@@ -80,11 +76,15 @@ def in_a_query(path: Path) -> Path:
     return path[1:] if isinstance(path[0], Asked) and path[0].startswith(_GET) else path
 
 
-def _widening_of(recording: Recording, query: Parents | None) -> Widening | None:
+def _groups_of(recording: Recording, query: Parents | None) -> list[Group]:
+    """Of a query: one of each phase in which it ran."""
     if query is None:
-        return None
-    key = query.fingerprint, query.origin
-    return next((one.widening for one in recording.groups if (one.fingerprint, one.origin) == key), None)
+        return []
+    return [one for one in recording.groups if (one.fingerprint, one.origin) == (query.fingerprint, query.origin)]
+
+
+def _widening_of(recording: Recording, query: Parents | None) -> Widening | None:
+    return next((group.widening for group in _groups_of(recording, query)), None)
 
 
 def takes_joins(recording: Recording, parents: Parents | None) -> bool:
@@ -173,16 +173,29 @@ def loaders_for(recording: Recording, origin: Origin, parents: Parents | None, a
     return chosen
 
 
-def in_place_of_options(origin: Origin) -> str:
-    """For the end of a fix: SQLAlchemy takes no second option for the same attribute."""
+def in_place_of(recording: Recording, origin: Origin, parents: Parents | None, above: Path) -> str:
+    """
+    For the end of a fix: which options it replaces, as SQLAlchemy takes no second one for the same attribute.
+
+    Args:
+        above: As for `loaders_for`.
+    """
+    return (
+        _in_place_of_levels(origin, parents, above)
+        + _in_place_of_options(origin)
+        + _in_place_of_subclasses(recording, origin, parents)
+    )
+
+
+def _in_place_of_options(origin: Origin) -> str:
     if not origin.by_options:
         return ""
     criteria = ", with its and_(…)" if any(".and_(" in option for option in origin.by_options) else ""
     return f"  # in place of {listed(list(origin.by_options))}{criteria}"
 
 
-def in_place_of_levels(origin: Origin, parents: Parents | None, above: Path = ()) -> str:
-    """For the end of a fix that loads all levels of a tree: SQLAlchemy takes no second option for the same level."""
+def _in_place_of_levels(origin: Origin, parents: Parents | None, above: Path) -> str:
+    """Of a tree, all levels of which are loaded."""
     if parents is None or origin.relationship is None or parents.origin.kind == "lazy":
         return ""
     if parents.origin.relationship == origin.relationship:
@@ -206,8 +219,8 @@ def _without_repeats(above: Path, relationship: str | None) -> tuple[Path, bool]
     return tuple(steps), again
 
 
-def in_place_of_subclasses(recording: Recording, origin: Origin, parents: Parents | None) -> str:
-    """For the end of a fix: SQLAlchemy takes no second option that loads subclasses of the same base."""
+def _in_place_of_subclasses(recording: Recording, origin: Origin, parents: Parents | None) -> str:
+    """There is one option for all subclasses of a base."""
     loaded = _loaded_subclasses(recording, parents)
     if origin.base is None or not loaded or origin.entity in loaded:
         return ""

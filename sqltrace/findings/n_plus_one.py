@@ -10,9 +10,7 @@ from sqltrace.finding import Finding
 from sqltrace.findings.costs import cost_at_once, kept_of, mean_pause
 from sqltrace.findings.loader_options import (
     in_a_query,
-    in_place_of_levels,
-    in_place_of_options,
-    in_place_of_subclasses,
+    in_place_of,
     loaders_for,
     options,
     paths_from_query,
@@ -203,11 +201,10 @@ def _options_for(recording: Recording, group: Group) -> str:
         paths = [in_a_query(path) for path in paths]
     above = [path[:-1] if origin.relationship is not None else path for path in paths]
     fix = options(chosen for path in above for chosen in loaders_for(recording, origin, parents, path))
-    if origin.relationship is not None:
-        if parents is None or parents.origin.kind == "refresh":  # they are new, or the session had them
-            fix = _at_once(origin.entity, "before the loop", fix)
-        fix += in_place_of_levels(origin, parents, above[0])
-    fix += in_place_of_options(origin) + in_place_of_subclasses(recording, origin, parents)
+    # They are new, or the session had them.
+    if origin.relationship is not None and (parents is None or parents.origin.kind == "refresh"):
+        fix = _at_once(origin.entity, "before the loop", fix)
+    fix += in_place_of(recording, origin, parents, above[0])
     if fix.startswith(".options"):
         fix += _of_query_above(recording, group)
         fix += f"  # of one query for all, in place of {asked:,}" if for_each else ""

@@ -6,14 +6,7 @@ import json
 
 from sqltrace.failed_load import FailedLoad, LoadError
 from sqltrace.finding import Finding
-from sqltrace.findings.loader_options import (
-    in_place_of_levels,
-    in_place_of_options,
-    in_place_of_subclasses,
-    loaders_for,
-    names_of_query,
-    options,
-)
+from sqltrace.findings.loader_options import in_place_of, loaders_for, names_of_query, options
 from sqltrace.findings.refreshes import eager_defaults
 from sqltrace.findings.wording import kept_after_commit, line, listed, name_and_line, of_subclass
 from sqltrace.recording import Recording
@@ -81,8 +74,7 @@ def load_with_query(recording: Recording, failed: FailedLoad) -> str:
         return _refresh(recording, failed)
     names = names_of_query(recording, failed.parents)
     chosen = loaders_for(recording, failed.origin, failed.parents, (*names, *failed.path))
-    loads = options(chosen) + in_place_of_levels(failed.origin, failed.parents, failed.path)
-    loads += in_place_of_options(failed.origin) + in_place_of_subclasses(recording, failed.origin, failed.parents)
+    loads = options(chosen) + in_place_of(recording, failed.origin, failed.parents, failed.path)
     at_its_line = failed.parents is not None and failed.parents.origin.kind != "lazy"
     return loads + ("" if at_its_line else f"  # of the select({failed.root})")
 
