@@ -8,20 +8,6 @@ from sqltrace.statement import Group
 _SECOND = 1_000_000_000
 
 
-class Seen:
-    """How much of an execution was counted before. Nanoseconds."""
-
-    __slots__ = ("entities", "failed", "fetch", "objects", "roots", "rows")
-
-    def __init__(self) -> None:
-        self.entities: dict[str, int] = {}
-        self.failed = False
-        self.fetch = 0
-        self.objects = 0
-        self.roots = 0
-        self.rows = 0
-
-
 def add_measured(group: Group, execution: Execution) -> int | None:
     """Add all that an execution has measured to its group, but for its `loop_wait`. Returns the rows."""
     elapsed, rows = execution.ended - execution.started + execution.fetch, execution.rows
@@ -46,68 +32,69 @@ def add_measured(group: Group, execution: Execution) -> int | None:
     return rows
 
 
-def add_unseen(group: Group, execution: Execution, seen: Seen) -> tuple[int, bool]:
-    """
-    Add what was not seen before; all is seen then. Returns the rows, and whether it has failed since.
-
-    Each number is read once: another thread may be reading rows.
-    """
-    fetch, objects, rows, roots = execution.fetch, execution.objects, execution.rows, execution.roots
-    elapsed = execution.ended - execution.started + fetch - (execution.loop_wait or 0)
-    if elapsed > group._longest:
-        group._longest, group.longest_at = elapsed, execution.call_site
-    group.total += (fetch - seen.fetch) / _SECOND
-    group.objects += (objects - seen.objects) / _SECOND
-    more_rows = 0
-    if rows is not None:
-        more_rows, seen.rows = rows - seen.rows, rows
-        group.rows = (group.rows or 0) + more_rows
-    if roots is not None:
-        group.roots = (group.roots or 0) + roots - seen.roots
-        seen.roots = roots
-    if execution.entities:
-        _add_entities(group, execution.entities, seen.entities)
-    failed = execution.failure is not None and not seen.failed
-    if failed:
-        _add_failure(group, execution)
-    seen.fetch, seen.objects, seen.failed = fetch, objects, seen.failed or failed
-    return more_rows, failed
-
-
 def _add_failure(group: Group, execution: Execution) -> None:
     group.failed += 1
     group.failure = group.failure or execution.failure
     group.failed_at = group.failed_at or execution.call_site
 
 
-def _add_entities(group: Group, entities: dict[str, int], seen: dict[str, int]) -> None:
-    if group.entities is None:
-        group.entities = {}
-    for name, count in entities.items():
-        group.entities[name] = group.entities.get(name, 0) + count - seen.get(name, 0)
-        seen[name] = count
-
-
 class Unsettled:
     """
-    An execution that is counted while its rows may still be read.
+    An execution that is counted while its rows may still be read, and how much of it was counted before.
 
     Attributes:
         is_read: Whether rows came since it was looked at before.
         settled: There is nothing to come. Found closed once is not enough: the last fetch is noted after it closes.
     """
 
-    __slots__ = ("closed", "execution", "group", "is_read", "looked_at", "seen", "settled")
+    __slots__ = (
+        "_closed", "_entities", "_execution", "_failed", "_fetch", "_group", "_looked_at", "_objects", "_roots",
+        "_rows", "is_read", "settled",
+    )  # fmt: skip
 
     def __init__(self, execution: Execution, group: Group) -> None:
-        self.execution = execution
-        self.group = group
-        self.seen = Seen()
-        self.closed = self.is_read = self.looked_at = self.settled = False
+        self._execution = execution
+        self._group = group
+        self._closed = self._failed = self._looked_at = self.is_read = self.settled = False
+        self._fetch = self._objects = self._roots = self._rows = 0
+        self._entities: dict[str, int] = {}
 
     def catch_up(self) -> tuple[int, bool]:
-        """As `add_unseen`."""
-        self.settled, self.closed = self.closed, not self.execution.open
-        rows, failed = add_unseen(self.group, self.execution, self.seen)
-        self.is_read, self.looked_at = rows > 0 and self.looked_at, True
+        """Add to the group what has come since. Returns the rows, and whether it has failed since."""
+        self.settled, self._closed = self._closed, not self._execution.open
+        rows, failed = self._add_times_and_rows(), self._execution.failure is not None and not self._failed
+        self._add_entities()
+        if failed:
+            _add_failure(self._group, self._execution)
+            self._failed = True
+        self.is_read, self._looked_at = rows > 0 and self._looked_at, True
         return rows, failed
+
+    def _add_times_and_rows(self) -> int:
+        """Each number is read once: another thread may be reading rows."""
+        execution, group = self._execution, self._group
+        fetch, objects, rows, roots = execution.fetch, execution.objects, execution.rows, execution.roots
+        elapsed = execution.ended - execution.started + fetch - (execution.loop_wait or 0)
+        if elapsed > group._longest:
+            group._longest, group.longest_at = elapsed, execution.call_site
+        group.total += (fetch - self._fetch) / _SECOND
+        group.objects += (objects - self._objects) / _SECOND
+        self._fetch, self._objects = fetch, objects
+        if roots is not None:
+            group.roots = (group.roots or 0) + roots - self._roots
+            self._roots = roots
+        if rows is None:
+            return 0
+        more_rows, self._rows = rows - self._rows, rows
+        group.rows = (group.rows or 0) + more_rows
+        return more_rows
+
+    def _add_entities(self) -> None:
+        entities, group, counted = self._execution.entities, self._group, self._entities
+        if not entities:
+            return
+        if group.entities is None:
+            group.entities = {}
+        for name, count in entities.items():
+            group.entities[name] = group.entities.get(name, 0) + count - counted.get(name, 0)
+            counted[name] = count
