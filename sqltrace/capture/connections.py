@@ -55,8 +55,8 @@ def install() -> None:
     for place, wrapper in ((internals.waiting(), pool_wait.measure_wait), (internals.connecting(), _measure_connect)):
         if place is not None:
             _replacements.replace(*place, wrapper)
-    for name, listener in _LISTENERS:
-        _replacements.listen(Pool, name, listener)
+    for name in ("checkin", "detach"):
+        _replacements.listen(Pool, name, checkin)
 
 
 def uninstall() -> None:
@@ -143,36 +143,24 @@ def _ask(collector: Collector, engine: Engine) -> Checkout | None:
         neighbours = _neighbours(engine) if known is None else known[1]
         if neighbours is None:
             return None
-        if collector.outer is None and collector.dialects is None and collector.pending is not None:
-            checkout = Checkout(collector.clock, (collector.label,), neighbours)
-            if collector.probe is not None:
-                checkout.span = collector.probe(None)
-            collector.checkouts.append(checkout)
-            if not len(collector.checkouts) % FOLD_AT:
-                collector.fold()
-            return checkout
-        return _ask_for_several(collector, engine, neighbours)
+        wanting = [
+            each
+            for each in outwards(collector)
+            if each.pending is not None and (each.dialects is None or engine.dialect in each.dialects)
+        ]
+        if not wanting:
+            return None
+        checkout = Checkout(wanting[0].clock, tuple([wanted.label for wanted in wanting]), neighbours)
+        if wanting[0].probe is not None:
+            checkout.span = wanting[0].probe(None)
+        for wanted in wanting:
+            wanted.checkouts.append(checkout)
+            if not len(wanted.checkouts) % FOLD_AT:
+                wanted.fold()
+        return checkout
     except Exception as fault:
         report_fault("measuring a checkout", fault)
         return None
-
-
-def _ask_for_several(innermost: Collector, engine: Engine, neighbours: Occupants) -> Checkout | None:
-    wanting = [
-        collector
-        for collector in outwards(innermost)
-        if collector.pending is not None and (collector.dialects is None or engine.dialect in collector.dialects)
-    ]
-    if not wanting:
-        return None
-    checkout = Checkout(wanting[0].clock, tuple([wanted.label for wanted in wanting]), neighbours)
-    if wanting[0].probe is not None:
-        checkout.span = wanting[0].probe(None)
-    for wanted in wanting:
-        wanted.checkouts.append(checkout)
-        if not len(wanted.checkouts) % FOLD_AT:
-            wanted.fold()
-    return checkout
 
 
 def _neighbours(engine: Engine) -> Occupants | None:
@@ -242,6 +230,7 @@ def _measure_connect(original: Wrapper) -> Wrapper:
 
 
 def checkin(_: Any, entry: ConnectionPoolEntry) -> None:
+    """Also of one that is detached: it goes back to no pool."""
     try:
         info = entry.record_info
         checkout = info.pop(KEY, None) if info else None
@@ -249,10 +238,3 @@ def checkin(_: Any, entry: ConnectionPoolEntry) -> None:
             checkout.end()
     except Exception as fault:
         report_fault("measuring how long a connection was held", fault)
-
-
-def detach(connection: Any, entry: ConnectionPoolEntry) -> None:
-    checkin(connection, entry)
-
-
-_LISTENERS: Final = (("checkin", checkin), ("detach", detach))
