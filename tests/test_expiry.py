@@ -287,7 +287,7 @@ def test_fault_of_ours_is_reported_and_the_session_goes_on(monkeypatch, caplog, 
     shelf = mapping()
     engine = open_shelf(shelf)
     sqltrace.instrument()
-    monkeypatch.setattr(expiry, "_note", None)
+    monkeypatch.setattr(expiry, "outwards", None)
     with Session(engine) as session:
         author = session.get(shelf.Author, 1)
         getattr(session, happening)(*([author] if happening == "expire" else []))

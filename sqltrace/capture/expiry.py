@@ -21,19 +21,13 @@ _NOTED, _SOME = "_sqltrace_expired_by", "_sqltrace_expired_some"  # on the sessi
 
 def committed(session: Any) -> None:
     """Never raises."""
-    try:
-        if session.expire_on_commit:
-            _note(session, "commit", all_objects=True)
-    except Exception as fault:
-        report_fault("noting what expired objects", fault)
+    if getattr(session, "expire_on_commit", False):
+        _note(session, "commit", all_objects=True)
 
 
 def rolled_back(session: Any, *, to_savepoint: bool) -> None:
     """A rollback to a savepoint expires only what was changed since then. Never raises."""
-    try:
-        _note(session, "rollback", all_objects=not to_savepoint)
-    except Exception as fault:
-        report_fault("noting what expired objects", fault)
+    _note(session, "rollback", all_objects=not to_savepoint)
 
 
 def expired_by(state: Any, collector: Collector) -> ExpiredBy | None:
@@ -59,10 +53,14 @@ def expires_some(state: Any) -> bool:
 
 
 def _note(session: Any, by: ExpiredBy, *, all_objects: bool) -> None:
-    noted = vars(session).get(_NOTED, by)
-    setattr(session, _NOTED, by if all_objects or noted == by else "unknown")
-    for collector in outwards(current.get()):
-        collector.expired_by.add(by)
+    """Never raises."""
+    try:
+        noted = vars(session).get(_NOTED, by)
+        setattr(session, _NOTED, by if all_objects or noted == by else "unknown")
+        for collector in outwards(current.get()):
+            collector.expired_by.add(by)
+    except Exception as fault:
+        report_fault("noting what expired objects", fault)
 
 
 def noticed_all(original: Callable[..., None]) -> Callable[..., None]:
@@ -71,10 +69,7 @@ def noticed_all(original: Callable[..., None]) -> Callable[..., None]:
     @wraps(original)
     def expire_all(self: Any) -> None:
         original(self)
-        try:
-            _note(self, "expire", all_objects=True)
-        except Exception as fault:
-            report_fault("noting what expired objects", fault)
+        _note(self, "expire", all_objects=True)
 
     return expire_all
 
@@ -85,12 +80,9 @@ def noticed(original: Callable[..., None]) -> Callable[..., None]:
     @wraps(original)
     def expire(self: Any, instance: Any, attribute_names: Any = None) -> None:
         original(self, instance, attribute_names)
-        try:
-            if attribute_names:
-                setattr(self, _SOME, True)
-            else:
-                _note(self, "expire", all_objects=False)
-        except Exception as fault:
-            report_fault("noting what expired objects", fault)
+        if attribute_names:
+            vars(self)[_SOME] = True
+        else:
+            _note(self, "expire", all_objects=False)
 
     return expire
