@@ -20,9 +20,9 @@ _measured: WeakValueDictionary[int, RequestMetrics] = WeakValueDictionary()
 
 
 class _Cached(Generic[_T]):
-    """What a provider gives for our name: asked for once for each provider."""
+    """What a provider gives us: asked for once for each provider."""
 
-    def __init__(self, given: Any, current: Callable[[], Any], make: Callable[[Any, str, str | None], _T]) -> None:
+    def __init__(self, given: Any, current: Callable[[], Any], make: Callable[[Any], _T]) -> None:
         self._current = current if given is None else lambda: given
         self._make = make
         self._known: tuple[Any, _T | None] = (None, None)
@@ -34,30 +34,26 @@ class _Cached(Generic[_T]):
             with _lock:
                 known, provider = self._known, self._current()
                 if known[0] is not provider:  # no other thread was faster
-                    known = self._known = provider, self._ask(provider)
+                    known = self._known = provider, self._make(provider) if is_configured(provider) else None
         return known[1]
 
-    def _ask(self, provider: Any) -> _T | None:
-        if not is_configured(provider):
-            return None
-        return self._make(provider, "sqltrace", getattr(sys.modules.get("sqltrace"), "__version__", None))
+
+def _ours() -> tuple[str, str | None]:
+    """Name and version of what asks."""
+    return "sqltrace", getattr(sys.modules.get("sqltrace"), "__version__", None)
 
 
 class Tracers(_Cached[trace.Tracer]):
     def __init__(self, provider: trace.TracerProvider | None) -> None:
         super().__init__(
-            provider,
-            trace.get_tracer_provider,
-            lambda p, name, version: p.get_tracer(name, version, schema_url=SCHEMA_URL),
+            provider, trace.get_tracer_provider, lambda given: given.get_tracer(*_ours(), schema_url=SCHEMA_URL)
         )
 
 
 class Loggers(_Cached[_logs.Logger]):
     def __init__(self, provider: _logs.LoggerProvider | None) -> None:
         super().__init__(
-            provider,
-            _logs.get_logger_provider,
-            lambda p, name, version: p.get_logger(name, version, schema_url=SCHEMA_URL),
+            provider, _logs.get_logger_provider, lambda given: given.get_logger(*_ours(), schema_url=SCHEMA_URL)
         )
 
 
@@ -66,9 +62,9 @@ class Meters(_Cached[RequestMetrics]):
         super().__init__(provider, metrics.get_meter_provider, _metrics_of)
 
 
-def _metrics_of(provider: metrics.MeterProvider, name: str, version: str | None) -> RequestMetrics:
+def _metrics_of(provider: metrics.MeterProvider) -> RequestMetrics:
     """The metrics of a provider, which all its sinks share as long as one of them lives."""
     known = _measured.get(id(provider))
     if known is None:
-        known = _measured[id(provider)] = RequestMetrics(provider.get_meter(name, version, schema_url=SCHEMA_URL))
+        known = _measured[id(provider)] = RequestMetrics(provider.get_meter(*_ours(), schema_url=SCHEMA_URL))
     return known
