@@ -7,7 +7,7 @@ import sqltrace
 from sqltrace import faults
 from tests import asgi
 from tests.databases import SERVERS, Database, drivers, metadata
-from tests.drivers import DRIVERS, Databases, Runner
+from tests.drivers import Databases, Runner
 
 
 @pytest.fixture(autouse=True)
@@ -133,8 +133,9 @@ def databases(tmp_path_factory):
     databases.close()
 
 
-@pytest.fixture(params=DRIVERS)
+@pytest.fixture(params=drivers())
 def runner(request, databases):
     """A `tests.drivers.Runner` on a filled database, once for every driver."""
-    databases.fill(request.param)
-    return Runner(request.param, databases.url(request.param))
+    name = request.param.name
+    databases.fill(name)
+    return Runner(name, databases.url(name))

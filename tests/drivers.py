@@ -3,7 +3,6 @@
 import asyncio
 from contextlib import contextmanager
 
-import pytest
 from sqlalchemy import ForeignKey, String, create_engine, insert
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
@@ -12,7 +11,6 @@ from tests import databases
 
 ROWS = 5_000
 ASYNC = {driver.name for driver in databases.DRIVERS if driver.is_async}
-DRIVERS = [pytest.param(param.id, id=param.id, marks=param.marks) for param in databases.drivers()]
 
 
 def url_of(name, file=":memory:"):

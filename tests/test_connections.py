@@ -30,11 +30,10 @@ from sqltrace import collector, connection, faults, findings
 from sqltrace.capture import connections, internals, pool_wait, transactions
 from sqltrace.sinks import ReadableRenderer
 from sqltrace.sinks.log_line import log_line
-from tests import drivers
+from tests import databases, drivers
 from tests.asgi import Clock, recorded
 from tests.loops import thrice
 
-DRIVERS = [driver for driver in drivers.DRIVERS if driver.id != "asyncmy"]
 SLEEP = {"sqlite": "SELECT 1", "postgresql": "SELECT pg_sleep(0.05)", "mysql": "SELECT SLEEP(0.05)"}
 
 
@@ -93,16 +92,16 @@ def instrumented():
     faults.forget_faults()
 
 
-@pytest.fixture(params=DRIVERS)
+@pytest.fixture(params=databases.drivers(lambda driver: driver.name != "asyncmy"))
 def work(request, tmp_path):
-    work = make_work(request.param, tmp_path)
+    work = make_work(request.param.name, tmp_path)
     yield work
     work.close()
 
 
-@pytest.fixture(params=[driver for driver in DRIVERS if driver.id in drivers.ASYNC])
+@pytest.fixture(params=databases.drivers(lambda driver: driver.is_async and driver.name != "asyncmy"))
 def async_work(request, tmp_path):
-    work = make_work(request.param, tmp_path)
+    work = make_work(request.param.name, tmp_path)
     yield work
     work.close()
 
