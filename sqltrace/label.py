@@ -18,7 +18,7 @@ class Label:
     __slots__ = ("call_site", "known", "name", "turns")
 
     def __init__(self, name: str, *, known: bool = True, call_site: CallSite | None = None) -> None:
-        self.name = name
-        self.known = known
-        self.call_site = call_site
-        self.turns = (0, 0)
+        self.name: str = name
+        self.known: bool = known
+        self.call_site: CallSite | None = call_site
+        self.turns: tuple[int, int] = (0, 0)

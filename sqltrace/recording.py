@@ -24,6 +24,7 @@ from typing import Any
 from sqltrace.collector import Clock, Collector, Execution, Part, current, outwards, unmeasurable
 from sqltrace.connection import Acquisition, ConnectionUse
 from sqltrace.event_loop import LoopShare
+from sqltrace.failed_load import FailedLoad
 from sqltrace.faults import report_fault
 from sqltrace.intervals import Coverage
 from sqltrace.label import Label
@@ -69,7 +70,7 @@ class Recording:
         self._clock = clock
         self._lock = RLock()  # a finalizer run by the garbage collector may come back in
         self._tally = Tally(max_statements, max_sql_length, parameters=capture_parameters)
-        self.messages = 0
+        self.messages: int = 0
         self._loop: LoopShare | None = None
         self._response_ended: int | None = None
         self._ended: int | None = None
@@ -84,8 +85,9 @@ class Recording:
             max_sql_length=max_sql_length,
             label=self._label,
         )
-        self.failed_loads = self._collector.failed_loads
-        self.started_at, self.started = datetime.now(UTC), clock()  # one moment: spans are placed by both
+        self.failed_loads: list[FailedLoad] = self._collector.failed_loads
+        self.started_at: datetime = datetime.now(UTC)
+        self.started: int = clock()  # the same moment: spans are placed by both
 
     def open(self) -> Collector | None:
         """Let statements of this context, and of what it starts, count here. Returns what was in force, for `leave`."""
@@ -135,12 +137,7 @@ class Recording:
             self._answers = {}
 
     def observe_loop(self, name_route: Callable[[], None] | None = None) -> LoopShare:
-        """
-        What `event_loop.stepped` is to write into.
-
-        Args:
-            name_route: Sets `name`, if the route is known; must not raise.
-        """
+        """What `event_loop.stepped` is to write into. `name_route` sets `name` once that is known; must not raise."""
         self._loop = self._collector.loop = LoopShare(self._collector, name_route)
         return self._loop
 
