@@ -174,18 +174,23 @@ def test_four_units_of_work_share_two_connections(work):
     assert waiting == 2
 
 
-@thrice
 def test_pool_timeout_names_the_holders(work):
     engine = work.engine(pool_size=1, max_overflow=0, pool_timeout=0.1)
+    held, waited = [], []
 
     def holder():
         with sqltrace.record("GET /slow"), engine.connect():
-            work.pause(0.3)
+            held.append(True)
+            while not waited:
+                work.pause(0.01)
 
     def waiter():
-        work.pause(0.1)
+        while not held:
+            work.pause(0.01)
+        started = time.perf_counter()
         with sqltrace.record("GET /victim") as recording, pytest.raises(PoolTimeoutError) as raised:
             engine.connect()
+        waited.append(time.perf_counter() - started)
         assert raised.value.code == "3o7r"
         return recording
 
@@ -195,12 +200,10 @@ def test_pool_timeout_names_the_holders(work):
     (wait,) = use.waits
     assert (use.checkouts, use.failed, use.timeouts, use.held) == (0, 1, 1, 0.0)
     assert (wait.timed_out, wait.self_deadlock, names(wait)) == (True, False, {"GET /slow"})
-    assert 0.09 < wait.waited < 0.25
+    assert 0.09 < wait.waited <= recording.time_account.connection <= waited[0]
     assert wait.holders[0].held > 0.09
-    assert close(recording.time_account.connection, wait.waited)
 
 
-@thrice
 def test_cancelled_wait_is_measured(async_work):
     engine = async_work.engine(pool_size=1, max_overflow=0)
     recordings = []
@@ -219,15 +222,20 @@ def test_cancelled_wait_is_measured(async_work):
         held, release = asyncio.Event(), asyncio.Event()
         holding = asyncio.create_task(greenlet_spawn(holder, held, release))
         await held.wait()
-        with pytest.raises(asyncio.TimeoutError):
-            await asyncio.wait_for(greenlet_spawn(waiter), 0.1)
+        waiting = asyncio.create_task(greenlet_spawn(waiter))
+        while not recordings:
+            await asyncio.sleep(0)
+        await asyncio.sleep(0.1)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
         release.set()
         await holding
 
     async_work._loop.run(main())
 
     (wait,) = recordings[0].connections.waits
-    assert (wait.timed_out, names(wait), wait.waited > 0.05) == (False, {"GET /slow"}, True)
+    assert (wait.timed_out, names(wait), wait.waited > 0.09) == (False, {"GET /slow"}, True)
 
 
 def test_wait_is_told_when_the_holders_let_go_together(async_work):
@@ -1008,10 +1016,10 @@ def test_begin_that_sends_nothing_takes_no_time():
     assert recording.connections.idle_in_transaction > 0.001
 
 
-@thrice
 def test_two_phase_transaction_is_measured(tmp_path):
     work = make_work("pymysql", tmp_path)
     engine = work.engine()
+    started = time.perf_counter()
 
     with sqltrace.record() as recording, engine.connect() as one:
         for finish in ("commit", "rollback"):
@@ -1023,7 +1031,7 @@ def test_two_phase_transaction_is_measured(tmp_path):
             getattr(transaction, finish)()
 
     use = recording.connections
-    assert 0.02 <= use.idle_in_transaction < 0.06
+    assert 0.02 <= use.idle_in_transaction <= time.perf_counter() - started
     assert use.begin > 0 < use.commit
     assert use.rollback > 0
     work.close()
