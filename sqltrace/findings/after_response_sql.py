@@ -12,6 +12,8 @@ from sqltrace.recording import Recording
 
 def after_response_sql(recording: Recording, *, long: float = 1.0) -> Iterator[Finding]:
     """
+    Statements after the response that failed, or took long.
+
     Args:
         long: Seconds of statements after the response; failed ones are reported in any case.
     """

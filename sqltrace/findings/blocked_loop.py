@@ -25,6 +25,8 @@ _CHUNKS = (
 
 def blocked_loop(recording: Recording, *, sql: float = 0.1, hold: float = 0.25) -> Iterator[Finding]:
     """
+    The event loop was held, by synchronous SQL or by anything else.
+
     Args:
         sql: Seconds of synchronous SQL on the loop, together.
         hold: Seconds at a stretch, of anything.

@@ -12,6 +12,8 @@ from sqltrace.recording import Recording
 
 def cartesian_product(recording: Recording, *, rows: int = 100, ratio: float = 3.0) -> Iterator[Finding]:
     """
+    Collections joined side by side, whose rows multiply each other.
+
     Args:
         rows: Least number of rows of a group.
         ratio: Least number of rows for each object: with fewer, the collections were too small to matter.

@@ -10,6 +10,7 @@ from sqltrace.recording import Recording
 
 
 def detached_instance(recording: Recording) -> Iterator[Finding]:
+    """Attributes touched that were not loaded, when the session of their object was closed."""
     for loads in alike(recording, "detached_instance"):
         failed = loads[0]
         attributes = attributes_of(loads)

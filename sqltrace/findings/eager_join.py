@@ -11,7 +11,7 @@ from sqltrace.recording import Recording
 
 def eager_join(recording: Recording, *, tables: int = 3, values: int = 10_000) -> Iterator[Finding]:
     """
-    Joins that the query's own options want do not count.
+    SELECTs that the mapping widens by tables. Joins that the query's own options want do not count.
 
     Args:
         tables: Least number of tables that the mapping's ``lazy="joined"`` adds.

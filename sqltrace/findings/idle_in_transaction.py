@@ -20,6 +20,8 @@ _ASYNC_FIX = (
 
 def idle_in_transaction(recording: Recording, *, idle: float = 0.5, pause: float = 0.01) -> Iterator[Finding]:
     """
+    Transactions that were open while nothing ran in them.
+
     Making objects and waiting do not count: other findings tell what a pool, the event loop or a statement of
     another connection took meanwhile.
 

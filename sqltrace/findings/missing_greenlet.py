@@ -11,6 +11,7 @@ from sqltrace.recording import Recording
 
 
 def missing_greenlet(recording: Recording) -> Iterator[Finding]:
+    """Attributes touched under `AsyncSession` that their query had not loaded, or that had expired."""
     for loads in alike(recording, "missing_greenlet"):
         failed = loads[0]
         attributes = attributes_of(loads)

@@ -43,8 +43,10 @@ _EXPIRED: dict[str | None, str] = {
 
 def n_plus_one(recording: Recording, *, loads: int = 5, queries: int = 10, pause: float = 0.05) -> Iterator[Finding]:
     """
+    The same statement again and again, once for each object of another one.
+
     Args:
-        loads: Least number of loads of the same relationship, each for one object.
+        loads: Least number of loads of the same relationship or attributes at one line, each for one object.
         queries: Least number of executions of the same query at the same line.
         pause: Seconds. Queries that are further apart, on average, are no loop but a poll or a conversation.
     """

@@ -17,6 +17,8 @@ _SECOND = 1_000_000_000
 
 def pool_wait(recording: Recording, *, wait: float = 0.1) -> Iterator[Finding]:
     """
+    Waits for a connection, as all of the pool were in use.
+
     Args:
         wait:
             Seconds that the waits of a recording took, those at once together. One that timed out is reported anyway.

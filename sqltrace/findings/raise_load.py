@@ -11,6 +11,7 @@ from sqltrace.recording import Recording
 
 
 def raise_load(recording: Recording) -> Iterator[Finding]:
+    """Attributes touched that their query had not loaded, and that nobody may load later."""
     for failed in recording.failed_loads:
         if failed.error == "raise_load":
             yield finding(

@@ -12,6 +12,8 @@ from sqltrace.recording import Recording
 
 def refresh_after_commit(recording: Recording, *, refreshes: int = 5) -> Iterator[Finding]:
     """
+    Objects that expired with a commit, loaded again one by one.
+
     Args:
         refreshes: Least number of objects of the same class that were loaded again.
     """

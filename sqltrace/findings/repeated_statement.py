@@ -25,7 +25,9 @@ _DIFFERS = re.compile(
 
 def repeated_statement(recording: Recording, *, times: int = 4, pause: float = 0.05) -> Iterator[Finding]:
     """
-    Only the first eight executions of a statement are compared.
+    SELECTs that ran again with the same parameters, and nothing written in between.
+
+    The first eight executions of a statement are compared, and of the later ones those that have a call site.
 
     Args:
         times: Least number of executions with equal parameters; at most 8 can be seen.

@@ -14,6 +14,8 @@ def row_fan_out(
     recording: Recording, *, rows: int = 500, ratio: float = 10.0, values: int = 10_000
 ) -> Iterator[Finding]:
     """
+    Joined collections that repeat their parents' columns in every row.
+
     Args:
         rows: Least number of rows of a group.
         ratio: Least number of rows for each object that was asked for.

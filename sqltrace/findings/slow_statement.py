@@ -16,6 +16,8 @@ _STREAM = "more rows at a time, each of which is asked for: a larger yield_per; 
 
 def slow_statement(recording: Recording, *, slow: float = 0.5) -> Iterator[Finding]:
     """
+    Statements of which one execution took the database long, and commits that did.
+
     Args:
         slow: Seconds of one execution and its fetching, or of commits, without waiting for the event loop.
     """

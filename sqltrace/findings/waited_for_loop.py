@@ -19,6 +19,8 @@ _ELSEWHERE = "await asyncio.to_thread(function) there, for what computes or bloc
 
 def waited_for_loop(recording: Recording, *, wait: float = 0.25, share: float = 0.2) -> Iterator[Finding]:
     """
+    Waits for the event loop that another request or a background task held.
+
     Args:
         wait: Least seconds for which one and the same other held the loop.
         share: Least part of the duration that was spent waiting.
