@@ -9,6 +9,7 @@ that ends the request.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import wraps
 from types import TracebackType
 from typing import Any
 
@@ -83,6 +84,7 @@ install, install_when_imported, uninstall = _replaced.install, _replaced.install
 
 
 def _noticed(original: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(original)
     def raise_load(self: Any, state: Any, *arguments: Any, **options: Any) -> Any:
         try:
             collector = current.get()
@@ -94,13 +96,13 @@ def _noticed(original: Callable[..., Any]) -> Callable[..., Any]:
             report_fault("describing a failed load", fault)
         return original(self, state, *arguments, **options)
 
-    raise_load.__wrapped__ = original  # type: ignore[attr-defined]
     return raise_load
 
 
 def _made(original: Callable[..., None]) -> Callable[..., None]:
     """An ``__init__`` of `DetachedInstanceError`: an error that a response model makes of it has no way back to it."""
 
+    @wraps(original)
     def made(self: Any, *arguments: Any, **options: Any) -> None:
         original(self, *arguments, **options)
         try:
