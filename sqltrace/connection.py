@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from sqltrace.callsite import CallSite
 from sqltrace.idle import LEAST, IdleStretch, Transactions
 from sqltrace.label import Label
+from sqltrace.statement import Failure
 
 NEGLIGIBLE = 10_000  # nanoseconds: below that a stretch of the time account costs more than it is worth
 _SECOND = 1_000_000_000
@@ -92,7 +93,7 @@ class Acquisition(NamedTuple):
     pool_name: str
     wait: int
     connect: int
-    failure: Any
+    failure: Failure | None
 
 
 @dataclass(slots=True)
@@ -252,7 +253,7 @@ class Checkout(Transactions):
         neighbours: Those that occupy a place of the same pool now: with a connection, or opening it.
         asked, taken, ended: Readings of the clock; `None` where it has not come to that.
         wait_started, wait_ended: Around the wait for the pool.
-        failure: Why there is no connection, a `~sqltrace.statement.Failure`.
+        failure: Why there is no connection.
         span: What `Collector.probe` has said of it; `None` where there is none.
         repeated: Whether it is a connection that was handed out before, and is counted there.
         proxy: Identity of the proxy that SQLAlchemy handed out.
@@ -281,7 +282,7 @@ class Checkout(Transactions):
         self.wait_started: int | None = None
         self.wait_ended: int | None = None
         self.pool_wait: PoolWait | None = None
-        self.failure: Any = None
+        self.failure: Failure | None = None
         self.span: Any = None
         self.opening: Any = None
         self.asked = clock()

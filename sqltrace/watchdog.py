@@ -20,11 +20,13 @@ from operator import itemgetter
 from threading import Event, Lock, Thread
 from threading import enumerate as enumerate_threads
 from types import FrameType, MappingProxyType
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 from weakref import ref
 
 from sqltrace.callsite import CallSite, site_of_step, site_of_task
+from sqltrace.collector import Collector
 from sqltrace.faults import report_fault
+from sqltrace.loop_log import LoopLog
 
 _PAUSE: Final = 0.05  # seconds
 _PAUSES: Final = 100  # of what a look takes, at least: of thousands of websockets it is a millisecond
@@ -107,11 +109,11 @@ class Guarded(Protocol):
     sightings: Sightings | None
 
     @property
-    def collector(self) -> Any:
-        """Has the clock."""
+    def collector(self) -> Collector:
+        """Of its request."""
 
     @property
-    def log(self) -> Any:
+    def log(self) -> LoopLog | None:
         """Of its event loop; `None` while it is on none."""
 
 
@@ -205,7 +207,7 @@ def _see(share: Guarded, began: int, thread: int) -> tuple[CallSite | None, floa
     return (site_of_step(frame), lasted) if frame is not None and share.began == began else None
 
 
-def _see_another(log: Any, thread: int) -> None:
+def _see_another(log: LoopLog, thread: int) -> None:
     """The line of what holds a loop while none of its requests does."""
     due, frame = log.beat_due, _frame_of(thread)
     site = site_of_task(frame) if frame is not None else None
