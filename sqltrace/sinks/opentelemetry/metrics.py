@@ -129,14 +129,14 @@ class RequestMetrics:
             self._findings.add(1, {**route, "sqltrace.finding.kind": finding.kind}, context)
 
     def _of_group(self, group: Group, executions: list[Execution]) -> Iterator[Measurement]:
-        known: dict[tuple[Any, bool, Failure | None], Attributes] = {}
+        found: dict[tuple[Any, bool, Failure | None], Attributes] = {}
         for execution in executions:
             batch = execution.executemany  # of several sets of parameters: one alone SQLAlchemy gives to execute()
             kind = execution.dialect, batch, execution.failure
-            attributes = known.get(kind)
+            attributes = found.get(kind)
             if attributes is None:
                 summary, database = f"BATCH {group.summary}" if batch else group.summary, database_of(execution.dialect)
-                attributes = known[kind] = self._of_operation(group.system, summary, database, execution.failure)
+                attributes = found[kind] = self._of_operation(group.system, summary, database, execution.failure)
             yield self._operation, execution.elapsed / _SECOND, attributes, 1
             if execution.rows is not None:
                 yield self._returned_rows, execution.rows, attributes, 1
