@@ -1,7 +1,8 @@
 """
 All access to what SQLAlchemy's ORM does not document. Imports `sqlalchemy.orm` only when asked to.
 
-Each reader answers `None` when SQLAlchemy has changed under it, and says so once.
+What is read of objects as they are made is `None` where SQLAlchemy has changed under it, which is said once. Whether
+the rest is as it is known here, self-tests say.
 """
 
 from __future__ import annotations
