@@ -6,6 +6,12 @@ from collections.abc import Iterable
 from typing import Any
 
 
+def name_of(function: Any) -> str:
+    """Of what it calls, for a `functools.partial`; of its class, for an object without a name."""
+    inner = getattr(function, "func", function)
+    return getattr(inner, "__name__", type(inner).__name__)
+
+
 def checked_flag(name: str, value: Any) -> bool:
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False, got {value!r:.100}")

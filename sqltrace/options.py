@@ -7,7 +7,7 @@ from functools import partial
 from inspect import isasyncgenfunction, iscoroutinefunction, signature
 from typing import Any
 
-from sqltrace.checks import checked_sequence
+from sqltrace.checks import checked_sequence, name_of
 from sqltrace.findings import Rule, default_rules
 from sqltrace.route import Scope
 from sqltrace.sinks import Sink, StructlogSink
@@ -47,7 +47,7 @@ def checked_rules(rules: Any) -> tuple[Rule, ...] | None:
         if not callable(rule):
             raise TypeError(f"{wanted}, got {rule!r:.100}")
         if _is_async(rule):
-            raise TypeError(f"a rule must be a plain function, got an async one: {_name(rule)}")
+            raise TypeError(f"a rule must be a plain function, got an async one: {name_of(rule)}")
         _check_takes_one(rule, wanted)
     return checked
 
@@ -95,20 +95,11 @@ def _check_takes_one(function: Any, wanted: str) -> None:
     """What has no signature, as some builtins, passes."""
     try:
         # Not of what it wraps: a decorator may give that more arguments.
-        taken = signature(_inner(function), follow_wrapped=False)
+        taken = signature(function.func if isinstance(function, partial) else function, follow_wrapped=False)
     except (TypeError, ValueError):
         return
     try:
         signature(function, follow_wrapped=False).bind(None)
     except (TypeError, ValueError) as error:  # the latter of a partial, whose own error is its cause
-        got = f"{_name(function)}({', '.join(taken.parameters)})"
+        got = f"{name_of(function)}({', '.join(taken.parameters)})"
         raise TypeError(f"{wanted}, got {got:.100}: {error.__cause__ or error}") from None
-
-
-def _name(function: Any) -> str:
-    inner = _inner(function)
-    return getattr(inner, "__name__", type(inner).__name__)
-
-
-def _inner(function: Any) -> Any:
-    return function.func if isinstance(function, partial) else function

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from sqltrace.checks import name_of
 from sqltrace.faults import report_fault
 from sqltrace.finding import Finding
 from sqltrace.findings.after_response_sql import after_response_sql
@@ -104,7 +105,7 @@ def diagnose(recording: Recording, rules: Sequence[Rule] | None = None) -> list[
         try:
             findings += _checked(rule(recording))
         except Exception as fault:
-            report_fault(f"the rule {_name(rule)}()", fault)
+            report_fault(f"the rule {name_of(rule)}()", fault)
     once = [
         finding
         for finding in findings
@@ -141,8 +142,3 @@ def _checked(findings: Iterable[Finding]) -> list[Finding]:
         if not isinstance(finding, Finding):
             raise TypeError(f"a rule must answer Finding objects, got {finding!r:.100}")
     return checked
-
-
-def _name(rule: Rule) -> str:
-    function = getattr(rule, "func", rule)  # of a functools.partial
-    return getattr(function, "__name__", type(function).__name__)
