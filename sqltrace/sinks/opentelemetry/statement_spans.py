@@ -18,7 +18,7 @@ from opentelemetry.trace import (
 )
 
 from sqltrace.recording import Recording
-from sqltrace.sinks.opentelemetry.attributes import of_acquisition, of_statement
+from sqltrace.sinks.opentelemetry.attributes import Attributes, of_acquisition, of_statement
 from sqltrace.sinks.opentelemetry.telling import Told
 from sqltrace.statement import Phase
 
@@ -64,33 +64,27 @@ class StatementSpans:
     def _make(self, told: Told, parent: SpanContext) -> None:
         attributes = of_statement(told.group, told.execution, told.rest, literals=self._literals)
         name = attributes["db.query.summary"]
-        span = self._tracer.start_span(
-            name if told.rest is None or told.rest.count == 1 else f"{name} ×{told.rest.count}",
-            context=self._context(parent),
-            kind=SpanKind.CLIENT,
-            attributes=attributes,
-            start_time=self._started + told.start,
-        )
-        if "error.type" in attributes:
-            span.set_status(StatusCode.ERROR)
-        span.end(self._started + told.end)
+        if told.rest is not None and told.rest.count != 1:
+            name = f"{name} ×{told.rest.count}"
+        self._make_span(name, SpanKind.CLIENT, parent, attributes, told.start, told.end)
 
     def _make_waits(self) -> None:
-        recording = self._recording
-        epoch, response_end = self._started - recording.started, round(recording.duration * 1_000_000_000)
-        for one in recording.acquisitions():
-            phase: Phase = "response" if one.started - recording.started <= response_end else "after_response"
-            parent = self._parent_of(one.span, phase)
+        began, response_end = self._recording.started, round(self._recording.duration * 1_000_000_000)
+        for one in self._recording.acquisitions():
+            start, end = one.started - began, one.ended - began
+            parent = self._parent_of(one.span, "response" if start <= response_end else "after_response")
             if parent is not None and parent.trace_flags.sampled:
-                span = self._tracer.start_span(
-                    "connection",
-                    context=self._context(parent),
-                    attributes=of_acquisition(one),
-                    start_time=epoch + one.started,
-                )
-                if one.failure is not None:
-                    span.set_status(StatusCode.ERROR)
-                span.end(epoch + one.ended)
+                self._make_span("connection", SpanKind.INTERNAL, parent, of_acquisition(one), start, end)
+
+    def _make_span(
+        self, name: str, kind: SpanKind, parent: SpanContext, attributes: Attributes, start: int, end: int
+    ) -> None:
+        """`start` and `end` are nanoseconds from the start of the recording."""
+        context = self._context(parent)
+        span = self._tracer.start_span(name, context, kind, attributes, start_time=self._started + start)
+        if "error.type" in attributes:
+            span.set_status(StatusCode.ERROR)
+        span.end(self._started + end)
 
     def _parent_of(self, noted: Any, phase: Phase) -> SpanContext | None:
         """What was current at that moment, or the request itself; after the response, a span beside it."""
