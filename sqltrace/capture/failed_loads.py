@@ -72,11 +72,13 @@ def work() -> bool:
 
 
 def _replace(replacements: Replacements) -> None:
+    from sqlalchemy.orm.exc import DetachedInstanceError
+
     sessions.install_when_imported()
     if work():
         for owner, name in load_internals.raising_methods():
             replacements.replace(owner, name, _noticed)
-        replacements.replace(load_internals.detached_error(), "__init__", _made)
+        replacements.replace(DetachedInstanceError, "__init__", _made)
 
 
 _replaced = ORMReplacements(_replace)
@@ -134,14 +136,11 @@ def _note(
         call_site=call_site,
         parents=parents_of(parents),
     )
+    what = failed.error, failed.attribute, failed.call_site
     for collector in outwards(innermost):
-        noted, open_ = collector.failed_loads, collector.pending is not None
-        if open_ and len(noted) < _MAX_FAILED and not any(_same(failed, other) for other in noted):
-            noted.append(failed)
-
-
-def _same(one: FailedLoad, other: FailedLoad) -> bool:
-    return (one.error, one.attribute, one.call_site) == (other.error, other.attribute, other.call_site)
+        noted = {(other.error, other.attribute, other.call_site) for other in collector.failed_loads}
+        if collector.pending is not None and len(noted) < _MAX_FAILED and what not in noted:
+            collector.failed_loads.append(failed)
 
 
 def _origin(collector: Collector, prop: Any, state: Any, names: frozenset[str]) -> Origin:

@@ -272,13 +272,6 @@ def raising_methods() -> list[tuple[type, str]]:
     return [(owner, name) for owner in vars(strategies).values() if isinstance(owner, type) and name in vars(owner)]
 
 
-def detached_error() -> Any:
-    """The class of errors that a load raises whose object has no session."""
-    from sqlalchemy.orm.exc import DetachedInstanceError
-
-    return DetachedInstanceError
-
-
 def is_detached(error: BaseException) -> bool:
     kind = type(error)
     return (kind.__name__, kind.__module__) == ("DetachedInstanceError", "sqlalchemy.orm.exc")

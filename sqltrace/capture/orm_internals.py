@@ -23,13 +23,6 @@ def imported_session() -> Any:
     return getattr(sys.modules.get("sqlalchemy.orm"), "Session", None)
 
 
-def session_transaction() -> Any:
-    """The class of what a session has open."""
-    from sqlalchemy.orm import SessionTransaction
-
-    return SessionTransaction
-
-
 def is_prebuffered(context: Any) -> bool:
     """Whether all objects of this `QueryContext` are made at once, as for an `AsyncSession`."""
     options = getattr(context, "execution_options", None)

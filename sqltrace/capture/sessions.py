@@ -17,11 +17,12 @@ from sqltrace.faults import report_fault
 
 
 def _replace(replacements: Replacements) -> None:
-    session, transaction = orm_internals.imported_session(), orm_internals.session_transaction()
-    replacements.replace(session, "expire", expiry.noticed)
-    replacements.replace(session, "expire_all", expiry.noticed_all)
-    replacements.replace(transaction, "commit", _commit)
-    replacements.replace(transaction, "rollback", _rollback)
+    from sqlalchemy.orm import Session, SessionTransaction
+
+    replacements.replace(Session, "expire", expiry.noticed)
+    replacements.replace(Session, "expire_all", expiry.noticed_all)
+    replacements.replace(SessionTransaction, "commit", _commit)
+    replacements.replace(SessionTransaction, "rollback", _rollback)
     flushing = orm_internals.flushing() if flushes.work() else None
     if flushing is not None:
         replacements.replace(*flushing, _flush)
