@@ -1,7 +1,7 @@
 """
 Connections: waiting for the pool and for whom, opening, holding and giving back.
 
-    Engine.raw_connection()          asked .. taken, in force in this context as `_asking`
+    Engine.raw_connection()          asked .. taken, in force in this context as `asking`
       QueuePool._do_get()            wait
       _ConnectionRecord.__connect()  connect, whichever the pool and its creator
       Dialect.do_ping()              ping (transactions.py)
@@ -28,6 +28,7 @@ from sqltrace import connection as measures
 from sqltrace.capture import internals, pool_wait, sessions, transactions
 from sqltrace.capture.failure import describe_failure
 from sqltrace.capture.replacements import Replacements
+from sqltrace.capture.transactions import KEY, asking
 from sqltrace.capture.wanted import is_wanted
 from sqltrace.collector import FOLD_AT, Collector, current, mark, outwards, unmeasurable
 from sqltrace.connection import NEGLIGIBLE, Checkout, Occupants
@@ -35,10 +36,7 @@ from sqltrace.database import database_of, note_database
 from sqltrace.faults import logger, report_fault
 
 Wrapper = Callable[[Any], Any]
-KEY: Final = transactions.KEY
 
-_collector: Final = current.get
-_asking: Final = transactions.asking
 _lock: Final = threading.RLock()  # a finalizer run by the garbage collector may come back in
 _held: dict[int, tuple[ref[Pool], Occupants, ref[Dialect]]] = {}
 _replacements: Final = Replacements()
@@ -116,20 +114,20 @@ def watched_pools() -> list[tuple[Pool, Occupants, bool]]:
 def _measure_checkout(original: Wrapper) -> Wrapper:
     @wraps(original)
     def raw_connection(engine: Engine) -> PoolProxiedConnection:
-        collector = _collector()
+        collector = current.get()
         if collector is None:
             return original(engine)  # type: ignore[no-any-return]  # what SQLAlchemy itself returns
         checkout = _ask(collector, engine)
         if checkout is None:
             return original(engine)  # type: ignore[no-any-return]  # likewise
-        outer = _asking.get()
+        outer = asking.get()
         checkout.opening = engine.dialect
-        _asking.set(checkout)
+        asking.set(checkout)
         connection = None
         try:
             connection = original(engine)
         finally:
-            _asking.set(outer)
+            asking.set(outer)
             _take(collector, checkout, engine.dialect, connection)
         return connection  # type: ignore[no-any-return]  # likewise
 
