@@ -111,7 +111,7 @@ def _fix(recording: Recording, group: Group, joins: Iterable[EagerJoin]) -> str:
     replaced = dict.fromkeys(f"joinedload({join.relationship})" for join in outermost if join.named)
     if replaced:
         text += f"  # in place of {listed(list(replaced))}"
-    declared = [place for join in outermost if not join.by_option and (place := declaration(join))]
+    declared = [found for join in outermost if not join.by_option and (found := _declared(join))]
     if declared:
         others = " for the others" if replaced else ""
         text += f'  # or{others} lazy="raise_on_sql" at {listed(list(dict.fromkeys(declared)))}'
@@ -125,7 +125,7 @@ def _way_to(join: EagerJoin, above: Path) -> Path:
     return (*above[:-1], f"{above[-1]}.of_type({join.subclass})")
 
 
-def declaration(join: EagerJoin) -> str | None:
+def _declared(join: EagerJoin) -> str | None:
     """``app/models.py:23``."""
     return join.declaration.find() if join.declaration is not None else None
 
@@ -147,7 +147,7 @@ def _tree(joins: list[EagerJoin], above: Path) -> str:
     for step in dict.fromkeys(join.path[len(above)] for join in joins):
         path = (*above, step)
         below = [join for join in joins if join.path[: len(path)] == path and join.path != path]
-        places = [place for join in joins if join.path == path and (place := declaration(join))]
+        places = [found for join in joins if join.path == path and (found := _declared(join))]
         text = f"{step} ({places[0]})" if places else step
         if below:
             inner = _tree(below, path)
