@@ -16,6 +16,8 @@ LEAST = 50_000_000  # nanoseconds: what is shorter is a busy transaction
 @dataclass(frozen=True, slots=True)
 class IdleStretch:
     """
+    50 ms or more in which a transaction was open and nothing ran in it.
+
     Attributes:
         start, end: Readings of the clock, in nanoseconds.
         call_site: Of the latest statement before it that has one.

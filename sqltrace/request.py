@@ -49,7 +49,11 @@ class RequestRecord:
 
         event_stream: Whether it was a stream of server-sent events, which is meant to live.
 
-        trace_id: Of the OpenTelemetry span the request came in with, else of the one its response went out in. Hex.
+        client_address: Of the peer, as the server says: often a proxy's. `None` where it does not.
+
+        trace_id, span_id:
+            Of the OpenTelemetry span the request came in with, else of the one its response went out in. Hex;
+            `None` without one.
 
         rules: That make the findings; `None` for `sqltrace.findings.default_rules`. Not part of the data.
 

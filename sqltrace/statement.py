@@ -163,7 +163,7 @@ class Group:
     statements were too many to keep.
 
     Attributes:
-        sql: Text of the first of them.
+        sql: Text of the first of them, cut at `max_sql_length`.
         total: Seconds, all durations (execute and fetch) added up; overlapping ones count twice.
         rows: All rows that reached Python; `None` where no statement returned any, or nothing could count them.
         objects: Seconds spent on making ORM objects of them.
@@ -174,6 +174,7 @@ class Group:
         is_async: Whether an asynchronous driver ran them.
         failure: Of the first that failed.
         call_site: Of the first of them that has one.
+        parameters: Of the first, a shortened `repr`; with ``capture_parameters=True`` only.
         longest_at, failed_at: Of the longest, and of the first that failed; `None` where that was not taken.
         parents: As `call_site`.
         samples: What is noted of some of them only.

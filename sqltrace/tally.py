@@ -36,9 +36,11 @@ Place = tuple[str, str, Phase, str]
 
 class Counts(NamedTuple):
     """
+    How many statements and rows a recording has counted; exact beyond `max_statements`, but for `distinct`.
+
     Attributes:
         statements, after_response, failed, rows: Of all.
-        distinct, on_loop: Of those during the response.
+        distinct, on_loop: Of those during the response. At most `max_statements` are told apart.
     """
 
     statements: int
