@@ -42,6 +42,9 @@ _HELPERS = frozenset(
     " strawberry_sqlalchemy_mapper taskiq tenacity wrapt".split()
 )
 
+# What a resolver raises for GraphQL is a part of the response, whose status stays 200.
+_RESOLVING = frozenset({"aiodataloader", "graphql", "strawberry"})
+
 # Whoever is above these has called the server, or the event loop, and knows nothing of the statement.
 _OUTERMOST = (
     os.path.join(_PACKAGE, "event_loop.py"),
@@ -141,6 +144,11 @@ def find_call_site(skip: int = 0) -> CallSite | None:
                 break
         frame = caller
     return _site(best) if best is not None else None
+
+
+def in_resolver() -> bool:
+    """Whether GraphQL has called the caller."""
+    return any(_package(frame.f_code.co_filename) in _RESOLVING for frame in _callers(sys._getframe(1)))
 
 
 def call_site_of(frame: FrameType) -> CallSite | None:
@@ -247,9 +255,16 @@ def _kind(filename: str) -> int:
     if filename.startswith(("<", _PACKAGE)):
         return _SKIP
     filename = os.path.abspath(filename)  # of a script that was started by a relative path
+    package = _package(filename)
+    if package is not None:
+        return _SKIP if package in _INFRASTRUCTURE else _HELPER if package in _HELPERS else _LIBRARY
+    return _SKIP if filename.startswith(_LIBRARIES) else _APPLICATION
+
+
+def _package(filename: str) -> str | None:
+    """Of an installed file, else `None`."""
     for marker in _INSTALLED:
         _, found, inside = filename.rpartition(marker)
         if found:
-            package = inside.split(os.sep)[0].removesuffix(".py")
-            return _SKIP if package in _INFRASTRUCTURE else _HELPER if package in _HELPERS else _LIBRARY
-    return _SKIP if filename.startswith(_LIBRARIES) else _APPLICATION
+            return inside.split(os.sep)[0].removesuffix(".py")
+    return None

@@ -29,6 +29,7 @@ class FailedLoad:
         root: Name of that entity.
         call_site: The application's line that touched the attribute; `None` where none is known.
         parents: The statement that loaded the object; `None` where it is not known.
+        in_resolver: Whether GraphQL had called that line, which answers with status 200 whatever it raises.
     """
 
     error: LoadError
@@ -38,3 +39,4 @@ class FailedLoad:
     root: str | None = None
     call_site: CallSite | None = None
     parents: Parents | None = None
+    in_resolver: bool = False

@@ -240,7 +240,8 @@ class _Exchange:
         if not self._ready:
             self._ready = True
             if record.status is not None and record.status < 500:
-                record.recording.failed_loads.clear()  # the application has coped with them
+                loads = record.recording.failed_loads  # the application has coped with them, or GraphQL has told them
+                loads[:] = [failed for failed in loads if failed.in_resolver]
             self._describe(record)
             record.recording.freeze()
             try:

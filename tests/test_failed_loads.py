@@ -33,6 +33,17 @@ ASYNC = databases.drivers(lambda driver: driver.is_async)
 HERE = "tests/test_failed_loads.py"
 
 
+GRAPHQL = {}
+EXECUTE = """
+def execute(resolver):
+    try:
+        return {"data": resolver()}
+    except Exception as error:
+        return {"errors": [str(error)]}
+"""
+exec(compile(EXECUTE, "/venv/site-packages/graphql/execution/execute.py", "exec"), GRAPHQL)
+
+
 class Lines:
     """Where the last query and the last touch stand."""
 
@@ -366,6 +377,12 @@ def application():
             except (MissingGreenlet, StatementError):
                 return "not known"
 
+    @app.get("/resolved")
+    async def resolved():
+        async with AsyncSession(app.state.engine) as session:
+            book = await find(session, shelf.Book)
+            return GRAPHQL["execute"](lambda: touch(book, "topics"))
+
     @app.get("/handled")
     async def handled():
         async with AsyncSession(app.state.engine) as session:
@@ -430,6 +447,12 @@ def test_failed_load_that_the_application_copes_with_is_not_told():
     sink = request("/coped")
 
     assert (sink.record.status, sink.in_time, sink.record.recording.failed_loads) == (200, [], [])
+
+
+def test_failed_load_of_a_graphql_resolver_is_told_in_a_response_of_status_200():
+    sink = request("/resolved")
+
+    assert (sink.record.status, [failed.attribute for failed in sink.in_time]) == (200, ["Book.topics"])
 
 
 def test_other_errors_are_no_failed_loads():

@@ -15,7 +15,7 @@ from typing import Any
 
 from sqlalchemy.exc import InvalidRequestError, MissingGreenlet
 
-from sqltrace.callsite import CallSite, call_site_in, find_call_site
+from sqltrace.callsite import CallSite, call_site_in, find_call_site, in_resolver
 from sqltrace.capture import expiry, load_internals, sessions
 from sqltrace.capture.compatibility import self_test
 from sqltrace.capture.joins import link_of
@@ -135,6 +135,7 @@ def _note(
         root=root,
         call_site=call_site,
         parents=parents_of(parents),
+        in_resolver=in_resolver(),
     )
     what = failed.error, failed.attribute, failed.call_site
     for collector in outwards(innermost):
