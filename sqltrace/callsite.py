@@ -95,6 +95,11 @@ class CallSite:
     def in_framework(self) -> bool:
         return _kinds[self.file] == _SKIP
 
+    @property
+    def in_helper(self) -> bool:
+        """Whether it is that of a library which is known, as nobody of the application has called it."""
+        return _kinds[self.file] == _HELPER
+
     def __str__(self) -> str:
         return f"{shorten(self.file)}:{self.line} in {self.function}"
 

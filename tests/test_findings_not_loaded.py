@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session, defer, joinedload, raiseload, selectinload
 from sqlalchemy.orm.exc import DetachedInstanceError
 
 import sqltrace
+from sqltrace import callsite
 from tests.scenarios import innermost
 from tests.shelf import fill, mapping, open_async_shelf, open_shelf
 
@@ -428,6 +429,35 @@ def test_object_that_no_query_has_loaded_wants_a_refresh(lazy, close, kind):
     assert (finding.kind, finding.parents) == (kind, None)
     assert finding.fix == 'await session.refresh(author, ["books"])  # before: no query has loaded it'
     assert sqltrace.diagnose(asyncio.run(create(shelf, finding.fix, close=close))) == []
+
+
+LIBRARY = {}
+CURRENT_USER = "async def current_user(session, query):\n    return (await session.scalars(query)).first()\n"
+exec(compile(CURRENT_USER, "/venv/site-packages/fastapi_users_db_sqlalchemy/__init__.py", "exec"), LIBRARY)
+
+
+async def read_of_library(fix=None):
+    engine = await open_async_shelf(L)
+    async with sqltrace.record() as recording, AsyncSession(engine) as session:
+        author = await LIBRARY["current_user"](session, select(L.Author))
+        if fix is not None:
+            await eval(fix.removeprefix("await "), {"session": session, "author": author})
+        try:
+            touch_books(author)
+        except ERRORS:
+            pass
+    await engine.dispose()
+    return recording
+
+
+def test_object_of_a_query_of_a_library_wants_a_refresh(monkeypatch):
+    """As the user that a dependency of theirs finds: there is no query to which an option could be added."""
+    monkeypatch.setitem(callsite._kinds, __file__, callsite._SKIP)
+
+    (finding,) = sqltrace.diagnose(asyncio.run(read_of_library()))
+
+    assert finding.fix == 'await session.refresh(author, ["books"])  # before: the query is a library\'s'
+    assert sqltrace.diagnose(asyncio.run(read_of_library(finding.fix))) == []
 
 
 def test_query_of_an_unknown_line_is_told_by_its_class():

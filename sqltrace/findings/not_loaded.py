@@ -71,7 +71,10 @@ def fix_for(recording: Recording, failed: FailedLoad, refresh: str) -> str:
 def load_with_query(recording: Recording, failed: FailedLoad) -> str:
     """The option for the query that found the object, and of which query it is, where its line does not say so."""
     if failed.root is None:
-        return _refresh(recording, failed)
+        return _refresh(recording, failed, "no query has loaded it")
+    site = failed.parents.call_site if failed.parents is not None else None
+    if site is not None and site.in_helper and failed.error == "missing_greenlet":  # its session is still there
+        return _refresh(recording, failed, "the query is a library's")
     names = names_of_query(recording, failed.parents)
     chosen = loaders_for(recording, failed.origin, failed.parents, (*names, *failed.path))
     loads = options(chosen) + in_place_of(recording, failed.origin, failed.parents, failed.path)
@@ -79,12 +82,12 @@ def load_with_query(recording: Recording, failed: FailedLoad) -> str:
     return loads + ("" if at_its_line else f"  # of the select({failed.root})")
 
 
-def _refresh(recording: Recording, failed: FailedLoad) -> str:
-    """What helps for an object that the application has made itself."""
+def _refresh(recording: Recording, failed: FailedLoad, why: str) -> str:
+    """What helps for an object whose query the application cannot change."""
     origin = failed.origin
     names = [origin.relationship.rpartition(".")[2]] if origin.relationship is not None else list(origin.attributes)
     wait = "await " if _is_async(recording, failed) else ""
-    return f"{wait}session.refresh({str(origin.entity).lower()}, {json.dumps(names)})  # before: no query has loaded it"
+    return f"{wait}session.refresh({str(origin.entity).lower()}, {json.dumps(names)})  # before: {why}"
 
 
 def _is_async(recording: Recording, failed: FailedLoad) -> bool:
