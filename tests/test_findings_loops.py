@@ -159,6 +159,22 @@ class TestOneForAll:
 
         assert finding.fix == "one statement for all, before the loop: WHERE b.author_id IN (…)"
 
+    @pytest.mark.parametrize(
+        "column",
+        ['"books".author_id', 'books."author_id"', "`books`.`author_id`"],
+        ids=["table", "column", "backticks"],
+    )
+    def test_names_the_column_also_where_it_is_quoted(self, engine, column):
+        """As SQLAlchemy quotes reserved words: ``"user"``, ``"order"``."""
+
+        def work(session):
+            for number in IDS:
+                session.execute(text(f"SELECT id FROM books WHERE {column} = :id"), {"id": number}).all()
+
+        [finding] = findings(engine, work)
+
+        assert finding.fix == f"one statement for all, before the loop: WHERE {column} IN (…)"
+
     def test_of_a_loop_with_a_session_for_each_is_in_one_session(self, engine, shelf):
         def work(_):
             for number in IDS:

@@ -14,8 +14,11 @@ from sqltrace.statement import Group
 LIMIT = re.compile(r"\sLIMIT\s|\sFETCH\s+(FIRST|NEXT)\s|\bSELECT\s+TOP\b", re.IGNORECASE)
 EQUAL = re.compile(r"(?<![<>!:=])=(?![=>])")
 _PLACEHOLDER = r"(?:\?|%s|%\(\w+\)s|(?<!:):\w+|\$\d+)(?:\s*::\s*\w+)?"
+_NAME = r"(?:\w+|\"\w+\"|`\w+`)"
+_COLUMN = rf"{_NAME}\.{_NAME}"
 _EQUALS = re.compile(
-    rf"\bWHERE\b.*?(?:\b(?P<column>\w+\.\w+) = |\s{_PLACEHOLDER} = (?P<reversed>\w+\.\w+))", re.IGNORECASE | re.DOTALL
+    rf"\bWHERE\b.*?(?:(?<!\w)(?P<column>{_COLUMN}) = |\s{_PLACEHOLDER} = (?P<reversed>{_COLUMN}))",
+    re.IGNORECASE | re.DOTALL,
 )
 _VALUE = re.compile(
     rf"(?:(?P<not><>|!=)|(?P<bound>[<>]=?))?\s*{_PLACEHOLDER}|\s(?P<end>LIMIT|OFFSET|FETCH)\s", re.IGNORECASE
