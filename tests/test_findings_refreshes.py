@@ -167,7 +167,7 @@ def test_refreshes_after_commits_are_left_out_where_nothing_expires():
     engine.dispose()
 
     assert finding.fix == (
-        "sessionmaker(engine, expire_on_commit=False)  # and no session.refresh() after a commit;"
+        "sessionmaker(engine, expire_on_commit=False)  # and no session.refresh() after a commit, which may be a repository's;"
         " eager_defaults=True where the database makes values"
     )
     assert mended.statement_count == 8

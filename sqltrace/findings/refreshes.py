@@ -54,10 +54,8 @@ def refreshed_one_by_one(recording: Recording, group: Group) -> Finding:
 
 def _unexpired(group: Group) -> str:
     """Of objects that are committed each: to ask them all for their keys would load each of them again."""
-    return (
-        kept_after_commit(group.is_async)
-        + "  # and no session.refresh() after a commit; eager_defaults=True where the database makes values"
-    )
+    note = "no session.refresh() after a commit, which may be a repository's"
+    return f"{kept_after_commit(group.is_async)}  # and {note}; eager_defaults=True where the database makes values"
 
 
 def _all_at_once(group: Group, within: list[Group]) -> str:
