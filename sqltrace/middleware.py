@@ -239,7 +239,7 @@ class _Exchange:
     def _response_ready(self, record: RequestRecord) -> None:
         if not self._ready:
             self._ready = True
-            if record.status is not None and record.status < 500:
+            if record.status is not None and record.status < 400:
                 loads = record.recording.failed_loads  # the application has coped with them, or GraphQL has told them
                 loads[:] = [failed for failed in loads if failed.in_resolver]
             self._describe(record)

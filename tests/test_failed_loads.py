@@ -383,13 +383,13 @@ def application():
             book = await find(session, shelf.Book)
             return GRAPHQL["execute"](lambda: touch(book, "topics"))
 
-    @app.get("/handled")
-    async def handled():
+    @app.get("/handled/{status}")
+    async def handled(status: int):
         async with AsyncSession(app.state.engine) as session:
             try:
                 touch(await find(session, shelf.Book), "topics")
             except (MissingGreenlet, StatementError):
-                raise HTTPException(503) from None
+                raise HTTPException(status) from None
 
     return app, sink
 
@@ -439,8 +439,10 @@ def test_detached_object_that_a_response_model_turned_into_another_error():
     )
 
 
-def test_failed_load_that_became_a_response_is_known_when_the_response_is_ready():
-    assert [failed.attribute for failed in request("/handled").in_time] == ["Book.topics"]
+@pytest.mark.parametrize("status", [400, 503])
+def test_failed_load_that_became_a_response_is_known_when_the_response_is_ready(status):
+    """Also below 500: handlers of the application answer so to all errors of SQLAlchemy, or of validation."""
+    assert [failed.attribute for failed in request(f"/handled/{status}").in_time] == ["Book.topics"]
 
 
 def test_failed_load_that_the_application_copes_with_is_not_told():
