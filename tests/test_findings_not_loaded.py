@@ -436,10 +436,10 @@ CURRENT_USER = "async def current_user(session, query):\n    return (await sessi
 exec(compile(CURRENT_USER, "/venv/site-packages/fastapi_users_db_sqlalchemy/__init__.py", "exec"), LIBRARY)
 
 
-async def read_of_library(fix=None):
-    engine = await open_async_shelf(L)
+async def read_of_library(shelf, fix=None):
+    engine = await open_async_shelf(shelf)
     async with sqltrace.record() as recording, AsyncSession(engine) as session:
-        author = await LIBRARY["current_user"](session, select(L.Author))
+        author = await LIBRARY["current_user"](session, select(shelf.Author))
         if fix is not None:
             await eval(fix.removeprefix("await "), {"session": session, "author": author})
         try:
@@ -450,14 +450,15 @@ async def read_of_library(fix=None):
     return recording
 
 
-def test_object_of_a_query_of_a_library_wants_a_refresh(monkeypatch):
+@pytest.mark.parametrize("shelf", [L, R], ids=["lazy", "raise"])
+def test_object_of_a_query_of_a_library_wants_a_refresh(monkeypatch, shelf):
     """As the user that a dependency of theirs finds: there is no query to which an option could be added."""
     monkeypatch.setitem(callsite._kinds, __file__, callsite._SKIP)
 
-    (finding,) = sqltrace.diagnose(asyncio.run(read_of_library()))
+    (finding,) = sqltrace.diagnose(asyncio.run(read_of_library(shelf)))
 
     assert finding.fix == 'await session.refresh(author, ["books"])  # before: the query is a library\'s'
-    assert sqltrace.diagnose(asyncio.run(read_of_library(finding.fix))) == []
+    assert sqltrace.diagnose(asyncio.run(read_of_library(shelf, finding.fix))) == []
 
 
 def test_query_of_an_unknown_line_is_told_by_its_class():

@@ -73,7 +73,7 @@ def load_with_query(recording: Recording, failed: FailedLoad) -> str:
     if failed.root is None:
         return _refresh(recording, failed, "no query has loaded it")
     site = failed.parents.call_site if failed.parents is not None else None
-    if site is not None and site.in_helper and failed.error == "missing_greenlet":  # its session is still there
+    if site is not None and site.in_helper and failed.error != "detached_instance":  # its session is still there
         return _refresh(recording, failed, "the query is a library's")
     names = names_of_query(recording, failed.parents)
     chosen = loaders_for(recording, failed.origin, failed.parents, (*names, *failed.path))
