@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import weakref
+from contextlib import suppress
 from contextvars import copy_context
 from inspect import currentframe
 from typing import Annotated
@@ -10,7 +11,7 @@ from typing import Annotated
 import pytest
 from fastapi import Depends, FastAPI, HTTPException
 from pydantic import BaseModel
-from sqlalchemy import select
+from sqlalchemy import NullPool, select
 from sqlalchemy.exc import InvalidRequestError, MissingGreenlet, StatementError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session, defer, joinedload, raiseload, selectinload
@@ -449,6 +450,28 @@ def test_failed_load_that_the_application_copes_with_is_not_told():
     sink = request("/coped")
 
     assert (sink.record.status, sink.in_time, sink.record.recording.failed_loads) == (200, [], [])
+
+
+@pytest.mark.parametrize("options", [{"poolclass": NullPool}, {"pool_pre_ping": True}], ids=["NullPool", "pre_ping"])
+def test_load_that_gets_no_connection_after_a_commit_is_told_though_the_application_catches_it(options, tmp_path):
+    shelf = mapping()
+
+    async def main():
+        engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path}/shelf.db", **options)
+        async with engine.connect() as connection:
+            await connection.run_sync(fill, shelf)
+        async with sqltrace.record() as recording, AsyncSession(engine) as session:
+            book = await find(session, shelf.Book)
+            await session.commit()
+            with suppress(MissingGreenlet):
+                touch(book, "title")
+        await engine.dispose()
+        return recording
+
+    (failed,) = asyncio.run(main()).failed_loads
+
+    assert (failed.attribute, failed.origin.expired_by) == ("Book.title", "commit")
+    assert failed.call_site.line == Lines.touch
 
 
 def test_failed_load_of_a_graphql_resolver_is_told_in_a_response_of_status_200():

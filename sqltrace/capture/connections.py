@@ -26,6 +26,7 @@ from sqlalchemy.pool import ConnectionPoolEntry, Pool, PoolProxiedConnection
 
 from sqltrace import connection as measures
 from sqltrace.capture import internals, pool_wait, sessions, transactions
+from sqltrace.capture.failed_loads import note_error
 from sqltrace.capture.failure import describe_failure
 from sqltrace.capture.replacements import Replacements
 from sqltrace.capture.transactions import KEY, asking
@@ -189,6 +190,7 @@ def _take(collector: Collector, checkout: Checkout, dialect: Dialect, connection
             checkout.end()
             error = sys.exception()  # on its way through `raw_connection`
             checkout.failure = None if error is None else describe_failure(error)
+            note_error(error, dialect)  # SQLAlchemy tells its `handle_error` only of those of a connection
             return
         entry = connection.record_info
         previous = entry.get(KEY)

@@ -2,8 +2,7 @@
 Loads that raise instead of loading: `MissingGreenlet` under `AsyncSession`, `DetachedInstanceError`, ``lazy="raise"``.
 
 They are noticed as they are raised: later the validation of a response may have made another error of them, or the
-application may have caught them. What does not pass there, because no connection was at hand, is found in the exception
-that ends the request.
+application may have caught them. What does not pass there is found in the exception that ends the request.
 """
 
 from __future__ import annotations
@@ -41,8 +40,13 @@ _MAX_EXCEPTIONS = 50  # of one chain
 
 def handle_error(context: Any) -> None:
     """Listener of SQLAlchemy's event. Must not raise: that would take the place of the error."""
+    note_error(context.original_exception, context.dialect)
+
+
+def note_error(error: BaseException | None, dialect: Any) -> None:
+    """Note the load that is just failing with this error, if it is one. Never raises."""
     try:
-        if isinstance(context.original_exception, MissingGreenlet) and is_wanted(context.dialect) and work():
+        if isinstance(error, MissingGreenlet) and is_wanted(dialect) and work():
             collector = current.get()
             if collector is not None:
                 found = load_internals.failing_load(load_internals.frames_above())
