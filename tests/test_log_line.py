@@ -319,6 +319,26 @@ def test_logger_that_is_asynchronous_in_another_way_is_told_to_be_none_for_this(
     )
 
 
+@pytest.mark.skipif(
+    not hasattr(structlog.make_filtering_bound_logger(logging.WARNING), "is_enabled_for"),
+    reason="structlog before 25.1 does not tell its level",
+)
+def test_line_below_the_level_of_structlog_is_not_made(app, capsys):
+    made = []
+
+    class Filtering(structlog.make_filtering_bound_logger(logging.WARNING)):
+        def info(self, event, **values):
+            made.append(values)
+
+    structlog.configure(processors=[structlog.processors.JSONRenderer()], wrapper_class=Filtering)
+
+    get(app)
+    get(app, sinks=[sqltrace.sinks.StructlogSink(slow=0.0)])
+
+    [line] = capsys.readouterr().out.splitlines()
+    assert (made, json.loads(line)["url.path"]) == ([], "/people/ada")
+
+
 def test_values_bound_by_the_application_are_merged():
     async def application(scope, receive, send):
         with structlog.contextvars.bound_contextvars(request_id="r-1", outcome="not yours"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from inspect import iscoroutine
 from operator import is_not
-from typing import Any
+from typing import Any, Final
 
 import structlog
 
@@ -15,6 +15,7 @@ from sqltrace.sinks.log_line import level_of, log_line
 from sqltrace.sinks.readable import ReadableRenderer
 
 EVENT = "request"
+_LEVELS: Final = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 
 class StructlogSink:
@@ -55,12 +56,15 @@ class StructlogSink:
             record.notes["structlog"] = bound
 
     def request_finished(self, record: RequestRecord) -> None:
+        logger, level = (self._logger or self._default()).bind(), level_of(record, self._slow)
+        if not _is_enabled(logger, level):
+            return
         line = log_line(record, top=self._top, literals=self._literals)
         bound = record.notes.get("structlog", {}) | structlog.contextvars.get_contextvars()
         if bound:
             # Not a bound `event`, either: ours has a name.
             line |= {key: value for key, value in bound.items() if key not in line and key != "event"}
-        _log(self._logger or self._default(), level_of(record, self._slow), line)
+        _log(logger, level, line)
 
     def _default(self) -> Any:
         """The application's logger: the same until structlog is configured anew, as making it takes its time."""
@@ -85,8 +89,15 @@ def _checked_logger(logger: Any) -> Any:
     return logger
 
 
-def _log(logger: Any, level: str, line: dict[str, Any]) -> None:
-    bound = logger.bind()
+def _is_enabled(bound: Any, level: str) -> bool:
+    """`False` where structlog filters by level before anything else, and says so (from 25.1 on)."""
+    if isinstance(bound, structlog.stdlib.BoundLogger):
+        return True  # its processors see all events
+    is_enabled = getattr(type(bound), "is_enabled_for", None)  # some loggers pass on what is asked of them as an event
+    return is_enabled is None or bool(is_enabled(bound, _LEVELS[level]))
+
+
+def _log(bound: Any, level: str, line: dict[str, Any]) -> None:
     if isinstance(bound, structlog.stdlib.AsyncBoundLogger):
         bound = bound.sync_bl  # nobody awaits what a sink does
     told = getattr(bound, level)(EVENT, **line)
