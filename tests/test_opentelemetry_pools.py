@@ -19,6 +19,7 @@ from starlette.testclient import TestClient
 
 import sqltrace
 from sqltrace import SQLTraceMiddleware, connection
+from sqltrace.capture.pools import pool_states
 from sqltrace.database import Database
 from sqltrace.sinks import OpenTelemetrySink
 from sqltrace.sinks.opentelemetry import pool_metrics
@@ -116,6 +117,27 @@ def test_pool_that_a_disposed_engine_left_counts_until_its_connections_are_close
 
     assert values(meters, "count") == {("shop", "used"): 0, ("shop", "idle"): 1}
     assert held.closed
+
+
+@pytest.mark.parametrize("allocations", range(1, 12))
+def test_engine_that_the_garbage_collector_takes_meanwhile_disturbs_no_look_at_the_pools(engines, allocations):
+    sqltrace.instrument()
+    kept = [engines(poolclass=NullPool, pool_logging_name=f"kept {number}") for number in range(5)]
+    with sqltrace.record():
+        for engine in kept:
+            engine.connect().close()
+        gc.collect(1)
+        gc.disable()
+        create_engine("sqlite://", poolclass=NullPool).connect().close()
+    thresholds = gc.get_threshold()
+    gc.set_threshold(gc.get_count()[0] + allocations, *thresholds[1:])  # the collection begins within
+    gc.enable()
+    try:
+        names = {state.name for state in pool_states()}
+    finally:
+        gc.set_threshold(*thresholds)
+
+    assert names.issuperset(f"kept {number}" for number in range(5))
 
 
 def test_pool_without_a_name_is_called_by_its_database(engines, meters, tmp_path):

@@ -106,10 +106,10 @@ def watched_pools() -> list[tuple[Pool, Occupants, bool]]:
     Each with whether its engine was disposed of and has another by now: it only takes its connections back.
     """
     with _lock:
-        known = list(_held.values())
-    latest = {id(dialect()): occupants for _, occupants, dialect in known}
-    found = [(held(), occupants, latest[id(dialect())] is not occupants) for held, occupants, dialect in known]
-    return [(pool, occupants, replaced) for pool, occupants, replaced in found if pool]
+        held = list(_held.values())
+    known = [(pool(), occupants, dialect()) for pool, occupants, dialect in held]  # asked once: they go at any moment
+    latest = {id(dialect): occupants for _, occupants, dialect in known}
+    return [(pool, occupants, latest[id(dialect)] is not occupants) for pool, occupants, dialect in known if pool]
 
 
 def _measure_checkout(original: Wrapper) -> Wrapper:
