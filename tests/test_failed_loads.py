@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import threading
 import weakref
 from contextlib import suppress
 from contextvars import copy_context
@@ -454,7 +455,7 @@ def test_failed_load_that_the_application_copes_with_is_not_told():
 
 @pytest.mark.parametrize("options", [{"poolclass": NullPool}, {"pool_pre_ping": True}], ids=["NullPool", "pre_ping"])
 def test_load_that_gets_no_connection_after_a_commit_is_told_though_the_application_catches_it(options, tmp_path):
-    shelf = mapping()
+    shelf, others = mapping(), set(threading.enumerate())
 
     async def main():
         engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path}/shelf.db", **options)
@@ -466,6 +467,9 @@ def test_load_that_gets_no_connection_after_a_commit_is_told_though_the_applicat
             with suppress(MissingGreenlet):
                 touch(book, "title")
         await engine.dispose()
+        for thread in set(threading.enumerate()) - others:
+            if "_connection_worker_thread" in thread.name:  # of aiosqlite: it was told to end, and tells the loop
+                await asyncio.to_thread(thread.join)
         return recording
 
     (failed,) = asyncio.run(main()).failed_loads
