@@ -8,7 +8,7 @@ task that runs on keeps no more than an empty shell alive, and is counted late.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -180,7 +180,7 @@ class Collector:
         self.loads: dict[int, Execution] = {}
         self.failed_loads: list[FailedLoad] = []
         self.expired_by: set[ExpiredBy] = set()
-        self.sites_taken: dict[str, int] = {}
+        self.sites_taken: dict[Hashable, int] = {}  # of a text, or of one and an origin
         self.late = 0
 
     def fold(self) -> None:

@@ -20,7 +20,7 @@ class Samples:
     """
     Call sites and digests of parameters of some executions.
 
-    Call sites are taken of the 1st, 2nd, 4th, 9th, 16th … execution of a statement
+    Call sites are taken of the 1st, 2nd, 4th, 9th, 16th … execution of a statement with one origin
     and of slow ones; each stands for those up to the next. Of the parameters of
     the first eight executions only a hash is kept, which never leaves the process.
     Later ones that have a call site are compared with these.

@@ -185,6 +185,20 @@ def test_refresh_that_was_asked_for(run):
     ]
 
 
+def test_first_two_of_each_origin_have_their_line_though_their_text_is_the_same(run):
+    def work(session, shelf):
+        first, second, _ = [session.get(shelf.Author, key) for key in (1, 2, 3)]
+        session.refresh(first)
+        session.refresh(second)
+
+    gets, refreshes = [], []
+    for statement in run(mapping(), work):
+        (refreshes if statement.origin.kind == "refresh" else gets).append(statement.call_site)
+
+    assert len({str(site) for site in gets[:2]}) == 1
+    assert [site.line for site in refreshes] == [work.__code__.co_firstlineno + 2, work.__code__.co_firstlineno + 3]
+
+
 @pytest.mark.parametrize("lazy", ["select", "selectin", "subquery", "immediate"])
 def test_relationship_that_is_refreshed_is_loaded_for_one_object(run, lazy):
     def work(session, shelf):

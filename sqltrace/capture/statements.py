@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from asyncio import _get_running_loop  # the public one raises where none runs, at ten times the cost
+from collections.abc import Hashable
 from reprlib import Repr
 from threading import get_ident
 from typing import Any, Final
@@ -21,6 +22,7 @@ from sqltrace.collector import FOLD_AT, Collector, Execution
 from sqltrace.database import note_database
 from sqltrace.faults import report_fault
 from sqltrace.loop_log import HOLD
+from sqltrace.origin import QUERY
 from sqltrace.samples import DIGESTS, SAMPLED
 from sqltrace.shares import note_hold, share_of
 from sqltrace.statement import Failure
@@ -100,12 +102,13 @@ def note(
         if purpose.through_orm:
             explain(execution, purpose, context)
 
-        key, elapsed = execution.key, ended - started
-        taken = collector.sites_taken.get(key, 0)
+        elapsed, origin = ended - started, execution.origin
+        kind = execution.key if origin is QUERY else (execution.key, id(origin))
+        taken = collector.sites_taken.get(kind, 0)
         if taken in SAMPLED or elapsed > SLOW_STATEMENT or failure is not None:
-            _take_sample(execution, context, taken, statement, parameters)
+            _take_sample(execution, context, kind, taken, statement, parameters)
         else:
-            collector.sites_taken[key] = taken + 1
+            collector.sites_taken[kind] = taken + 1
         if taken < DIGESTS and context.execute_style is _EXECUTE:
             execution.digest = _digest(statement, parameters, context.dialect)
         if execution.dialect.is_async if purpose is NOTHING else purpose.is_async:
@@ -215,8 +218,10 @@ def _note_loop_wait(execution: Execution, context: Any) -> None:
     execution.more = True
 
 
-def _take_sample(execution: Execution, context: Any, taken: int, statement: str, parameters: Any) -> None:
-    """Note what is costly to know: of some executions (`SAMPLED`), and of slow and failed ones."""
+def _take_sample(
+    execution: Execution, context: Any, kind: Hashable, taken: int, statement: str, parameters: Any
+) -> None:
+    """Note what is costly to know: of some executions of a kind (`SAMPLED`), and of slow and failed ones."""
     execution.more = True
     if taken >= DIGESTS and context.execute_style is _EXECUTE:
         execution.later_digest = _digest(statement, parameters, context.dialect)
@@ -225,7 +230,7 @@ def _take_sample(execution: Execution, context: Any, taken: int, statement: str,
         note_database(execution.dialect, context.engine.url)
     sites_taken = collector.sites_taken
     if taken or len(sites_taken) < collector.max_statements:
-        sites_taken[execution.key] = taken + 1
+        sites_taken[kind] = taken + 1
     elif execution.ended - execution.started <= SLOW_STATEMENT and execution.failure is None:
         return
     execution.call_site = find_call_site(skip=_OURS) or _awaiting(collector)
