@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from inspect import CO_ASYNC_GENERATOR, CO_COROUTINE, CO_GENERATOR, CO_ITERABLE_COROUTINE
+from itertools import chain
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -152,8 +153,10 @@ def find_call_site(skip: int = 0) -> CallSite | None:
 
 
 def in_resolver() -> bool:
-    """Whether GraphQL has called the caller."""
-    return any(_package(frame.f_code.co_filename) in _RESOLVING for frame in _callers(sys._getframe(1)))
+    """Whether GraphQL has called the caller, also across SQLAlchemy's greenlet; not in tasks and threads of its own."""
+    awaiting = getattr(getattr(_current_greenlet(), "parent", None), "gr_frame", None)
+    frames = chain(_callers(sys._getframe(1)), _callers(awaiting))
+    return any(_package(frame.f_code.co_filename) in _RESOLVING for frame in frames)
 
 
 def call_site_of(frame: FrameType) -> CallSite | None:
@@ -266,6 +269,7 @@ def _kind(filename: str) -> int:
     return _SKIP if filename.startswith(_LIBRARIES) else _APPLICATION
 
 
+@lru_cache(maxsize=1_024)
 def _package(filename: str) -> str | None:
     """Of an installed file, else `None`."""
     for marker in _INSTALLED:

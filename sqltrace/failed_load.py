@@ -29,7 +29,9 @@ class FailedLoad:
         root: Name of that entity.
         call_site: The application's line that touched the attribute; `None` where none is known.
         parents: The statement that loaded the object; `None` where it is not known.
-        in_resolver: Whether GraphQL had called that line, which answers with status 200 whatever it raises.
+        in_resolver:
+            Whether GraphQL had called that line, which answers with status 200 whatever it raises. In a task or thread
+            that a resolver starts this is not known, and `False`.
     """
 
     error: LoadError

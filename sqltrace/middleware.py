@@ -240,7 +240,8 @@ class _Exchange:
         if not self._ready:
             self._ready = True
             if record.status is not None and record.status < 400:
-                loads = record.recording.failed_loads  # the application has coped with them, or GraphQL has told them
+                # The application has coped with them, but for those that GraphQL has made errors of in the response.
+                loads = record.recording.failed_loads
                 loads[:] = [failed for failed in loads if failed.in_resolver]
             self._describe(record)
             record.recording.freeze()

@@ -42,6 +42,12 @@ def execute(resolver):
         return {"data": resolver()}
     except Exception as error:
         return {"errors": [str(error)]}
+
+async def execute_async(resolver):
+    try:
+        return {"data": await resolver()}
+    except Exception as error:
+        return {"errors": [str(error)]}
 """
 exec(compile(EXECUTE, "/venv/site-packages/graphql/execution/execute.py", "exec"), GRAPHQL)
 
@@ -385,6 +391,20 @@ def application():
             book = await find(session, shelf.Book)
             return GRAPHQL["execute"](lambda: touch(book, "topics"))
 
+    @app.get("/resolved/in-greenlet")
+    async def resolved_in_greenlet():
+        async with AsyncSession(app.state.engine) as session:
+            book = await find(session, shelf.Book, raiseload(shelf.Book.topics))
+            return await GRAPHQL["execute_async"](lambda: session.run_sync(lambda _: touch(book, "topics")))
+
+    @app.get("/resolved/after-one-that-was-coped-with")
+    async def resolved_again():
+        async with AsyncSession(app.state.engine) as session:
+            book = await find(session, shelf.Book, raiseload(shelf.Book.topics))
+            with suppress(InvalidRequestError):
+                touch(book, "topics")
+            return GRAPHQL["execute"](lambda: touch(book, "topics"))
+
     @app.get("/handled/{status}")
     async def handled(status: int):
         async with AsyncSession(app.state.engine) as session:
@@ -478,8 +498,9 @@ def test_load_that_gets_no_connection_after_a_commit_is_told_though_the_applicat
     assert failed.call_site.line == Lines.touch
 
 
-def test_failed_load_of_a_graphql_resolver_is_told_in_a_response_of_status_200():
-    sink = request("/resolved")
+@pytest.mark.parametrize("path", ["/resolved", "/resolved/in-greenlet", "/resolved/after-one-that-was-coped-with"])
+def test_failed_load_of_a_graphql_resolver_is_told_in_a_response_of_status_200(path):
+    sink = request(path)
 
     assert (sink.record.status, [failed.attribute for failed in sink.in_time]) == (200, ["Book.topics"])
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import wraps
+from operator import attrgetter
 from types import TracebackType
 from typing import Any
 
@@ -36,6 +37,7 @@ from sqltrace.tally import parents_of
 
 _MAX_FAILED = 20  # of a recording, different ones
 _MAX_EXCEPTIONS = 50  # of one chain
+_what = attrgetter("error", "attribute", "call_site", "in_resolver")
 
 
 def handle_error(context: Any) -> None:
@@ -141,11 +143,11 @@ def _note(
         parents=parents_of(parents),
         in_resolver=in_resolver(),
     )
-    what = failed.error, failed.attribute, failed.call_site
+    what = _what(failed)
     for collector in outwards(innermost):
-        noted = {(other.error, other.attribute, other.call_site) for other in collector.failed_loads}
-        if collector.pending is not None and len(noted) < _MAX_FAILED and what not in noted:
-            collector.failed_loads.append(failed)
+        noted = collector.failed_loads
+        if collector.pending is not None and len(noted) < _MAX_FAILED and what not in map(_what, noted):
+            noted.append(failed)
 
 
 def _origin(collector: Collector, prop: Any, state: Any, names: frozenset[str]) -> Origin:
