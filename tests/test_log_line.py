@@ -323,20 +323,41 @@ def test_logger_that_is_asynchronous_in_another_way_is_told_to_be_none_for_this(
     not hasattr(structlog.make_filtering_bound_logger(logging.WARNING), "is_enabled_for"),
     reason="structlog before 25.1 does not tell its level",
 )
-def test_line_below_the_level_of_structlog_is_not_made(app, capsys):
+def test_line_below_the_level_of_structlog_is_not_made(app, capsys, monkeypatch):
     made = []
 
-    class Filtering(structlog.make_filtering_bound_logger(logging.WARNING)):
-        def info(self, event, **values):
-            made.append(values)
+    def spy(record, **options):
+        made.append(record)
+        return log_line(record, **options)
 
-    structlog.configure(processors=[structlog.processors.JSONRenderer()], wrapper_class=Filtering)
+    monkeypatch.setattr("sqltrace.sinks.structlog.log_line", spy)
+    filtering = structlog.make_filtering_bound_logger(logging.WARNING)
+    structlog.configure(processors=[structlog.processors.JSONRenderer()], wrapper_class=filtering)
 
     get(app)
+    assert made == []
     get(app, sinks=[sqltrace.sinks.StructlogSink(slow=0.0)])
 
     [line] = capsys.readouterr().out.splitlines()
-    assert (made, json.loads(line)["url.path"]) == ([], "/people/ada")
+    assert (len(made), json.loads(line)["url.path"]) == (1, "/people/ada")
+
+
+def test_logger_whose_methods_are_the_applications_own_gets_every_line(app):
+    told = []
+
+    class Audited(structlog.make_filtering_bound_logger(logging.WARNING)):
+        def info(self, event, **values):
+            told.append(values["url.path"])
+
+        @staticmethod
+        def is_enabled_for(name):
+            return False
+
+    structlog.configure(wrapper_class=Audited)
+
+    get(app)
+
+    assert told == ["/people/ada"]
 
 
 def test_values_bound_by_the_application_are_merged():

@@ -15,6 +15,7 @@ from sqltrace.sinks.log_line import level_of, log_line
 from sqltrace.sinks.readable import ReadableRenderer
 
 EVENT = "request"
+_FILTERING: Final = structlog.make_filtering_bound_logger.__module__
 _LEVELS: Final = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 
@@ -90,11 +91,11 @@ def _checked_logger(logger: Any) -> Any:
 
 
 def _is_enabled(bound: Any, level: str) -> bool:
-    """`False` where structlog filters by level before anything else, and says so (from 25.1 on)."""
-    if isinstance(bound, structlog.stdlib.BoundLogger):
-        return True  # its processors see all events
-    is_enabled = getattr(type(bound), "is_enabled_for", None)  # some loggers pass on what is asked of them as an event
-    return is_enabled is None or bool(is_enabled(bound, _LEVELS[level]))
+    """`False` where structlog's own filtering logger, from 25.1 on, makes nothing of events of this level."""
+    filters: Any = getattr(type(bound), "is_enabled_for", None)
+    # Methods of the application's own, in a class of its own, may do anything with an event.
+    own = [getattr(method, "__module__", "") for method in (filters, getattr(type(bound), level, None))]
+    return own != [_FILTERING, _FILTERING] or bool(filters(bound, _LEVELS[level]))
 
 
 def _log(bound: Any, level: str, line: dict[str, Any]) -> None:
