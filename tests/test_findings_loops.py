@@ -159,6 +159,16 @@ class TestOneForAll:
 
         assert finding.fix == "one statement for all, before the loop: WHERE b.author_id IN (…)"
 
+    @pytest.mark.parametrize("column", ["main.books.author_id", '"main"."books"."author_id"'])
+    def test_takes_no_part_of_a_longer_name_for_the_column(self, engine, column):
+        def work(session):
+            for number in IDS:
+                session.execute(text(f"SELECT id FROM books WHERE :id = {column}"), {"id": number}).all()
+
+        [finding] = findings(engine, work)
+
+        assert "main" not in finding.fix
+
     @pytest.mark.parametrize(
         "column",
         ['"books".author_id', 'books."author_id"', "`books`.`author_id`"],

@@ -17,7 +17,7 @@ _PLACEHOLDER = r"(?:\?|%s|%\(\w+\)s|(?<!:):\w+|\$\d+)(?:\s*::\s*\w+)?"
 _NAME = r"(?:\w+|\"\w+\"|`\w+`)"
 _COLUMN = rf"{_NAME}\.{_NAME}"
 _EQUALS = re.compile(
-    rf"\bWHERE\b.*?(?:(?<!\w)(?P<column>{_COLUMN}) = |\s{_PLACEHOLDER} = (?P<reversed>{_COLUMN}))",
+    rf"\bWHERE\b.*?(?:(?<!\w)(?P<column>{_COLUMN}) = |\s{_PLACEHOLDER} = (?P<reversed>{_COLUMN})(?![\w.]))",
     re.IGNORECASE | re.DOTALL,
 )
 _VALUE = re.compile(
