@@ -103,7 +103,7 @@ def note(
             explain(execution, purpose, context)
 
         elapsed, origin = ended - started, execution.origin
-        kind = execution.key if origin is QUERY else (execution.key, id(origin))
+        kind = execution.key if origin is QUERY else (execution.key, origin)
         taken = collector.sites_taken.get(kind, 0)
         if taken in SAMPLED or elapsed > SLOW_STATEMENT or failure is not None:
             _take_sample(execution, context, kind, taken, statement, parameters)
