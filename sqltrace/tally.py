@@ -40,7 +40,8 @@ class Counts(NamedTuple):
 
     Attributes:
         statements, after_response, failed, rows: Of all.
-        distinct, on_loop: Of those during the response. At most `max_statements` are told apart.
+        on_loop: Of those during the response.
+        distinct: Likewise; beyond `max_statements` of them all others count as one.
     """
 
     statements: int
