@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-import threading
+
+from sqltrace.locks import process_lock
 
 logger = logging.getLogger("sqltrace")
 
 _reported: set[tuple[str, type[BaseException]]] = set()
-_lock = threading.RLock()  # a finalizer run by the garbage collector may come back in
+_lock = process_lock()
 
 
 def report_fault(where: str, error: BaseException) -> None:

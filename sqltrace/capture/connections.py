@@ -15,7 +15,6 @@ A fault of ours is reported and swallowed.
 from __future__ import annotations
 
 import sys
-import threading
 from collections.abc import Callable
 from functools import cache, partial, wraps
 from typing import Any, Final
@@ -35,10 +34,11 @@ from sqltrace.collector import FOLD_AT, Collector, current, mark, outwards, unme
 from sqltrace.connection import NEGLIGIBLE, Checkout, Occupants
 from sqltrace.database import database_of, note_database
 from sqltrace.faults import logger, report_fault
+from sqltrace.locks import process_lock
 
 Wrapper = Callable[[Any], Any]
 
-_lock: Final = threading.RLock()  # a finalizer run by the garbage collector may come back in
+_lock: Final = process_lock()
 _held: dict[int, tuple[ref[Pool], Occupants, ref[Dialect]]] = {}
 _replacements: Final = Replacements()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from typing import Any
 
 from sqlalchemy.engine import Dialect, Engine
@@ -23,8 +22,9 @@ from sqltrace.capture import (
 )
 from sqltrace.capture.compatibility import self_test
 from sqltrace.capture.replacements import listen_for_good
+from sqltrace.locks import process_lock
 
-_lock = threading.RLock()
+_lock = process_lock()
 
 
 def instrument(*engines: Any) -> None:

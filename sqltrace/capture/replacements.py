@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from typing import Any, Final
 
 from sqlalchemy import event
 
 from sqltrace.capture.orm_internals import imported_session
+from sqltrace.locks import process_lock
 
 _INHERITED: Final = object()
 
@@ -73,7 +73,7 @@ class ORMReplacements:
 
     def __init__(self, make: Callable[[Replacements], None]) -> None:
         self._make = make
-        self._lock = threading.RLock()
+        self._lock = process_lock()
         self._wanted = False
         self._replacements = Replacements()
 

@@ -8,7 +8,6 @@ are public: they are replaced on the dialect object when a recording first uses 
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from contextvars import ContextVar
 from functools import partial, wraps
@@ -22,6 +21,7 @@ from sqltrace.capture import internals, replies
 from sqltrace.collector import Collector, Execution, current, mark
 from sqltrace.connection import NEGLIGIBLE, Checkout
 from sqltrace.faults import report_fault
+from sqltrace.locks import process_lock
 from sqltrace.shares import held_by_others
 
 KEY: Final = "sqltrace"  # in the record_info of a pool's entry
@@ -39,7 +39,7 @@ _END: Final = {
 _METHODS: Final = (*_BEGIN, *_END, "do_ping")
 _MARKER: Final = "_sqltrace_replaces"
 _collector: Final = current.get
-_lock: Final = threading.RLock()  # a finalizer run by the garbage collector may come back in
+_lock: Final = process_lock()
 _watched: WeakSet[Dialect] = WeakSet()
 
 

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from threading import RLock
 from typing import Any, Generic, TypeVar
 from weakref import WeakValueDictionary
 
 from opentelemetry import _logs, metrics, trace
 
+from sqltrace.locks import process_lock
 from sqltrace.sinks.configured import is_configured
 from sqltrace.sinks.opentelemetry.metrics import RequestMetrics
 
 SCHEMA_URL = "https://opentelemetry.io/schemas/1.44.0"
 _T = TypeVar("_T")
-_lock = RLock()  # two meters of a provider would measure its pools twice
+_lock = process_lock()  # two meters of a provider would measure its pools twice
 _measured: WeakValueDictionary[int, RequestMetrics] = WeakValueDictionary()
 
 

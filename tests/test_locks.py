@@ -1,0 +1,83 @@
+"""A process that is forked while another thread is within sqltrace. CI runs it on newer Pythons, too."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import os, signal, sys, threading
+import sqltrace
+from sqlalchemy import create_engine, text
+from sqltrace.faults import report_fault
+from opentelemetry.sdk.trace import TracerProvider
+from sqltrace.sinks.opentelemetry.providers import Tracers
+
+sqltrace.instrument()
+module, name = sys.argv[1].rsplit(":")
+lock = sys.modules[module]
+for part in name.split("."):
+    lock = getattr(lock, part)
+held, released = threading.Event(), threading.Event()
+
+def hold():
+    with lock:
+        held.set()
+        released.wait()
+
+holder = threading.Thread(target=hold)
+holder.start()
+held.wait()
+child = os.fork()
+if child:
+    _, status = os.waitpid(child, 0)
+    released.set()
+    holder.join()
+    sys.exit(os.waitstatus_to_exitcode(status))
+signal.alarm(20)
+with sqltrace.record() as recording:
+    engine = create_engine("sqlite://")
+    with engine.begin() as connection:
+        connection.execute(text("SELECT 1")).all()
+report_fault("a test", ValueError())
+Tracers(TracerProvider()).get()
+sqltrace.uninstrument()
+sqltrace.instrument()
+print(recording.statement_count, recording.row_count, recording.connections.checkouts, flush=True)
+os._exit(0)
+"""
+LOCKS = """
+import sys
+import sqltrace, sqltrace.sinks.opentelemetry.providers
+for name, module in sorted(sys.modules.items()):
+    if name.startswith("sqltrace"):
+        for attribute, value in vars(module).items():
+            if type(value).__name__ == "RLock":
+                print(f"{name}:{attribute}")
+            elif type(value).__module__.startswith("sqltrace") and type(getattr(value, "_lock", None)).__name__ == "RLock":
+                print(f"{name}:{attribute}._lock")
+"""
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+
+
+def run(script, *arguments):
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script, *arguments], capture_output=True, text=True, timeout=120
+    )
+
+
+LOCKS_OF_THE_PROCESS = run(LOCKS).stdout.split()
+
+
+def test_there_are_locks_of_the_whole_process():
+    assert "sqltrace.faults:_lock" in LOCKS_OF_THE_PROCESS
+    assert "sqltrace.sinks.opentelemetry.providers:_lock" in LOCKS_OF_THE_PROCESS
+    assert len(LOCKS_OF_THE_PROCESS) > 5
+
+
+@pytest.mark.parametrize("lock", LOCKS_OF_THE_PROCESS)
+def test_child_records_though_another_thread_held_a_lock_as_it_was_forked(lock):
+    child = run(SCRIPT, lock)
+
+    assert (child.returncode, child.stdout.split()) == (0, ["1", "1", "1"]), child.stderr
