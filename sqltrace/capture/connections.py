@@ -168,7 +168,6 @@ def _neighbours(engine: Engine) -> Occupants | None:
         return None
     sessions.install_when_imported()  # whoever uses it by now
     transactions.watch(engine.dialect)
-    internals.make_room(engine.dialect)
     pool = engine.pool
     # By identity, for a WeakKeyDictionary is five times slower: the entry goes before the identity is used again.
     forget = partial(_held.pop, id(pool), None)

@@ -8,6 +8,7 @@ reported; a self-test at install has then said that what they measure is missing
 
 from __future__ import annotations
 
+from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -75,16 +76,40 @@ def fetch_strategy(context: Any) -> Any:
 
 def make_room(dialect: Dialect) -> None:
     """
-    Have the executions of a dialect laid out with room for a fetch strategy of their own.
+    Have the executions of a dialect laid out with room for what we set on them, until `take_room_back`.
 
-    CPython lays the attributes of all instances out alike, by the names of the first few. What is set later
-    on one of them gives that one a dictionary of its own, which takes longer than all else that is done to it.
+    CPython lays the attributes of all instances of a class out alike, by the names of the first few. What is set
+    later on one of them gives that one a dictionary of its own, which makes each use of it dearer. So they get a
+    class that has had no instances, also where statements ran before.
     """
     try:
         kind: Any = dialect.execution_ctx_cls
-        kind.__new__(kind).cursor_fetch_strategy = DEFAULT_FETCH
+        if _ROOM_OF not in vars(kind):
+            dialect.execution_ctx_cls = _with_room(kind)
     except Exception:
         return
+
+
+def take_room_back(dialect: Dialect) -> None:
+    kind: Any = vars(dialect).get("execution_ctx_cls")
+    original = getattr(kind, "__dict__", {}).get(_ROOM_OF)
+    if original is None:
+        return
+    del dialect.execution_ctx_cls
+    if dialect.execution_ctx_cls is not original:
+        dialect.execution_ctx_cls = original
+
+
+_ROOM_OF = "_sqltrace_room_of"
+
+
+@lru_cache(maxsize=64)
+def _with_room(kind: Any) -> Any:
+    named = {name: getattr(kind, name) for name in ("__doc__", "__module__", "__qualname__")}
+    roomy: Any = type(kind.__name__, (kind,), {**named, _ROOM_OF: kind})
+    first = roomy.__new__(roomy)
+    first.cursor_fetch_strategy = first._sqltrace = None
+    return roomy
 
 
 def is_read_directly(context: Any) -> bool:

@@ -55,7 +55,7 @@ def opening() -> Checkout | None:
 
 
 def watch(dialect: Dialect) -> None:
-    """Measure the transactions of this dialect. Called again, nothing changes."""
+    """Measure the transactions of this dialect, and make room in its executions. Called again, nothing changes."""
     if dialect in _watched:
         return
     with _lock:
@@ -67,12 +67,14 @@ def watch(dialect: Dialect) -> None:
         for name, kind in _END.items():
             _replace(dialect, name, _measure_end(dialect, getattr(dialect, name), kind))
         _replace(dialect, "do_ping", _measure_ping(dialect.do_ping))
+        internals.make_room(dialect)
 
 
 def release(dialect: Dialect) -> None:
     """Undo `watch`. Where somebody has wrapped our wrapper it stays, and passes calls on."""
     with _lock:
         _watched.discard(dialect)
+        internals.take_room_back(dialect)
         for name in _METHODS:
             replaced = getattr(vars(dialect).get(name), _MARKER, None)
             if replaced is None:
