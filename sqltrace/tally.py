@@ -25,13 +25,13 @@ _MAX_KNOWN = 2_048
 _MAX_ENGINES = 64  # that are told apart in a group
 _STARTED, _ENDED, _FETCH, _MARKED, _FOLDED = map(attrgetter, ("started", "ended", "fetch", "marked", "folded"))
 _IS_READ = attrgetter("is_read")
+_KIND = attrgetter("key", "dialect", "origin")  # of equals, within a phase
 _MAX_UNSETTLED = 2_048  # results that may be read on after they were counted
 _SECOND = 1_000_000_000
 OTHER_STATEMENTS = "(other statements)"
 
-
-# Of a group: fingerprint, system, phase, and its origin as text.
-Place = tuple[str, str, Phase, str]
+Place = tuple[str, str, Phase, str]  # of a group: fingerprint, system, phase, and its origin as text
+Kind = tuple[str, Any, Origin]  # of executions: key, dialect and origin
 
 
 class Counts(NamedTuple):
@@ -76,14 +76,16 @@ class Tally:
         self.rows = 0
         self.spent = Spent()
         self.connections = ConnectionTotals()
-        self._known: dict[Phase, dict[tuple[str, Any, Origin], Group]] = {"response": {}, "after_response": {}}
+        self._known: dict[Phase, dict[Kind, Group]] = {"response": {}, "after_response": {}}
+        self._sorted = 0  # of those that were kept, how many are in what follows
+        self._alike: dict[Phase, dict[Kind, list[Execution]]] = {}
         self._unsettled: list[Unsettled] = []
 
     def close(self) -> None:
         """Nothing more comes, also of what rows are still read of."""
         if self._unsettled:
             self.kept = [copy(execution) if execution.open else execution for execution in self.kept]
-            self._unsettled = []
+            self._sorted, self._alike, self._unsettled = 0, {}, []
         for known in self._known.values():
             if len(known) > self._max_statements:
                 known.clear()  # texts of statements that were not kept
@@ -131,10 +133,12 @@ class Tally:
             boundary: End of the response, if it has ended.
         """
         found = {id(group): (group, list[Execution]()) for group in self.groups.values()}
-        for phase, executions in self._by_phase(self.kept, boundary):
-            alike: dict[Any, list[Execution]] = defaultdict(list)
-            for execution in executions:
-                alike[execution.key, execution.dialect, execution.origin].append(execution)
+        unsorted, self._sorted = self.kept[self._sorted :], len(self.kept)
+        for phase, executions in self._by_phase(unsorted, boundary):
+            alike = self._alike.setdefault(phase, defaultdict(list))
+            for kind, execution in zip(map(_KIND, executions), executions, strict=True):
+                alike[kind].append(execution)
+        for phase, alike in self._alike.items():
             known = self._known[phase]
             for kind, equals in alike.items():
                 group = known.get(kind) or self._group(equals[0], phase)
@@ -280,8 +284,7 @@ class Tally:
         if self._unsettled:
             waiting = [unsettled for unsettled in self._unsettled if not unsettled.settled]
             if len(waiting) > _MAX_UNSETTLED:
-                # Those that are being read stay, and of the others the first, inside of which the rest may run, and
-                # the latest.
+                # Those being read stay, and of the others the first, inside of which the rest may run, and the latest.
                 waiting.sort(key=_IS_READ)
                 waiting = waiting[: _MAX_UNSETTLED // 4] + waiting[-_MAX_UNSETTLED * 3 // 4 :]
             self._unsettled = waiting

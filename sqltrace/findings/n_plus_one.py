@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from functools import lru_cache
+from operator import attrgetter
 
 from sqltrace.finding import Finding
 from sqltrace.findings.costs import cost_at_once, kept_of, mean_pause
@@ -27,6 +28,7 @@ from sqltrace.recording import Recording
 from sqltrace.statement import Group
 
 _ONE_BY_ONE = frozenset({"lazy", "immediate", "deferred", "subclass", "refresh"})
+_KEY = attrgetter("key")
 _WHERE = re.compile(r"\bWHERE\b", re.IGNORECASE)
 _UNEQUAL = re.compile(r"(?<=\s)[<>]=?(?=\s)|\bBETWEEN\b", re.IGNORECASE)
 _IN = re.compile(r"\bIN\s*\(", re.IGNORECASE)
@@ -83,8 +85,10 @@ def _at_one_place(group: Group) -> int:
 
 def _schemas(recording: Recording, group: Group) -> int:
     """In how many it asked, which makes as many questions of it; 1 without `schema_translate_map`."""
-    translated = {execution.sql for execution in kept_of(recording, group) if IN_SCHEMA in execution.key}
-    return max(1, len(translated))
+    kept = kept_of(recording, group)
+    if not any(IN_SCHEMA in key for key in set(map(_KEY, kept))):
+        return 1
+    return len({execution.sql for execution in kept if IN_SCHEMA in execution.key})
 
 
 def _told_elsewhere(group: Group) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from itertools import starmap
-from operator import attrgetter
+from operator import add, attrgetter
 
 from sqltrace.collector import Execution
 from sqltrace.recording import Recording
@@ -19,7 +19,7 @@ from sqltrace.tally import OTHER_STATEMENTS
 
 TOLD_ELSEWHERE = object()  # stands for the span of a statement to which another instrumentation has made one
 _SECOND = 1_000_000_000
-_FAILURE, _SPAN = map(attrgetter, ("failure", "span"))
+_ENDED, _FAILURE, _FETCH, _SPAN = map(attrgetter, ("ended", "failure", "fetch", "span"))
 
 
 @dataclass(slots=True)
@@ -103,7 +103,7 @@ def _left_over(group: Group, kept: list[Execution]) -> tuple[Group, list[Executi
         group,
         count=group.count - len(theirs),
         failed=group.failed - sum(execution.failure is not None for execution in theirs),
-        total=group.total - sum(_elapsed(theirs)),
+        total=group.total - sum(_elapsed(theirs)) / _SECOND,
         rows=None if group.rows is None else group.rows - sum(execution.rows or 0 for execution in theirs),
         _longest=max(execution.elapsed for execution in ours),
     )
@@ -135,19 +135,21 @@ def _rest_of(recording: Recording, group: Group, singles: list[Execution], kept:
     """
     count, began = group.count - len(singles), recording.started
     told, known = _elapsed(singles), _elapsed(kept)
-    end = max([one.ended + one.fetch for one in kept]) - began if kept else 0
+    end = max(map(add, map(_ENDED, kept), map(_FETCH, kept))) - began if kept else 0
     if count > len(kept):  # some were not kept
         last_end = round(recording.duration * _SECOND) if group.ended is None else group.ended - began
         end = max(end, last_end)
-        if group.max > max(told, default=0.0):
-            known.append(group.max)
-    total = max(0.0, group.total - sum(told))
-    if count == 1:
-        known = [total]
+        longest = round(group.max * _SECOND)
+        if longest > max(told, default=0):
+            known.append(longest)
+    total = max(0.0, group.total - sum(told) / _SECOND)
     rows = None if group.rows is None else group.rows - sum(execution.rows or 0 for execution in singles)
     failed = group.failed - sum(execution.failure is not None for execution in singles)
-    least = min(known) if len(known) >= count else None
-    rest = Rest(count, total, least, max(known, default=None), rows, failed)
+    least = min(known) / _SECOND if len(known) >= count else None
+    most = max(known) / _SECOND if known else None
+    if count == 1:
+        least = most = total
+    rest = Rest(count, total, least, most, rows, failed)
     if kept:
         return Told(group, kept[0], kept[0].started - began, end, rest)
     start = max(0, end - round(total * _SECOND))
@@ -161,9 +163,9 @@ def _end_of(execution: Execution) -> int:
     return execution.ended + execution.fetch
 
 
-def _elapsed(executions: list[Execution]) -> list[float]:
-    """Seconds, as `Statement.duration`."""
-    return [one.elapsed / _SECOND for one in executions]
+def _elapsed(executions: list[Execution]) -> list[int]:
+    """Nanoseconds, as `Execution.elapsed`, but all at once."""
+    return [one.ended - one.started + one.fetch - (one.loop_wait or 0) for one in executions]
 
 
 def _capped(told: list[Told], most: int) -> list[Told]:
