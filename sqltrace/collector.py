@@ -72,7 +72,7 @@ class Execution:
         later_digest: The same, of some of the later executions.
         open: Whether rows may still be fetched: such a statement is counted later.
         reading: Whether all rows are being fetched at this moment.
-        more: Whether there is more to count than time and rows.
+        more: Whether there is more to count than time, rows and objects.
         span: What `Collector.probe` has said of it; `None` where there is none.
         streamed: Whether its rows stay with the server until they are read.
     """

@@ -17,19 +17,23 @@ def add_measured(group: Group, execution: Execution) -> int | None:
         group._longest, group.longest_at = elapsed, execution.call_site
     if rows is not None:
         group.rows = (group.rows or 0) + rows
-    if execution.objects:
-        group.objects += execution.objects / _SECOND
+    if execution.objects or execution.entities:
+        add_objects(group, execution)
     if execution.roots is not None:
         group.roots = (group.roots or 0) + execution.roots
-    entities = execution.entities
-    if entities:
-        if group.entities is None:
-            group.entities = {}
-        for name, count in entities.items():
-            group.entities[name] = group.entities.get(name, 0) + count
     if execution.failure is not None:
         _add_failure(group, execution)
     return rows
+
+
+def add_objects(group: Group, execution: Execution) -> None:
+    """Add the objects that an execution has made, and the time for that."""
+    group.objects += execution.objects / _SECOND
+    if execution.entities:
+        if group.entities is None:
+            group.entities = {}
+        for name, count in execution.entities.items():
+            group.entities[name] = group.entities.get(name, 0) + count
 
 
 def _add_failure(group: Group, execution: Execution) -> None:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from sqltrace.collector import Collector, Execution, Marks, ParentKey, unmeasurable
 from sqltrace.connection import Checkout, ConnectionTotals
-from sqltrace.counting import Unsettled, add_measured
+from sqltrace.counting import Unsettled, add_measured, add_objects
 from sqltrace.database import database_of
 from sqltrace.origin import Origin, Parents
 from sqltrace.samples import Samples
@@ -205,13 +205,11 @@ class Tally:
         count = len(checkouts)
         taken = checkouts[:count]
         del checkouts[:count]
-        still_open: list[Checkout] = []
         for checkout in taken:
             if checkout.ended is None and ended is None:
-                still_open.append(checkout)
+                checkouts.append(checkout)  # again: it is still open
             else:
                 self.connections.add(checkout, ended or 0)
-        checkouts += still_open
 
     def _fold_marks(self, marks: Marks, executions: list[Execution], boundary: int | None) -> None:
         if executions:
@@ -253,10 +251,12 @@ class Tally:
             if execution.rows is not None:
                 rows += execution.rows
                 group.rows = (group.rows or 0) + execution.rows
+            if execution.objects or execution.entities:
+                add_objects(group, execution)
         self.rows += rows
 
     def _count_more(self, execution: Execution, group: Group) -> int:
-        """Count an execution that has more to count than its time and rows. Returns the rows."""
+        """Count an execution that has more to count. Returns the rows."""
         rows: int | None = 0
         if execution.open:
             if not execution.folded:

@@ -120,7 +120,6 @@ class Block:
     def add_piece(self, start: int, end: int) -> None:
         execution = self.load or self.execution
         execution.objects += end - start
-        execution.more = True
         if end - start > _LEAST_MARK:
             mark(self.collector, execution.dialect, "objects", start, end)
 
