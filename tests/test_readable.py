@@ -269,6 +269,14 @@ def test_word_that_fits_ends_its_line():
     assert f"\n{line}\n           three\n" in printed
 
 
+def test_number_is_not_parted_from_its_unit():
+    finding = {"kind": "mine", "message": "62.4 ms of 1.20 s, for 14,406 rows", "cost_ms": 62.4}
+
+    for width in range(40, 80):
+        lines = [line.strip() for line in render(width=width, findings=[finding]).splitlines()]
+        assert [line for line in lines if re.match(r"(ms|s)\b", line)] == []
+
+
 def test_path_that_is_longer_than_the_line_stays_whole():
     path = "application/" * 10 + "queries.py:46"
     statement = REQUEST["sql.statements"][0] | {"call_site": path}
