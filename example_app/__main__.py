@@ -83,7 +83,7 @@ def main(
     try:
         with (
             _listen(port) as listener,
-            _open_log(log_file) as (path, log),
+            _open_log(console, log_file) as log,
             _open_otlp(console, otlp),
             _open_database(database_url) as database,
         ):
@@ -92,7 +92,6 @@ def main(
             app = create_app(database, sinks=None if otlp is None else _telling_sinks())
             calls = page_load(refresh_token(USER_ID, seed))
             failures = _run(console, app, log, calls, listener, keep_serving)
-            console.print(f"JSON log lines: {path}", soft_wrap=True, highlight=False)
     except KeyboardInterrupt:
         sys.exit(130)
     for failure in failures:
@@ -192,7 +191,9 @@ def _listen(port: int) -> socket.socket:
 
 
 @contextmanager
-def _open_log(path: Path | None) -> Iterator[tuple[Path, JSONLines]]:
+def _open_log(console: Console, path: Path | None) -> Iterator[JSONLines]:
+    """Tells at the end where the lines are, also of a run that was interrupted."""
+    own = path is None
     if path is None:
         handle, name = tempfile.mkstemp(prefix="sqltrace-example-", suffix=".jsonl")
         os.close(handle)
@@ -202,9 +203,13 @@ def _open_log(path: Path | None) -> Iterator[tuple[Path, JSONLines]]:
     except OSError as error:
         raise BadOption(f"--log-file {path}: {error.strerror}") from None
     try:
-        yield path, log
+        yield log
     finally:
         log.close()
+        if log.begun:
+            console.print(f"JSON log lines: {path}", soft_wrap=True, highlight=False)
+        elif own:
+            path.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -21,9 +21,13 @@ class JSONLines:
 
     It also hands over the lines of awaited requests, when they are printed: that is when a request's
     work is over, and the client has the answer before. Safe with threads.
+
+    Attributes:
+        begun: Whether a line was written.
     """
 
     def __init__(self, path: Path) -> None:
+        self.begun = False
         self._file = path.open("w", encoding="utf-8")
         self._awaited: dict[str, LogLine | None] = {}
         self._changed = Condition()
@@ -32,6 +36,7 @@ class JSONLines:
         with self._changed:
             self._file.write(_to_json(event) + "\n")
             self._file.flush()
+            self.begun = True
         return event
 
     def note_printed(self, event: Mapping[str, Any]) -> None:

@@ -327,12 +327,36 @@ def test_serving_ends_cleanly_on_a_signal(stop):
         (["--database-url", ""], "Error: --database-url: not a URL of the form postgresql://"),
     ],
 )
-def test_bad_option_is_refused_with_a_reason(arguments, message):
+def test_bad_option_is_refused_with_a_reason_and_leaves_no_file(monkeypatch, tmp_path, arguments, message):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
     result = invoke(*arguments)
 
     assert result.exit_code == 2
     assert message in result.stderr
     assert "secret" not in result.stderr
+    assert os.listdir(tmp_path) == []
+
+
+def test_interrupted_run_tells_where_its_lines_are_and_leaves_nothing_else(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "example_app", "--size", "small"],
+        cwd=ROOT,
+        env={**environment(), "TMPDIR": str(tmp_path)},
+        encoding="utf-8",
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # as above
+    )
+    with process:
+        next(line for line in process.stdout if " /guilty/sync/" in line)
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=60)
+
+    assert (process.returncode, errors) == (130, "")
+    [left] = tmp_path.iterdir()
+    assert output.endswith(f"JSON log lines: {left}\n")
+    assert read_lines(left)
 
 
 def test_port_that_is_taken_is_refused():
