@@ -245,12 +245,15 @@ def _open_database(url: str | None) -> Iterator[Database]:
     with tempfile.TemporaryDirectory(prefix="sqltrace-example-") as directory:
         try:
             database = open_postgresql(url) if url is not None else open_sqlite(Path(directory, "example.sqlite"))
-            database.create_tables()
-        except (ValueError, ImportError) as error:
+        except ValueError as error:
             raise BadOption(f"--database-url: {error}") from None
+        except ImportError as error:
+            raise BadOption(f"{error.name} is missing; the extra `example` has it.") from None
+        try:
+            database.create_tables()
         except SQLAlchemyError as error:
             reason = str(getattr(error, "orig", None) or error).splitlines()[0]
-            raise BadOption(f"--database-url: {reason}") from None
+            raise BadOption(f"{'--database-url ' if url else ''}{database.name}: {reason}") from None
         try:
             yield database
         finally:

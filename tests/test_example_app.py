@@ -321,7 +321,10 @@ def test_serving_ends_cleanly_on_a_signal(stop):
         (["--seed", "x"], "'x' is not a valid integer"),
         (["--nope"], "No such option"),
         (["--log-file", "/nowhere/lines.jsonl"], "Error: --log-file /nowhere/lines.jsonl: No such file or directory\n"),
-        (["--database-url", "postgresql://postgres@127.0.0.1:1/test"], "Error: --database-url: connection failed: "),
+        (
+            ["--database-url", "postgresql://me:secret@127.0.0.1:1/test"],
+            "Error: --database-url postgresql://me:***@127.0.0.1:1/test: connection failed: ",
+        ),
         (["--database-url", "mysql://me:secret@host/db"], "got 'mysql://me:***@host/db'\n"),
         (["--database-url", "me:secret"], "Error: --database-url: not a URL of the form postgresql://"),
         (["--database-url", ""], "Error: --database-url: not a URL of the form postgresql://"),
@@ -335,6 +338,16 @@ def test_bad_option_is_refused_with_a_reason_and_leaves_no_file(monkeypatch, tmp
     assert result.exit_code == 2
     assert message in result.stderr
     assert "secret" not in result.stderr
+    assert os.listdir(tmp_path) == []
+
+
+def test_missing_driver_is_told(monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "aiosqlite", None)
+
+    result = invoke("--size", "small")
+
+    assert (result.exit_code, result.stderr) == (2, "Error: aiosqlite is missing; the extra `example` has it.\n")
     assert os.listdir(tmp_path) == []
 
 
