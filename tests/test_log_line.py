@@ -211,6 +211,20 @@ def test_schema_refuses_what_is_no_line(line):
         VALIDATOR.validate({**good, **line} if line else {})
 
 
+def undescribed(properties):
+    for name, schema in properties.items():
+        if "description" not in schema:
+            yield name
+        yield from undescribed(schema.get("items", schema).get("properties", {}))
+
+
+@pytest.mark.parametrize("part", ["line", *(name for name, part in SCHEMA["$defs"].items() if "properties" in part)])
+def test_schema_describes_every_key(part):
+    schema = SCHEMA if part == "line" else SCHEMA["$defs"][part]
+
+    assert list(undescribed(schema["properties"])) == []
+
+
 def test_json_renderer_prints_one_valid_object_per_line(app, capsys):
     structlog.configure(
         processors=[
