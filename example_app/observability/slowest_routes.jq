@@ -4,10 +4,9 @@
 | map({
     route: (.[0]["http.route"] // .[0]["url.path"]),
     requests: length,
-    objects_ms: (map(.["time.objects_ms"] // 0) | add),
+    objects_ms: (map(.["time.objects_ms"] // 0) | add * 1000 | round / 1000),
     slowest_ms: (map(.duration_ms) | max)
   })
 | sort_by(-.objects_ms)
-| .[:10][]
-| [.route, .requests, .objects_ms, .slowest_ms]
+| ["route", "requests", "objects_ms", "slowest_ms"], (.[:10][] | [.route, .requests, .objects_ms, .slowest_ms])
 | @tsv
