@@ -134,3 +134,4 @@ def test_lnav_tells_the_slowest_routes_with_the_commands_of_its_format(log, rout
     assert {row["route"]: (int(row["requests"]), float(row["objects_ms"])) for row in rows} == routes
     assert rows[0]["route"] == "/many/{count}"
     assert "/many/{count}" in read(*ask, cwd=log.parent, env=environment)
+    assert "imported" in read("lnav", "-n", str(log), env=environment)
