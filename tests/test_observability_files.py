@@ -112,6 +112,18 @@ def test_every_panel_has_a_unit_a_description_and_a_place():
     assert {x for x, _ in cells} == set(range(24))
 
 
+def test_websockets_whose_times_are_those_of_all_their_life_are_in_no_mean_of_requests():
+    means = [
+        (panel["title"], target["expr"])
+        for panel in PANELS
+        for target in panel["targets"]
+        if "sqltrace_request_" in target.get("expr", "") and "by (http_route, http_request_method)" not in target["expr"]
+    ]
+
+    assert len(means) == 15
+    assert [title for title, expression in means if 'http_request_method!=""' not in expression] == []
+
+
 def test_data_sources_and_filters_are_variables():
     variables = {variable["name"]: variable for variable in DASHBOARD["templating"]["list"]}
     sources = {name: each["query"] for name, each in variables.items() if each["type"] == "datasource"}
