@@ -124,6 +124,13 @@ def test_websockets_whose_times_are_those_of_all_their_life_are_in_no_mean_of_re
     assert [title for title, expression in means if 'http_request_method!=""' not in expression] == []
 
 
+def test_no_height_of_a_curve_depends_on_how_far_the_range_is_zoomed():
+    curves = [target["expr"] for panel in PANELS for target in panel["targets"] if "$__rate_interval" in str(target)]
+
+    assert len(curves) == 20
+    assert [expression for expression in curves if "increase(" in expression] == []
+
+
 def test_data_sources_and_filters_are_variables():
     variables = {variable["name"]: variable for variable in DASHBOARD["templating"]["list"]}
     sources = {name: each["query"] for name, each in variables.items() if each["type"] == "datasource"}
