@@ -117,7 +117,8 @@ def test_websockets_whose_times_are_those_of_all_their_life_are_in_no_mean_of_re
         (panel["title"], target["expr"])
         for panel in PANELS
         for target in panel["targets"]
-        if "sqltrace_request_" in target.get("expr", "") and "by (http_route, http_request_method)" not in target["expr"]
+        if "sqltrace_request_" in target.get("expr", "")
+        and "by (http_route, http_request_method)" not in target["expr"]
     ]
 
     assert len(means) == 15
@@ -129,6 +130,21 @@ def test_no_height_of_a_curve_depends_on_how_far_the_range_is_zoomed():
 
     assert len(curves) == 20
     assert [expression for expression in curves if "increase(" in expression] == []
+
+
+def test_methods_of_a_route_are_told_apart():
+    series = [
+        target["legendFormat"]
+        for panel in PANELS
+        for target in panel["targets"]
+        if "http_route" in target.get("legendFormat", "")
+    ]
+
+    assert len(series) == 8
+    assert [legend for legend in series if "{{http_request_method}} {{http_route}}" not in legend] == []
+    assert [
+        rule["alert"] for rule in RULES if "http_route" in rule["expr"].replace("http_request_method, http_route", "")
+    ] == []
 
 
 def test_data_sources_and_filters_are_variables():
