@@ -334,6 +334,13 @@ def test_names_units_and_buckets_are_those_of_the_conventions(memory_engine, met
         assert list(found[name].data.data_points[0].explicit_bounds) == buckets
 
 
+def test_buckets_of_rows_tell_how_many_a_request_of_the_case_fetched(memory_engine, meters):
+    client_of(memory_engine, meters).get("/many/40")
+
+    [point] = meters.points("sqltrace.request.rows")
+    assert sorted(point.explicit_bounds)[-2] > 29_883
+
+
 def test_summaries_beyond_the_limit_are_left_out(memory_engine, meters, monkeypatch):
     monkeypatch.setattr(ours, "_MAX_SUMMARIES", 1)
 
