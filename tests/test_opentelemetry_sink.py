@@ -680,6 +680,19 @@ def test_default_works_without_opentelemetry(missing):
     assert printed[-1] == "True"
 
 
+def test_sink_that_is_asked_for_without_opentelemetry_says_which_extra_has_it():
+    printed = run_alone("""
+        sys.modules["opentelemetry"] = None
+        import sqltrace.sinks
+        try:
+            sqltrace.sinks.OpenTelemetrySink
+        except ModuleNotFoundError as error:
+            print(error, error.name)
+    """)
+
+    assert printed == ["OpenTelemetrySink needs opentelemetry: the extra `otel` has it. opentelemetry"]
+
+
 def test_name_of_the_sink_says_what_is_missing():
     import sqltrace.sinks
 

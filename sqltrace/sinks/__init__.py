@@ -14,7 +14,10 @@ __all__ = ["OpenTelemetrySink", "ReadableRenderer", "Sink", "StartingSink", "Str
 
 def __getattr__(name: str) -> Any:
     if name == "OpenTelemetrySink":  # its library is an extra
-        from sqltrace.sinks.opentelemetry import OpenTelemetrySink
-
+        try:
+            from sqltrace.sinks.opentelemetry import OpenTelemetrySink
+        except ModuleNotFoundError as error:
+            remedy = f"OpenTelemetrySink needs {error.name}: the extra `otel` has it."
+            raise ModuleNotFoundError(remedy, name=error.name) from error
         return OpenTelemetrySink
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
