@@ -20,6 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from example_app.app import create_app
 from example_app.data import SIZES, USER_ID, Size, generate, refresh_token, seed_database
 from example_app.database import SCHEMA, Database, open_postgresql, open_sqlite
+from example_app.loading import STRATEGIES
 from example_app.log import JSONLines, LogLine, configure_logging
 from example_app.replay import FLAVOURS, Call, page_load, replay
 from example_app.report import print_results
@@ -176,6 +177,8 @@ def _print_urls(console: Console, url: str, calls: tuple[Call, ...]) -> None:
         for call in calls:
             if call.method == "GET":
                 console.print(f"  {url}{flavour.prefix}{call.path}", soft_wrap=True)
+    for session in ("sync", "async"):
+        console.print(f"  {url}/{session}/loading/{{{','.join(STRATEGIES)}}}", soft_wrap=True)
     console.print()
 
 

@@ -307,9 +307,10 @@ def test_serving_ends_cleanly_on_a_signal(stop):
     ) as process:
         next(line for line in process.stdout if line.strip().endswith(f"/mended/async{CALLS[-1].path}"))
         process.send_signal(stop)
-        _, errors = process.communicate(timeout=60)
+        output, errors = process.communicate(timeout=60)
 
     assert (process.returncode, errors) == (0, "")
+    assert "/async/loading/{joined,select," in output
 
 
 @pytest.mark.parametrize(
