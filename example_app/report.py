@@ -38,9 +38,7 @@ def print_results(console: Console, calls: tuple[Call, ...], lines: Lines, waite
     guilty, mended = (_cells(lines.get(refresh))[0] for refresh in refreshes)
     console.print(f"One-row refresh, async: {guilty:>8} guilty, {mended:>7} mended.")
     guilty, mended = (f"{waited.get(refresh, 0.0):.3f} s" for refresh in refreshes)
-    console.print(
-        f"        for its client: {guilty:>8} guilty, {mended:>7} mended: before it is accepted it waits, too."
-    )
+    console.print(f"        for its client: {guilty:>8} guilty, {mended:>7} mended: it waits to begin.")
     console.print()
 
 

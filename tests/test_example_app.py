@@ -25,6 +25,7 @@ from example_app.app import create_app
 from example_app.data import SIZES, TAG_IDS, USER_ID, generate, refresh_token, seed_database
 from example_app.database import SCHEMA, open_postgresql, open_sqlite
 from example_app.log import JSONLines, configure_logging
+from example_app.report import print_results
 from example_app.server import listen, serve
 
 ROOT = Path(__file__).parent.parent
@@ -257,6 +258,16 @@ def test_output_tells_how_long_the_client_waited_for_the_refresh(small_run):
     for seconds, mapping in zip(told, ("guilty", "mended"), strict=True):
         [line] = [line for line in lines if line["request_id"] == f"{mapping}-async-0"]
         assert float(seconds) > line["duration_ms"] / 1_000
+
+
+def test_table_and_what_to_see_in_it_fit_a_terminal_of_80_columns(small_run):
+    _, lines = small_run
+    console = Console(width=80, file=io.StringIO())
+
+    print_results(console, CALLS, {line["request_id"]: line for line in lines}, dict.fromkeys(REQUEST_IDS, 12.345))
+
+    *_, last, empty = console.file.getvalue().splitlines()
+    assert (last[:24], empty) == ("        for its client: ", "")
 
 
 def test_replay_tells_what_failed():
