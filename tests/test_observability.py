@@ -157,6 +157,22 @@ def test_missing_library_is_told(library):
     assert process.stderr.endswith(" is missing; the extra `otlp` has it.\n")
 
 
+def test_check_with_prometheus_says_what_it_needs():
+    code = """
+import sys
+sys.modules["opentelemetry.exporter.prometheus"] = None
+import example_app.observability.check_prometheus
+"""
+    command = [sys.executable, "-c", code]
+
+    process = subprocess.run(command, cwd=ROOT, encoding="utf-8", capture_output=True, check=False, timeout=60)
+
+    assert process.returncode == 1
+    assert process.stderr == (
+        "Error: opentelemetry.exporter.prometheus is missing: pip install opentelemetry-exporter-prometheus\n"
+    )
+
+
 @pytest.mark.skipif(shutil.which("prometheus") is None, reason="prometheus is not installed")
 def test_prometheus_answers_every_query_of_the_dashboard_and_the_alerts():
     process = subprocess.run(

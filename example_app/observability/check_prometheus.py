@@ -12,6 +12,7 @@ import asyncio
 import json
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -26,8 +27,6 @@ import httpx2
 from fastapi import FastAPI, Request
 from fastapi.responses import PlainTextResponse
 from opentelemetry import metrics
-from opentelemetry.exporter.prometheus import PrometheusMetricReader
-from prometheus_client import start_http_server
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import QueuePool
@@ -41,6 +40,12 @@ from example_app.observability.programs import find_program, free_port, running,
 from example_app.replay import FLAVOURS, page_load, replay
 from example_app.server import listen, serve
 from sqltrace.sinks import OpenTelemetrySink
+
+try:
+    from opentelemetry.exporter.prometheus import PrometheusMetricReader
+    from prometheus_client import start_http_server
+except ImportError as error:
+    sys.exit(f"Error: {error.name} is missing: pip install opentelemetry-exporter-prometheus")
 
 HERE = Path(__file__).parent
 ALERTS = HERE / "prometheus_alerts.yaml"
