@@ -1,6 +1,11 @@
 """
 Where the time of a request went, with the SQL behind it.
 
+    app.add_middleware(sqltrace.SQLTraceMiddleware)  # of each request
+
+    with sqltrace.record("nightly-import") as recording:  # or of a block
+        run_import()
+
 Read in this order: `middleware` (what happens around a request), `recording`
 (what is kept of it), `capture.engine` (how statements get there),
 `time_account` (where the time went), `event_loop` (who held it up), `findings`
