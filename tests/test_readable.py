@@ -277,6 +277,14 @@ def test_number_is_not_parted_from_its_unit():
         assert [line for line in lines if re.match(r"(ms|s)\b", line)] == []
 
 
+def test_method_is_not_parted_from_its_path():
+    holders = [{"name": f"GET /tags/{number}", "ms": 100.0} for number in range(3)]
+
+    for width in range(40, 80):
+        printed = render(width=width, **{"time.loop_wait_ms": 330.0, "loop.waited_for": holders}).splitlines()
+        assert [line for line in printed if line.lstrip().startswith("/")] == []
+
+
 def test_path_that_is_longer_than_the_line_stays_whole():
     path = "application/" * 10 + "queries.py:46"
     statement = REQUEST["sql.statements"][0] | {"call_site": path}

@@ -25,7 +25,7 @@ _TOLD_ABOVE = frozenset(
     " connection.idle_in_transaction_ms connection.waits network.protocol.name client.address findings".split()
 )
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-_WORDS = re.compile(r"(?<= )(?!(?<=\d )m?s\b)")  # a number keeps its unit
+_WORDS = re.compile(r"(?<= )(?!(?<=\d )m?s\b|(?<=[A-Z] )/)")  # a number keeps its unit, and a method its path
 _CODE = re.compile(r"(?<=\))(?=\.)|(?<= )")  # between words and between calls: it can still be pasted as one expression
 _PAINT = re.compile(r"\x1b\[\d+m")
 _LEAST = 20  # characters, however narrow the terminal
