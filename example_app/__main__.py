@@ -84,9 +84,9 @@ def main(
     try:
         with (
             _listen(port) as listener,
-            _open_log(console, log_file) as log,
             _open_otlp(console, otlp),
             _open_database(database_url) as database,
+            _open_log(console, log_file) as log,
         ):
             configure_logging(console, log)
             _seed(console, database, size, seed)

@@ -353,6 +353,15 @@ def test_bad_option_is_refused_with_a_reason_and_leaves_no_file(monkeypatch, tmp
     assert os.listdir(tmp_path) == []
 
 
+def test_run_that_does_not_begin_leaves_the_lines_of_the_one_before(tmp_path):
+    path = tmp_path / "lines.jsonl"
+    path.write_text("{}\n")
+
+    result = invoke("--log-file", str(path), "--database-url", "me:secret")
+
+    assert (result.exit_code, path.read_text()) == (2, "{}\n")
+
+
 def test_missing_driver_is_told(monkeypatch, tmp_path):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setitem(sys.modules, "aiosqlite", None)
