@@ -81,6 +81,21 @@ def test_many_are_told_at_the_line_that_most_of_them_came_from(clock, connection
     assert place(recording.groups[0]) == most
 
 
+def test_query_of_a_repository_that_a_loop_asks_is_told_with_the_loop(connection):
+    connection.execute(text("CREATE TABLE topics (id INTEGER)"))
+
+    def get(number):
+        connection.execute(text("SELECT * FROM topics WHERE id = :id"), {"id": number}).all()
+
+    with sqltrace.record() as recording:
+        for number in range(12):
+            get(number)
+    loop = here(above=1)
+
+    [finding] = sqltrace.diagnose(recording)
+    assert finding.call_site.endswith(f".get, from {loop}")
+
+
 def test_statement_that_failed_after_the_response_is_told_at_its_own_line(clock, connection):
     with recorded(clock) as recording:
         recording.end_response()

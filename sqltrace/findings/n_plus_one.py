@@ -21,7 +21,7 @@ from sqltrace.findings.loader_options import (
 from sqltrace.findings.locking import locks
 from sqltrace.findings.one_for_all import EQUAL, LIMIT, is_one_in_each_transaction, one_for_all
 from sqltrace.findings.refreshes import cost_with_loads, eager_defaults, is_within, refreshed_one_by_one
-from sqltrace.findings.wording import listed, name_and_line, name_of, of_subclass, place, plural, time
+from sqltrace.findings.wording import line, listed, name_and_line, name_of, of_subclass, place, plural, time
 from sqltrace.literals import IN_SCHEMA
 from sqltrace.origin import Origin
 from sqltrace.recording import Recording
@@ -245,15 +245,14 @@ def _of_query_above(recording: Recording, group: Group) -> str:
 
 
 def _of_query(recording: Recording, group: Group) -> Finding:
-    busiest = group.samples.busiest(group.count)
-    line, count = busiest or (None, group.count)
+    site, count = group.samples.busiest(group.count) or (group.site, group.count)
     where = "at the same line" if count == group.count else "at several lines"  # of most it is not known
     took = cost_at_once(recording, group)
     return Finding(
         "n_plus_one",
         f"{name_of(group)} ran {group.count:,} times {where} with different parameters, in {time(took)}.",
         took,
-        str(line) if line else place(group),
+        line(site),
         fix=one_for_all(recording, group),
         fingerprint=group.fingerprint,
     )
