@@ -1,9 +1,11 @@
 """Objects that are loaded again one by one: who wanted that or had expired them, and that the fix, pasted in, is one."""
 
+import asyncio
 from datetime import datetime
 
 import pytest
 from sqlalchemy import create_engine, func, orm, select
+from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, selectinload
 from sqlalchemy.pool import StaticPool
 
@@ -19,9 +21,9 @@ EAGER = shelves.mapping(books="selectin")
 AUTHORS = select(SHELF.Author)
 
 
-def pasted(fix, shelf=SHELF):
+def pasted(fix, shelf=SHELF, **names):
     ids = list(range(1, shelves.AUTHORS + 1))
-    return eval(fix, {**vars(orm), **vars(shelf), "select": select, "ids": ids})
+    return eval(fix, {**vars(orm), **vars(shelf), "select": select, "ids": ids, **names})
 
 
 def refreshing(attributes):
@@ -265,8 +267,8 @@ def touching(expire, again=False):
 
 
 WHY = {
-    "as a rollback had expired it": lambda session: session.rollback(),
-    "as the application had expired it": lambda session: session.expire_all(),
+    "as a rollback had expired it": (lambda session: session.rollback(), "before the loop"),
+    "as the application had expired it": (lambda session: session.expire_all(), "after all have expired"),
 }
 
 
@@ -274,12 +276,70 @@ WHY = {
 @pytest.mark.parametrize("options", [{}, {"expire_on_commit": False}], ids=["expiring", "not expiring"])
 @RECORDERS
 def test_commit_is_not_blamed_for_what_expired_otherwise(record, why, options):
-    [finding] = sqltrace.diagnose(record(touching(WHY[why]), SHELF, **options))
+    expire, when = WHY[why]
+
+    [finding] = sqltrace.diagnose(record(touching(expire), SHELF, **options))
 
     assert finding.kind == "n_plus_one"
     assert finding.message.startswith(f"Author was loaded by 13 statements, one for each Author {why}, in ")
-    assert finding.fix == "session.scalars(select(Author).where(…)).all()  # once, before the loop"
-    assert sqltrace.diagnose(record(touching(WHY[why], again=True), SHELF, **options)) == []
+    asked = "session.scalars(select(Author).where(…))"
+    asked = f"(await {asked})" if record is shelves.record_async else asked
+    assert finding.fix == f"{asked}.all()  # once, {when}"
+    assert sqltrace.diagnose(record(touching(expire, again=True), SHELF, **options)) == []
+
+
+class TestSetByAnExpression:
+    """Which a flush has expire, one row at a time: a query within the loop would load one row, too."""
+
+    FIX = "session.scalars(select(Author).where(…)).all()  # once, after all have been flushed or expired"
+
+    def test_is_loaded_at_once_after_one_flush(self):
+        def one_by_one(session, shelf):
+            for author in session.scalars(select(shelf.Author)).all():
+                author.name = shelf.Author.name + "!"
+                session.flush()
+                assert author.name.endswith("!")
+
+        def at_once(session, shelf):
+            authors = session.scalars(select(shelf.Author)).all()
+            for author in authors:
+                author.name = shelf.Author.name + "!"
+            session.flush()
+            pasted(finding.fix.replace("…", "Author.id.in_(ids)"), shelf, session=session)
+            assert all(author.name.endswith("!") for author in authors)
+
+        [finding] = sqltrace.diagnose(shelves.record_sync(one_by_one, SHELF))
+
+        assert finding.fix == self.FIX
+        assert sqltrace.diagnose(shelves.record_sync(at_once, SHELF)) == []
+
+    def test_is_awaited_under_an_async_session(self):
+        async def work(at_once):
+            engine = await shelves.open_async_shelf(SHELF, authors=6)
+            async with sqltrace.record() as recording, AsyncSession(engine) as session:
+                authors = (await session.scalars(select(SHELF.Author))).all()
+                for author in authors:
+                    author.name = SHELF.Author.name + "!"
+                await session.flush()
+                if at_once is not None:
+                    await at_once(session)
+                for author in authors:
+                    assert (await session.run_sync(lambda _, author=author: author.name)).endswith("!")
+            await engine.dispose()
+            return sqltrace.diagnose(recording)
+
+        def prepared(fix):
+            scope = {**vars(SHELF), "select": select}
+            line = fix.replace("where(…)", "where(Author.id > 0)")
+            exec(f"async def prepare(session):\n    {line}", scope)
+            return scope["prepare"]
+
+        [finding] = asyncio.run(work(None))
+        after = asyncio.run(work(prepared(finding.fix)))
+
+        asked, _, note = self.FIX.partition(".all()")
+        assert finding.fix == f"(await {asked}).all(){note}"
+        assert after == []
 
 
 def test_values_that_mariadb_made_in_updates_are_asked_for_at_once(servers):
@@ -316,7 +376,7 @@ def test_values_that_mariadb_made_in_updates_are_asked_for_at_once(servers):
         engine.dispose()
 
     assert finding.message.startswith("Seat.changed was loaded by 6 statements, one for each Seat after a flush, in ")
-    assert finding.fix == "session.scalars(select(Seat).where(…)).all()  # once, after the flush"
+    assert finding.fix == "session.scalars(select(Seat).where(…)).all()  # once, after one flush of all"
     assert mended.statement_count == 3
     assert sqltrace.diagnose(mended) == []
 

@@ -921,7 +921,7 @@ def test_objects_that_expired_without_a_commit_are_loaded_by_one_query_instead(e
 
     [finding] = work(remedy=False)
     assert "one for each Order as the application had expired it" in finding.message
-    assert finding.fix == "session.scalars(select(Order).where(…)).all()  # once, before the loop"
+    assert finding.fix == "session.scalars(select(Order).where(…)).all()  # once, after all have expired"
     assert work(remedy=True) == []
 
 

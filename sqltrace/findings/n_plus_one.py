@@ -41,6 +41,12 @@ _EXPIRED: dict[str | None, str] = {
     "rollback": "as a rollback had expired it",
     "expire": "as the application had expired it",
 }
+# When one query loads all of them again: within a loop that has each of them expire, it would be one of many.
+_EXPIRE_AT_ONCE: dict[str | None, str] = {
+    "rollback": "before the loop",
+    "flush": "after one flush of all",
+    None: "after all have been flushed or expired",  # of single attributes: mostly SQL expressions were set on them
+}
 
 
 def n_plus_one(recording: Recording, *, loads: int = 5, queries: int = 10, pause: float = 0.05) -> Iterator[Finding]:
@@ -194,7 +200,7 @@ def _fix_of_load(recording: Recording, group: Group) -> str:
     if origin.expired_by == "flush" and group.system not in _UPDATES_TELL_NOTHING:
         return eager_defaults(origin.entity)
     if origin.kind == "refresh":
-        return _at_once(origin.entity, "after the flush" if origin.expired_by == "flush" else "before the loop")
+        return _at_once(group, _EXPIRE_AT_ONCE.get(origin.expired_by, "after all have expired"))
     return _options_for(recording, group)
 
 
@@ -209,7 +215,7 @@ def _options_for(recording: Recording, group: Group) -> str:
     fix = options(chosen for path in above for chosen in loaders_for(recording, origin, parents, path))
     # They are new, or the session had them.
     if origin.relationship is not None and (parents is None or parents.origin.kind == "refresh"):
-        fix = _at_once(origin.entity, "before the loop", fix)
+        fix = _at_once(group, "before the loop", fix)
     fix += in_place_of(recording, origin, parents, above[0])
     if fix.startswith(".options"):
         fix += _of_query_above(recording, group)
@@ -217,8 +223,9 @@ def _options_for(recording: Recording, group: Group) -> str:
     return fix
 
 
-def _at_once(entity: str | None, when: str, loads: str = "") -> str:
-    return f"session.scalars(select({entity}).where(…){loads}).all()  # once, {when}"
+def _at_once(group: Group, when: str, loads: str = "") -> str:
+    asked = f"session.scalars(select({group.origin.entity}).where(…){loads})"
+    return f"{f'(await {asked})' if group.is_async else asked}.all()  # once, {when}"
 
 
 def _what(origin: Origin, *others: Origin) -> str:
