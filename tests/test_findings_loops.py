@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 from sqlalchemy import Column, Integer, MetaData, String, Table, create_engine, insert, select, text
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, with_loader_criteria
 from sqlalchemy.pool import StaticPool
 from sqlalchemy.schema import CreateTable
 
@@ -137,6 +137,18 @@ class TestOneForAll:
         [finding] = findings(engine, work)
 
         assert finding.fix == "select(Book).where(Book.id.in_(ids))  # once, before the loop"
+
+    def test_needs_no_limit_for_a_key_beside_a_condition_of_all(self, engine, shelf):
+        """As `with_loader_criteria` adds one, of what is deleted."""
+
+        def work(session):
+            alive = with_loader_criteria(shelf.Book, shelf.Book.title.is_not(None))
+            for number in IDS:
+                session.scalars(select(shelf.Book).where(shelf.Book.id == number).limit(1).options(alive)).all()
+
+        [finding] = findings(engine, work)
+
+        assert finding.fix == "the same query once, before the loop, with Book.id.in_(ids)"
 
     def test_says_what_becomes_of_limit_in_raw_sql(self, engine):
         def work(session):

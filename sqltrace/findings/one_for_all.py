@@ -42,9 +42,10 @@ def one_for_all(recording: Recording, group: Group) -> str:
         if lock or is_one_in_each_transaction(recording, group):
             return f"{select}  # once for all, in one session, in place of session.get()"
         return _kept(select, group.is_async, bool(group.widening.collections))
-    limited = _limited(group.sql)
+    limited = "" if lookup.is_key else _limited(group.sql)
     if len(equal) == 1 and not lookup.values:
-        return f"the same query once, before the loop, with {_in(equal[0])}, and {equal[0]} asked for, too{limited}"
+        also = "" if equal[0].startswith(f"{entity}.") else f", and {equal[0]} asked for, too"
+        return f"the same query once, before the loop, with {_in(equal[0])}{also}{limited}"
     differs = listed([*equal, "the other conditions"] if lookup.values else list(equal))
     return f"one query for all, before the loop, with in_() for what differs of {differs}{limited}"
 
