@@ -1,9 +1,10 @@
 """Statements that run again and again: what is no loop, and the one query in place of those that are."""
 
 import asyncio
+from itertools import count
 
 import pytest
-from sqlalchemy import Column, Integer, MetaData, String, Table, create_engine, insert, select, text
+from sqlalchemy import Column, Integer, MetaData, String, Table, create_engine, exists, insert, select, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, with_loader_criteria
 from sqlalchemy.pool import StaticPool
 from sqlalchemy.schema import CreateTable
@@ -149,6 +150,51 @@ class TestOneForAll:
         [finding] = findings(engine, work)
 
         assert finding.fix == "the same query once, before the loop, with Book.id.in_(ids)"
+
+    @pytest.mark.parametrize(
+        ("columns", "fix"),
+        [
+            (lambda book: [book], "select(Book).where(Book.title.in_(titles))  # once, before the loop"),
+            (lambda book: [book.id], "one statement for all, before the loop: WHERE books.title IN (…)"),
+        ],
+        ids=["objects", "columns"],
+    )
+    def test_may_be_for_what_is_taken_where_only_the_last_found_nothing(self, engine, shelf, columns, fix):
+        def work(session):
+            number = 1
+            while session.execute(select(*columns(shelf.Book)).where(shelf.Book.title == f"title {number}")).first():
+                number += 1
+
+        def at_once(session):
+            taken = set(session.scalars(select(shelf.Book.title).where(shelf.Book.title.startswith("title "))))
+            assert next(number for number in count(1) if f"title {number}" not in taken) == 37
+
+        [finding] = findings(engine, work)
+
+        assert finding.fix == f"{fix}; or by what they begin with, if they are tried until one is free"
+        assert findings(engine, at_once) == []
+
+    def test_may_be_for_what_is_taken_where_it_is_not_known_what_was_found(self, engine, shelf):
+        def work(session):
+            for number in IDS:
+                session.scalar(select(exists().where(shelf.Book.title == f"title {number}")))
+
+        [finding] = findings(engine, work)
+
+        assert finding.fix == (
+            "one statement for all, before the loop: SELECT DISTINCT books.title … WHERE books.title IN (…)"
+            "; or by what they begin with, if they are tried until one is free"
+        )
+
+    @pytest.mark.parametrize("column", ["id", "publisher_id"])
+    def test_is_for_keys_also_where_the_last_found_nothing(self, engine, shelf, column):
+        def work(session):
+            for number in range(1, shelves.AUTHORS + 2):
+                session.scalars(select(shelf.Author).where(getattr(shelf.Author, column) == number)).all()
+
+        [finding] = findings(engine, work)
+
+        assert finding.fix == f"select(Author).where(Author.{column}.in_({column}s))  # once, before the loop"
 
     def test_says_what_becomes_of_limit_in_raw_sql(self, engine):
         def work(session):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
+from sqltrace.findings.costs import kept_of
 from sqltrace.findings.locking import with_for_update
 from sqltrace.findings.wording import listed
 from sqltrace.recording import Recording
 from sqltrace.sql_text import redact
 from sqltrace.statement import Group
+from sqltrace.widening import Lookup
 
 LIMIT = re.compile(r"\sLIMIT\s|\sFETCH\s+(FIRST|NEXT)\s|\bSELECT\s+TOP\b", re.IGNORECASE)
 EQUAL = re.compile(r"(?<![<>!:=])=(?![=>])")
@@ -24,12 +26,27 @@ _VALUE = re.compile(
     rf"(?:(?P<not><>|!=)|(?P<bound>[<>]=?))?\s*{_PLACEHOLDER}|\s(?P<end>LIMIT|OFFSET|FETCH)\s", re.IGNORECASE
 )
 _EXISTS = re.compile(r"\s*SELECT\s+EXISTS\b", re.IGNORECASE)
+_NAMED = re.compile(rf"\w(?<!id)[\"`]? = {_PLACEHOLDER}", re.IGNORECASE)  # a column that has no other object's key
 _AGGREGATE = re.compile(r"\b(?:(?:COUNT|SUM|AVG|MIN|MAX)\(|(?P<source>FROM)\b)", re.IGNORECASE)
 
 
 def one_for_all(recording: Recording, group: Group) -> str:
     """What to ask once in place of a query of the application that is asked for each object."""
     lookup = group.widening.lookup if group.widening is not None else None
+    text = _at_once(recording, group, lookup)
+    of_name = _NAMED.search(group.sql) is not None and not (lookup is not None and lookup.is_key)
+    if of_name and (_EXISTS.match(group.sql) or _found_until_the_last(recording, group)):
+        text += "; or by what they begin with, if they are tried until one is free"
+    return text
+
+
+def _found_until_the_last(recording: Recording, group: Group) -> bool:
+    """Whether each found one row, and the last of them none: as it is where a name is looked for that is still free."""
+    *taken, last = [execution.rows for execution in kept_of(recording, group)] or [None]
+    return len(taken) + 1 == group.count and last == 0 and set(taken) == {1}
+
+
+def _at_once(recording: Recording, group: Group, lookup: Lookup | None) -> str:
     if group.widening is None or lookup is None or not lookup.equal:
         return _by_text(group.sql, group.system)
     [entity, *_], equal, lock = group.widening.entities, lookup.equal, with_for_update(group.sql)
