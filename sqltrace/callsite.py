@@ -44,7 +44,8 @@ _HELPERS = frozenset(
 )
 
 # What a resolver raises for GraphQL is a part of the response, whose status stays 200.
-_RESOLVING = frozenset({"aiodataloader", "graphql", "strawberry"})
+_RESOLVERS = frozenset({"graphql", "strawberry"})
+_RESOLVING = _RESOLVERS | {"aiodataloader"}
 
 # Whoever is above these has called the server, or the event loop, and knows nothing of the statement.
 _OUTERMOST = (
@@ -55,6 +56,7 @@ _OUTERMOST = (
 
 _SKIP, _HELPER, _LIBRARY, _APPLICATION, _END = range(5)  # the first is falsy, the better is greater
 _MAX_CALLERS = 2  # from a repository past the service to the endpoint
+_DEPTH = range(3)  # frames above these, up to that of GraphQL: each takes a while
 _COMPREHENSIONS = frozenset({"<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>"})
 _AWAITS = CO_COROUTINE | CO_ITERABLE_COROUTINE | CO_GENERATOR | CO_ASYNC_GENERATOR
 _FRAMES = range(200)
@@ -85,12 +87,14 @@ class CallSite:
         line: 1 is the first.
         function: Qualified name (``Class.method``).
         callers: Lines of the application that it was called from, without a library in between: at most two.
+        in_resolver: Whether GraphQL has called it, without another library in between, to resolve a field.
     """
 
     file: str
     line: int
     function: str
     callers: tuple[CallSite, ...] = field(default=(), compare=False)
+    in_resolver: bool = field(default=False, compare=False)
 
     @property
     def in_framework(self) -> bool:
@@ -227,14 +231,29 @@ def call_site_in(traceback: TracebackType) -> CallSite | None:
 
 def _site(frame: FrameType) -> CallSite:
     lines, kind = [_line_of(frame)], _kinds[frame.f_code.co_filename]
-    caller = frame.f_back
-    while caller is not None and _kinds[caller.f_code.co_filename] == kind:
+    caller, outside = frame.f_back, _SKIP
+    while caller is not None and (outside := _kinds[caller.f_code.co_filename]) == kind:
         if frame.f_code.co_name not in _COMPREHENSIONS:  # the function around it has no more to tell
             lines.append(_line_of(caller))
         if len(lines) > _MAX_CALLERS:
             break
         frame, caller = caller, caller.f_back
+    if outside in (_HELPER, kind) and "graphql" in sys.modules and _resolves(caller, kind):
+        return _call_site(*lines, in_resolver=True)
     return _call_site(*lines)
+
+
+def _resolves(caller: FrameType | None, kind: int) -> bool:
+    """Whether GraphQL calls what the application does here. A DataLoader that it calls asks for many."""
+    for _ in _DEPTH:
+        if caller is None:
+            break
+        filename = caller.f_code.co_filename
+        outside = _kinds[filename]
+        if outside != kind:
+            return outside == _HELPER and _package(filename) in _RESOLVERS and not filename.endswith("dataloader.py")
+        caller = caller.f_back
+    return False
 
 
 def _line_of(frame: FrameType) -> _Line:
@@ -245,10 +264,10 @@ def _line_of(frame: FrameType) -> _Line:
 
 
 @lru_cache(maxsize=10_000)
-def _call_site(*lines: _Line) -> CallSite:
+def _call_site(*lines: _Line, in_resolver: bool = False) -> CallSite:
     """One object for the same lines, as a rule: making it takes longer than finding it, and identity tells it apart."""
     innermost, *callers = lines
-    return CallSite(*innermost, tuple(CallSite(*line) for line in callers))
+    return CallSite(*innermost, tuple(CallSite(*line) for line in callers), in_resolver)
 
 
 def _current_greenlet() -> Any:

@@ -221,6 +221,28 @@ def test_what_a_library_calls_is_called_by_no_line_of_the_application(tmp_path):
     assert library["call"](endpoint).callers == ()
 
 
+RESOLVE = "def resolve(*layers):\n    first, *others = layers\n    return first(*others)\n"
+
+
+@pytest.mark.parametrize("depth", [1, 3, 4])
+@pytest.mark.parametrize(
+    ("file", "found"),
+    [
+        ("graphql/execution/execute.py", True),
+        ("strawberry/types/fields/resolver.py", True),
+        ("strawberry/dataloader.py", False),
+        ("fastapi/routing.py", False),
+        ("tenacity/retry.py", False),
+    ],
+)
+def test_line_knows_that_it_resolves_a_field_of_graphql(file, found, depth, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "graphql", sys)
+    library = load(tmp_path / "site-packages" / Path(file), RESOLVE)
+    layers = [load(tmp_path / "shop" / f"{number}.py", RESOLVE)["resolve"] for number in range(depth)]
+
+    assert library["resolve"](*layers, find_call_site).in_resolver is found
+
+
 @pytest.mark.parametrize("comprehension", ["[find() for _ in '-'][0]", "next(find() for _ in '-')"])
 def test_function_around_a_comprehension_does_not_call_it(comprehension, tmp_path):
     application = load(tmp_path / "shop" / "api.py", f"def read():\n    return {comprehension}\n")

@@ -1,6 +1,7 @@
 """Statements that run again and again: what is no loop, and the one query in place of those that are."""
 
 import asyncio
+import sys
 from itertools import count
 
 import pytest
@@ -284,6 +285,46 @@ class TestOneForAll:
                     session.get(Account, number, with_for_update=True)
 
         assert findings(accounts, work) == []
+
+
+RESOLVE = "def resolve(resolvers):\n    return [resolver() for resolver in resolvers]\n"
+
+
+@pytest.mark.parametrize(
+    ("ask", "fix"),
+    [
+        (
+            lambda session, shelf, number: session.get(shelf.Author, number),
+            "select(Author).where(Author.id.in_(ids))  # once, {}, in place of session.get()",
+        ),
+        (
+            lambda session, shelf, number: session.scalars(select(shelf.Book).filter_by(author_id=number)).all(),
+            "select(Book).where(Book.author_id.in_(author_ids))  # once, {}",
+        ),
+        (
+            lambda session, shelf, number: session.execute(
+                text("SELECT count(*) FROM books WHERE books.author_id = :number"), {"number": number}
+            ).all(),
+            "one statement for all, {}: SELECT books.author_id, … WHERE books.author_id IN (…) GROUP BY books.author_id",
+        ),
+    ],
+    ids=["get", "query", "text"],
+)
+def test_what_resolvers_of_graphql_ask_is_for_a_dataloader(engine, shelf, ask, fix, monkeypatch):
+    monkeypatch.setitem(sys.modules, "graphql", sys)
+    graphql = {}
+    exec(compile(RESOLVE, "/venv/site-packages/graphql/execution/execute.py", "exec"), graphql)
+
+    def resolver(number):
+        def resolve():
+            with Session(engine) as session:
+                ask(session, shelf, number)
+
+        return resolve
+
+    [finding] = findings(engine, lambda _: graphql["resolve"](map(resolver, IDS)))
+
+    assert finding.fix == fix.format("by a DataLoader of the resolvers, or before the loop within one")
 
 
 class Base(DeclarativeBase):

@@ -27,13 +27,17 @@ _VALUE = re.compile(
 )
 _EXISTS = re.compile(r"\s*SELECT\s+EXISTS\b", re.IGNORECASE)
 _NAMED = re.compile(rf"\w(?<!id)[\"`]? = {_PLACEHOLDER}", re.IGNORECASE)  # a column that has no other object's key
+_LOOP, _DATALOADER = "before the loop", "by a DataLoader of the resolvers, or before the loop within one"
 _AGGREGATE = re.compile(r"\b(?:(?:COUNT|SUM|AVG|MIN|MAX)\(|(?P<source>FROM)\b)", re.IGNORECASE)
 
 
 def one_for_all(recording: Recording, group: Group) -> str:
     """What to ask once in place of a query of the application that is asked for each object."""
     lookup = group.widening.lookup if group.widening is not None else None
-    text = _at_once(recording, group, lookup)
+    busiest = group.samples.busiest(group.count)
+    if busiest is not None and busiest[0].in_resolver:  # where there is no loop to be before
+        return _at_once(recording, group, lookup, _DATALOADER)
+    text = _at_once(recording, group, lookup, _LOOP)
     of_name = _NAMED.search(group.sql) is not None and not (lookup is not None and lookup.is_key)
     if of_name and (_EXISTS.match(group.sql) or _found_until_the_last(recording, group)):
         text += "; or by what they begin with, if they are tried until one is free"
@@ -46,25 +50,27 @@ def _found_until_the_last(recording: Recording, group: Group) -> bool:
     return len(taken) + 1 == group.count and last == 0 and set(taken) == {1}
 
 
-def _at_once(recording: Recording, group: Group, lookup: Lookup | None) -> str:
+def _at_once(recording: Recording, group: Group, lookup: Lookup | None, how: str) -> str:
     if group.widening is None or lookup is None or not lookup.equal:
-        return _by_text(group.sql, group.system)
+        return _by_text(group.sql, group.system, how)
     [entity, *_], equal, lock = group.widening.entities, lookup.equal, with_for_update(group.sql)
     if lookup.alone and (len(equal) == 1 or lookup.is_key):
         which = _in(equal[0]) if len(equal) == 1 else f"tuple_({', '.join(equal)}).in_(keys)"
         loading = ".options(…)" if lookup.options else ""  # as they are: get() finds what is there without them
         select = f"select({entity}){loading}.where({which}){lock}"
         if not lookup.by_get:
-            return f"{select}  # once, before the loop{'' if lookup.is_key else _limited(group.sql)}"
+            return f"{select}  # once, {how}{'' if lookup.is_key else _limited(group.sql)}"
+        if how != _LOOP:
+            return f"{select}  # once, {how}, in place of session.get()"
         if lock or is_one_in_each_transaction(recording, group):
             return f"{select}  # once for all, in one session, in place of session.get()"
         return _kept(select, group.is_async, bool(group.widening.collections))
     limited = "" if lookup.is_key else _limited(group.sql)
     if len(equal) == 1 and not lookup.values:
         also = "" if equal[0].startswith(f"{entity}.") else f", and {equal[0]} asked for, too"
-        return f"the same query once, before the loop, with {_in(equal[0])}{also}{limited}"
+        return f"the same query once, {how}, with {_in(equal[0])}{also}{limited}"
     differs = listed([*equal, "the other conditions"] if lookup.values else list(equal))
-    return f"one query for all, before the loop, with in_() for what differs of {differs}{limited}"
+    return f"one query for all, {how}, with in_() for what differs of {differs}{limited}"
 
 
 def is_one_in_each_transaction(recording: Recording, group: Group) -> bool:
@@ -95,20 +101,20 @@ def _is_aggregate(sql: str) -> bool:
 
 
 @lru_cache(maxsize=1_024)
-def _by_text(sql: str, system: str) -> str:
+def _by_text(sql: str, system: str, how: str) -> str:
     sql = redact(sql, system)  # what looks like a column may be a part of a value
     grouped, limited = _is_aggregate(sql), _limited(sql)
     match = _EQUALS.search(sql)
     if match is None or len(EQUAL.findall(sql, match.start())) != 1 or not _is_only_value(sql, match.start()):
         which = "WHERE … IN (…) and GROUP BY" if grouped else "WHERE … IN (…)"
-        return f"one statement for all, before the loop: {which} for what differs{limited}"
+        return f"one statement for all, {how}: {which} for what differs{limited}"
     column = match["column"] or match["reversed"]
     if _EXISTS.match(sql):
-        return f"one statement for all, before the loop: SELECT DISTINCT {column} … WHERE {column} IN (…)"
+        return f"one statement for all, {how}: SELECT DISTINCT {column} … WHERE {column} IN (…)"
     if grouped:
         groups = f"{column}, …" if "GROUP BY" in sql.upper() else column
-        return f"one statement for all, before the loop: SELECT {column}, … WHERE {column} IN (…) GROUP BY {groups}"
-    return f"one statement for all, before the loop: WHERE {column} IN (…){limited}"
+        return f"one statement for all, {how}: SELECT {column}, … WHERE {column} IN (…) GROUP BY {groups}"
+    return f"one statement for all, {how}: WHERE {column} IN (…){limited}"
 
 
 def _is_only_value(sql: str, start: int) -> bool:
