@@ -177,6 +177,45 @@ def test_what_is_told_of_a_column():
     )
 
 
+@pytest.mark.parametrize(
+    ("query", "fix"),
+    [
+        (EMPLOYEES, ".options(selectin_polymorphic(Employee, [Boss, Manager]), selectinload(Manager.cars))"),
+        (
+            DEPARTMENTS.options(selectinload(STAFF.Department.staff)),
+            ".options(defaultload(Department.staff)"
+            ".options(selectin_polymorphic(Employee, [Boss, Manager]), selectinload(Manager.cars)))",
+        ),
+        (select(STAFF.Manager), ".options(selectinload(Manager.cars))"),
+    ],
+    ids=["base", "below selectin", "the class itself"],
+)
+def test_relationship_of_a_subclass_whose_columns_were_loaded_before_needs_both(query, fix):
+    """As one does whose foreign key is among these columns."""
+
+    def touch_columns(session, everybody):
+        for one in everybody:
+            assert getattr(one, "budget", 1) == 1
+
+    findings = sqltrace.diagnose(read(query, "cars", prepare=touch_columns))
+    fixes = {finding.relationship: finding.fix for finding in findings}
+
+    assert fixes["Manager.cars"] == fix
+    assert sqltrace.diagnose(read(pasted(query, fix), "cars", prepare=touch_columns)) == []
+
+
+@pytest.mark.parametrize("attribute", ["department", "cars"])
+def test_relationship_of_the_base_is_one_also_after_the_columns_of_a_subclass(attribute):
+    def touch_columns(session, everybody):
+        for one in everybody:
+            assert getattr(one, "yacht", "yes") == "yes"
+
+    recording = read(select(STAFF.Manager), attribute, "Boss", prepare=touch_columns)
+
+    kinds = {"department": "lazy Employee.department", "cars": "lazy Manager.cars"}
+    assert kinds[attribute] in origins(recording)
+
+
 def test_relationship_of_a_subclass_that_may_not_be_loaded():
     query = select(RAISING.Employee)
 

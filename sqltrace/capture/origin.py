@@ -132,7 +132,8 @@ def _explain_load(execution: Execution, purpose: Purpose, load: tuple[Any, bool,
             around = block.execution.origin
             asked_for, expired_by = around.asked_for, around.expired_by
         if purpose.inherits and state is not None:
-            base = base_of_relationship(purpose.relationship, state)
+            prop = purpose.relationship
+            base = base_of_relationship(prop, state) or _base_before(execution.collector, prop, state)
     # What a statement has of the query's options is a part of it, but for that of a deferred column.
     by_options = load_internals.options_leaving(state, *purpose.attributes) if kind == "deferred" else ()
     key = kind, asked_for, expired_by, entity, base, by_options
@@ -174,6 +175,15 @@ def base_of_relationship(prop: Any, state: Any) -> str | None:
         return None
     name: str = base.mapper.class_.__name__
     return name
+
+
+def _base_before(collector: Collector, prop: Any, state: Any) -> str | None:
+    """The same, of an object whose columns of the subclass were loaded since: it tells of their query only."""
+    since = collector.loads.get(load_number(state) or 0)
+    if since is None or since.origin.kind != "subclass":
+        return None
+    above = {mapper.class_.__name__ for mapper in prop.parent.inherits.iterate_to_root()}
+    return since.origin.base if since.origin.base in above else None
 
 
 def _base(state: Any) -> Any:
