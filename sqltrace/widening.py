@@ -52,7 +52,7 @@ class Lookup:
 
     Attributes:
         aliases: Of each entity: ``aliased(Book)``, ``with_polymorphic(Book, [Novel])``; empty for the class itself.
-        equal: Attributes that have to be equal to one value each: ``("Book.isbn",)``.
+        equal: Attributes that have to be equal to one value each: ``("Book.isbn",)``. Of a primary key no others.
         alone: Whether there is no other condition, and no other table.
         is_key: Whether `equal` is the primary key.
         by_get: Whether `Session.get` or `Session.merge` asks.

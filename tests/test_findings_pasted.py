@@ -388,7 +388,7 @@ def in_a_loop(ask):
         ),
         (
             lambda s, n: s.scalars(select(Book).where(Book.author == s.get(Author, 1), Book.id == n)).all(),
-            "one query for all, before the loop, with in_() for what differs of Book.author_id and Book.id",
+            "the same query once, before the loop, with Book.id.in_(ids)",
             None,
         ),
         (

@@ -448,6 +448,10 @@ def test_columns_of_a_statement_of_its_own_tell_nothing(engine):
     [
         (select(G).where(G.id == 1), Lookup(("",), ("Garage.id",), alone=True, is_key=True)),
         (select(G).where((G.id == 1) & (G.id > 0)), Lookup(("",), ("Garage.id",), is_key=True)),
+        (
+            select(V).options(lazyload("*")).where(V.company_id == 1, V.id == 1),
+            Lookup(("",), ("Car.id",), is_key=True, options=True),
+        ),
         (select(aliased(G)), Lookup(("aliased(Garage)",), alone=True)),
         (
             select(EVERY).options(lazyload("*")),
@@ -469,6 +473,7 @@ def test_columns_of_a_statement_of_its_own_tell_nothing(engine):
     ids=[
         "key",
         "swapped, and more",
+        "key, and more",
         "alias",
         "with_polymorphic",
         "inheritance",

@@ -197,14 +197,19 @@ def _lookup(state: Any, binds: Any) -> Lookup | None:
             columns.append(owner.columns[name])
         elif not _is_of_inheritance(clause, operator):
             others.append(clause)
+    is_key = len(asked) == 1 and set(columns) >= set(key)
+    alone = len(asked) == 1 and not others
+    if is_key and len(columns) > len(key):  # a key needs no more: what else there is, as a tenant, is the same for all
+        alone, of_key = False, set(key)
+        equal = [name for name, column in zip(equal, columns, strict=True) if column in of_key]
     aliases = tuple(map(_alias, asked))
     if joinable and not (equal or any(aliases)):
         return None
     return Lookup(
         aliases,
         tuple(equal),
-        alone=not others and len(asked) == 1,
-        is_key=len(asked) == 1 and set(columns) == set(key),
+        alone=alone,
+        is_key=is_key,
         joinable=joinable,
         values=_have_values([*others, *(join[1] for join in asked_for._setup_joins)]),
         options=options,
