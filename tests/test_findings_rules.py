@@ -9,7 +9,7 @@ from tempfile import mkdtemp
 import pytest
 from fastapi import FastAPI
 from pydantic import BaseModel
-from sqlalchemy import column, create_engine, event, exc, insert, literal_column, select, table, text
+from sqlalchemy import column, create_engine, event, exc, insert, literal_column, orm, select, table, text
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, joinedload, mapped_column
 from sqlalchemy.pool import QueuePool, StaticPool
@@ -532,6 +532,40 @@ def test_remedy_for_making_objects_is_that_of_the_rows_where_they_are_too_many(t
     [finding] = sqltrace.diagnose(records["/"], [partial(blocked_loop, hold=0.001)])
 
     assert finding.fix == fix
+
+
+@thrice
+def test_relationship_that_the_mapping_loads_and_that_holds_the_loop_is_left_out(tmp_path):
+    shelf = shelves.mapping(books="selectin")
+    database = create_async_engine(f"sqlite+aiosqlite:///{mkdtemp(dir=tmp_path)}/shelf.db")
+    queries = [select(shelf.Publisher.name, shelf.Author).join(shelf.Author.publisher)]
+
+    async def endpoint(request):
+        async with AsyncSession(database) as session:
+            (await session.execute(queries[-1])).all()
+        return JSONResponse({})
+
+    async def main():
+        async with database.connect() as connection:
+            await connection.run_sync(shelves.fill, shelf)
+            await connection.execute(insert(shelf.Book), [{"title": "", "author_id": 1} for _ in range(3_000)])
+            await connection.commit()
+        await get(app, "/")
+        [finding] = sqltrace.diagnose(records["/"], [partial(blocked_loop, hold=0.001)])
+        queries.append(eval(f"query{finding.fix}", {**vars(orm), **vars(shelf), "query": queries[0]}))
+        await get(app, "/")
+        await database.dispose()
+        return finding
+
+    app, records = observed(Starlette(routes=[Route("/", endpoint)]))
+    finding = asyncio.run(main())
+
+    assert finding.message.endswith("of it for the 3,036 rows of the selectin load of Author.books.")
+    assert finding.fix.startswith(
+        ".options(raiseload(Author.books, sql_only=True))"
+        '  # where nobody needs them, or lazy="raise_on_sql" at tests/shelf.py:'
+    )
+    assert records["/"].row_count == shelves.AUTHORS
 
 
 STREAM = "fewer rows of the stream at once, by yield_per, and more of them in each chunk of the body"
