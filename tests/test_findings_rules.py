@@ -112,6 +112,59 @@ def test_slow_select_is_told_once_also_where_the_longest_came_from_another_line(
     assert (finding.kind, finding.fingerprint) == ("row_fan_out", recording.groups[0].fingerprint)
 
 
+@pytest.mark.parametrize(("seconds", "found"), [(0.05, ["slow_statement"]), (0.03, [])])
+def test_slow_statement_may_be_one_whose_rows_take_long_to_become_objects(clock, engine, seconds, found):
+    shelf = shelves.mapping()
+    with engine.connect() as connection:
+        shelves.fill(connection, shelf)
+    event.listen(shelf.Author, "load", lambda *_: clock.advance(seconds))
+    with recorded(clock) as recording, Session(engine) as session:
+        session.scalars(select(shelf.Author)).all()
+
+    findings = sqltrace.diagnose(recording)
+
+    assert [finding.kind for finding in findings] == found
+    for finding in findings:
+        assert finding.message == "SELECT authors took 0.0 ms, and 600.0 ms more to make objects of 12 rows."
+        assert finding.fix == "fewer rows or columns at once: LIMIT, load_only(), or yield_per"
+        assert finding.cost == pytest.approx(0.6)
+
+
+def test_objects_of_many_executions_are_none_that_take_long(clock, engine):
+    shelf = shelves.mapping()
+    with engine.connect() as connection:
+        shelves.fill(connection, shelf)
+    event.listen(shelf.Author, "load", lambda *_: clock.advance(0.1))
+    with recorded(clock) as recording, Session(engine) as session:
+        for number in range(1, shelves.AUTHORS + 1):
+            session.get(shelf.Author, number)
+
+    assert sqltrace.diagnose(recording, [slow_statement]) == []
+
+
+def test_slow_objects_of_a_relationship_that_the_mapping_loads_are_left_out(clock, engine):
+    shelf = shelves.mapping(books="selectin")
+    with engine.connect() as connection:
+        shelves.fill(connection, shelf)
+    event.listen(shelf.Book, "load", lambda *_: clock.advance(0.1))
+
+    def read(query):
+        with recorded(clock) as recording, Session(engine) as session:
+            session.scalars(query).all()
+        return sqltrace.diagnose(recording)
+
+    [finding] = read(select(shelf.Author))
+    after = read(eval(f"query{finding.fix}", {**vars(orm), **vars(shelf), "query": select(shelf.Author)}))
+
+    assert finding.message == (
+        "the selectin load of Author.books took 0.0 ms, and 3.60 s more to make objects of 36 rows."
+    )
+    assert finding.fix.startswith(
+        '.options(lazyload(Author.books))  # where nobody needs them, or lazy="raise_on_sql" at tests/shelf.py:'
+    )
+    assert after == []
+
+
 def test_slow_statement_tells_the_longest_of_many(clock, engine):
     with recorded(clock) as recording, engine.connect() as connection:
         for seconds in (0.1, 0.7):

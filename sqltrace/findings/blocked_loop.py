@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from sqltrace.callsite import CallSite
 from sqltrace.finding import Finding
 from sqltrace.findings.costs import kept_of
-from sqltrace.findings.loader_options import loader_for_unused, options, paths_from_query
+from sqltrace.findings.loader_options import left_out
 from sqltrace.findings.widened import multiplied, repeats_parents
 from sqltrace.findings.wording import line, mostly, place, plural, subject, time
 from sqltrace.recording import Recording
@@ -105,15 +105,6 @@ def _fix_for_objects(recording: Recording, worst: Group) -> str:
     if any(execution.streamed for execution in kept_of(recording, worst)):
         # Its rows stay with the server until they are read: the loop is free only as more of them are fetched.
         return _STREAM
-    if worst.origin.relationship is not None and worst.origin.kind == worst.origin.lazy:
-        return _unloaded(recording, worst)
+    if worst.origin.kind == worst.origin.lazy:
+        return f"{left_out(recording, worst)}; else fewer rows or columns at once"
     return "fewer rows or columns at once: LIMIT, load_only(), or session.stream() with yield_per"
-
-
-def _unloaded(recording: Recording, worst: Group) -> str:
-    """For a relationship that the mapping loads with its objects, whoever asks for these."""
-    leave = loader_for_unused(worst)
-    text = options((path, leave) for path in paths_from_query(recording, worst))
-    declared = worst.origin.declaration.find() if worst.origin.declaration is not None else None
-    always = f', or lazy="raise_on_sql" at {declared} for all' if declared is not None else ""
-    return f"{text}  # where nobody needs them{always}; else fewer rows or columns at once"

@@ -257,6 +257,15 @@ def loader_for_unused(group: Group) -> str:
     return "raiseload({}, sql_only=True)" if group.is_async else "lazyload({})"
 
 
+def left_out(recording: Recording, group: Group) -> str:
+    """The option for a query that loads no relationship along which the mapping loads with its objects."""
+    leave, declaration = loader_for_unused(group), group.origin.declaration
+    text = options((path, leave) for path in paths_from_query(recording, group))
+    declared = declaration.find() if declaration is not None else None
+    always = f', or lazy="raise_on_sql" at {declared} for all' if declared is not None else ""
+    return f"{text}  # where nobody needs them{always}"
+
+
 def _paths(
     fingerprint: str,
     origin: Origin,

@@ -5,21 +5,27 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from sqltrace.finding import Finding
-from sqltrace.findings.costs import kept_of
+from sqltrace.findings.costs import cost, kept_of
+from sqltrace.findings.loader_options import left_out
 from sqltrace.findings.locking import locks
-from sqltrace.findings.wording import name_and_line, place_of_longest, plural, subject, time
+from sqltrace.findings.wording import name_and_line, place, place_of_longest, plural, subject, time
 from sqltrace.recording import Recording
 from sqltrace.statement import Group
 
+_SECOND = 1_000_000_000
 _STREAM = "more rows at a time, each of which is asked for: a larger yield_per; or fewer rows or columns"
 
 
 def slow_statement(recording: Recording, *, slow: float = 0.5) -> Iterator[Finding]:
     """
-    Statements of which one execution took the database long, and commits that did.
+    Statements of which one execution took the database long, or objects of its rows to be made, and commits that did.
+
+    Objects that are made on the event loop are for `blocked_loop`.
 
     Args:
-        slow: Seconds of one execution and its fetching, or of commits, without waiting for the event loop.
+        slow:
+            Seconds of one execution and its fetching, of making objects of its rows in a thread, or of commits;
+            without waiting for the event loop.
     """
     loop_wait = recording.time_account.loop_wait or 0.0
     for group in recording.groups:
@@ -36,7 +42,32 @@ def slow_statement(recording: Recording, *, slow: float = 0.5) -> Iterator[Findi
                 fix=_STREAM if _is_fetched_slowly(recording, group) else _fix(group),
                 fingerprint=group.fingerprint or None,
             )
+        elif not (group.is_async or group.on_loop) and (making := _making(recording, group)) >= slow:
+            yield _slow_objects(recording, group, making)
     yield from _slow_commit(recording, slow)
+
+
+def _making(recording: Recording, group: Group) -> float:
+    """Seconds of making objects, for one execution; for all batches of an eager load."""
+    if group.objects and group.origin.kind not in ("selectin", "subquery"):
+        return max((execution.objects or 0 for execution in kept_of(recording, group)), default=0) / _SECOND
+    return group.objects
+
+
+def _slow_objects(recording: Recording, group: Group, making: float) -> Finding:
+    fewer = "fewer rows or columns at once: LIMIT, load_only(), or yield_per"
+    by_mapping = group.origin.kind == group.origin.lazy
+    return Finding(
+        "slow_statement",
+        f"{subject(group)} took {time(group.total)}, and {time(making)} more to make objects of"
+        f" {plural(group.rows or 0, 'row')}.",
+        cost(group),
+        place(group),
+        relationship=group.origin.relationship,
+        parents=name_and_line(group.parents),
+        fix=f"{left_out(recording, group)}; else {fewer}" if by_mapping else fewer,
+        fingerprint=group.fingerprint,
+    )
 
 
 def _is_fetched_slowly(recording: Recording, group: Group) -> bool:
