@@ -178,8 +178,9 @@ def test_expired_attribute_wants_another_session_maker():
     assert findings(L, select(L.Author), lambda author: author.name, expire_on_commit=False) == []
 
 
+@pytest.mark.parametrize("subclass", [False, True], ids=["class", "subclass"])
 @pytest.mark.parametrize("kept", [False, True], ids=["flush", "commit"])
-def test_value_that_the_database_makes_in_a_flush_wants_to_be_asked_for(kept, tmp_path):
+def test_value_that_the_database_makes_in_a_flush_wants_to_be_asked_for(kept, subclass, tmp_path):
     async def main(**arguments):
         class Base(orm.DeclarativeBase):
             pass
@@ -191,11 +192,14 @@ def test_value_that_the_database_makes_in_a_flush_wants_to_be_asked_for(kept, tm
             text: orm.Mapped[str]
             changed: orm.Mapped[str] = orm.mapped_column(default="", onupdate=func.hex(1))
 
+        class Memo(Note):
+            pass
+
         engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path}/{len(arguments)}")
         async with engine.begin() as connection:
             await connection.run_sync(Base.metadata.create_all)
         async with AsyncSession(engine, expire_on_commit=False) as session:
-            note = Note(text="old")
+            note = (Memo if subclass else Note)(text="old")
             session.add(note)
             await session.commit()
             async with sqltrace.record() as recording:
@@ -210,7 +214,7 @@ def test_value_that_the_database_makes_in_a_flush_wants_to_be_asked_for(kept, tm
 
     [finding] = asyncio.run(main())
 
-    assert finding.message == f"Note.changed had expired with a flush, {GREENLET}"
+    assert finding.message == f"{'Memo' if subclass else 'Note'}.changed had expired with a flush, {GREENLET}"
     assert finding.fix == '__mapper_args__ = {"eager_defaults": True}  # of Note, added to what is in there'
     assert asyncio.run(main(eager_defaults=True)) == []
 

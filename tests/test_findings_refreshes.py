@@ -381,6 +381,44 @@ def test_values_that_mariadb_made_in_updates_are_asked_for_at_once(servers):
     assert sqltrace.diagnose(mended) == []
 
 
+@pytest.mark.parametrize("eager", [None, "Seat", "Box"])
+def test_values_that_the_database_makes_are_asked_for_at_the_top_of_an_inheritance(eager):
+    """A subclass has no say in it."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    class Seat(Base):
+        __tablename__ = "seats"
+        number: Mapped[int] = mapped_column(primary_key=True)
+        kind: Mapped[str]
+        taken: Mapped[bool] = mapped_column(default=False)
+        changed: Mapped[str] = mapped_column(default="", onupdate=func.hex(1))
+        __mapper_args__ = {
+            "polymorphic_on": "kind",
+            "polymorphic_identity": "seat",
+            "eager_defaults": eager == "Seat" or "auto",
+        }
+
+    class Box(Seat):
+        __mapper_args__ = {"polymorphic_identity": "box", "eager_defaults": eager == "Box" or "auto"}
+
+    engine = create_engine("sqlite://", poolclass=StaticPool)
+    Base.metadata.create_all(engine)
+    with sqltrace.record() as recording, Session(engine) as session:
+        boxes = [Box() for _ in range(6)]
+        session.add_all(boxes)
+        session.flush()
+        for box in boxes:
+            box.taken = True
+        session.flush()
+        assert {box.changed for box in boxes} == {"31"}
+    engine.dispose()
+
+    told = '__mapper_args__ = {"eager_defaults": True}  # of Seat, added to what is in there'
+    assert [finding.fix for finding in sqltrace.diagnose(recording)] == ([] if eager == "Seat" else [told])
+
+
 def test_nobody_is_blamed_where_several_may_have_expired_it():
     def work(session, shelf):
         authors = session.scalars(AUTHORS).all()

@@ -26,6 +26,7 @@ from sqltrace.capture.origin import (
     of_relationship,
     owner_of_attributes,
     parents_of_one,
+    root_of,
 )
 from sqltrace.capture.replacements import ORMReplacements, Replacements
 from sqltrace.capture.wanted import is_wanted
@@ -161,7 +162,8 @@ def _origin(collector: Collector, prop: Any, state: Any, names: frozenset[str]) 
     if kind == "refresh":
         expired_by = expiry.expired_by(state, collector) or expiry.by_flush(state, attributes)
     by_options = load_internals.options_leaving(state, *attributes)
-    return of_attributes(kind, entity, attributes, False, expired_by, base, None, by_options)
+    root = root_of(state) if expired_by == "flush" else None
+    return of_attributes(kind, entity, attributes, False, expired_by, base, None, by_options, root)
 
 
 def _error_of(error: BaseException) -> LoadError | None:

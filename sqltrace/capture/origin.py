@@ -186,6 +186,12 @@ def _base_before(collector: Collector, prop: Any, state: Any) -> str | None:
     return since.origin.base if since.origin.base in above else None
 
 
+def root_of(state: Any) -> str | None:
+    """Name of the class at the top of the inheritance of an object, where that is another: some options are its own."""
+    root = state.mapper.base_mapper
+    return None if root is state.mapper else root.class_.__name__
+
+
 def _base(state: Any) -> Any:
     """The entity that the query asked for, if its class is a base of the object's."""
     if state.mapper.inherits is None:
@@ -258,7 +264,8 @@ def _origin(
         attributes = purpose.attributes if kind in _OF_ATTRIBUTES else frozenset[str]()
         if kind == "refresh" and not asked_for:
             expired_by = expired_by or expiry.by_flush(state, attributes)
-        return of_attributes(kind, entity or purpose.entity, attributes, asked_for, expired_by, base, key, by_options)
+        words = kind, entity or purpose.entity, attributes, asked_for, expired_by, base, key, by_options
+        return of_attributes(*words, root_of(state) if expired_by == "flush" else None)
     if state is not None:
         by_options = load_internals.options_leaving(state, prop.key)
     return of_relationship(kind, prop, asked_for, expired_by, base, by_options)
@@ -309,8 +316,9 @@ def of_attributes(
     base: str | None,
     key: str | None,
     by_options: tuple[str, ...],
+    root: str | None,
 ) -> Origin:
     return Origin(
         kind, entity=entity, attributes=tuple(sorted(attributes)), asked_for=asked_for, expired_by=expired_by,
-        base=base, key=key, by_options=by_options,
+        base=base, key=key, by_options=by_options, root=root,
     )  # fmt: skip

@@ -198,7 +198,7 @@ def _when(origin: Origin) -> str:
 def _fix_of_load(recording: Recording, group: Group) -> str:
     origin = group.origin
     if origin.expired_by == "flush" and group.system not in _UPDATES_TELL_NOTHING:
-        return eager_defaults(origin.entity)
+        return eager_defaults(origin)
     if origin.kind == "refresh":
         return _at_once(group, _EXPIRE_AT_ONCE.get(origin.expired_by, "after all have expired"))
     return _options_for(recording, group)

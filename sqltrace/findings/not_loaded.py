@@ -64,7 +64,7 @@ def fix_for(recording: Recording, failed: FailedLoad, refresh: str) -> str:
     if _is_by_commit(failed):
         return kept_after_commit(_is_async(recording, failed))
     if failed.origin.expired_by == "flush":
-        return eager_defaults(failed.origin.entity)
+        return eager_defaults(failed.origin)
     return refresh
 
 

@@ -8,13 +8,16 @@ from sqltrace.findings.loader_options import loader_for, options
 from sqltrace.findings.locking import locks, with_for_update
 from sqltrace.findings.one_for_all import is_one_in_each_transaction
 from sqltrace.findings.wording import kept_after_commit, listed, name_and_line, place, plural, time
+from sqltrace.origin import Origin
 from sqltrace.recording import Recording
 from sqltrace.statement import Group
 
 
-def eager_defaults(entity: str | None) -> str:
-    """Two assignments would leave the second: no polymorphic identity, no version."""
-    return f'__mapper_args__ = {{"eager_defaults": True}}  # of {entity}, added to what is in there'
+def eager_defaults(origin: Origin) -> str:
+    """Two assignments would leave the second: no polymorphic identity, no version. A subclass has no say in it."""
+    return (
+        f'__mapper_args__ = {{"eager_defaults": True}}  # of {origin.root or origin.entity}, added to what is in there'
+    )
 
 
 def is_within(group: Group) -> bool:
