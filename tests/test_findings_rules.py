@@ -3,6 +3,7 @@
 import asyncio
 import re
 import sqlite3
+from contextlib import contextmanager
 from functools import partial
 from tempfile import mkdtemp
 
@@ -112,20 +113,33 @@ def test_slow_select_is_told_once_also_where_the_longest_came_from_another_line(
     assert (finding.kind, finding.fingerprint) == ("row_fan_out", recording.groups[0].fingerprint)
 
 
-@pytest.mark.parametrize(("seconds", "found"), [(0.05, ["slow_statement"]), (0.03, [])])
-def test_slow_statement_may_be_one_whose_rows_take_long_to_become_objects(clock, engine, seconds, found):
+@contextmanager
+def loading(cls, clock, seconds):
+    """Objects of the class take that long to be made."""
+
+    def load(*_):
+        clock.advance(seconds)
+
+    event.listen(cls, "load", load)
+    yield
+    event.remove(cls, "load", load)
+
+
+@pytest.mark.parametrize(("seconds", "more", "found"), [(0.6, 988, ["slow_statement"]), (0.4, 988, []), (0.6, 900, [])])
+def test_slow_statement_may_be_one_whose_rows_take_long_to_become_objects(clock, engine, seconds, more, found):
     shelf = shelves.mapping()
     with engine.connect() as connection:
         shelves.fill(connection, shelf)
-    event.listen(shelf.Author, "load", lambda *_: clock.advance(seconds))
-    with recorded(clock) as recording, Session(engine) as session:
+        connection.execute(insert(shelf.Author), [{"name": "more", "bio": ""} for _ in range(more)])
+        connection.commit()
+    with recorded(clock) as recording, Session(engine) as session, loading(shelf.Author, clock, seconds / (more + 12)):
         session.scalars(select(shelf.Author)).all()
 
     findings = sqltrace.diagnose(recording)
 
     assert [finding.kind for finding in findings] == found
     for finding in findings:
-        assert finding.message == "SELECT authors took 0.0 ms, and 600.0 ms more to make objects of 12 rows."
+        assert finding.message == "SELECT authors took 0.0 ms, and 600.0 ms more to make objects of 1,000 rows."
         assert finding.fix == "fewer rows or columns at once: LIMIT, load_only(), or yield_per"
         assert finding.cost == pytest.approx(0.6)
 
@@ -134,24 +148,33 @@ def test_objects_of_many_executions_are_none_that_take_long(clock, engine):
     shelf = shelves.mapping()
     with engine.connect() as connection:
         shelves.fill(connection, shelf)
-    event.listen(shelf.Author, "load", lambda *_: clock.advance(0.1))
-    with recorded(clock) as recording, Session(engine) as session:
+    with recorded(clock) as recording, Session(engine) as session, loading(shelf.Author, clock, 0.1):
         for number in range(1, shelves.AUTHORS + 1):
             session.get(shelf.Author, number)
 
-    assert sqltrace.diagnose(recording, [slow_statement]) == []
+    assert sqltrace.diagnose(recording, [partial(slow_statement, rows=1)]) == []
+
+
+def test_objects_of_rows_that_are_fetched_as_they_are_read_are_none_that_take_long(clock, engine):
+    shelf = shelves.mapping()
+    with engine.connect() as connection:
+        shelves.fill(connection, shelf)
+    with recorded(clock) as recording, Session(engine) as session, loading(shelf.Author, clock, 0.1):
+        for author in session.scalars(select(shelf.Author).execution_options(yield_per=2)):
+            str(author.name)
+
+    assert sqltrace.diagnose(recording, [partial(slow_statement, rows=1)]) == []
 
 
 def test_slow_objects_of_a_relationship_that_the_mapping_loads_are_left_out(clock, engine):
     shelf = shelves.mapping(books="selectin")
     with engine.connect() as connection:
         shelves.fill(connection, shelf)
-    event.listen(shelf.Book, "load", lambda *_: clock.advance(0.1))
 
     def read(query):
-        with recorded(clock) as recording, Session(engine) as session:
+        with recorded(clock) as recording, Session(engine) as session, loading(shelf.Book, clock, 0.1):
             session.scalars(query).all()
-        return sqltrace.diagnose(recording)
+        return sqltrace.diagnose(recording, [partial(slow_statement, rows=36)])
 
     [finding] = read(select(shelf.Author))
     after = read(eval(f"query{finding.fix}", {**vars(orm), **vars(shelf), "query": select(shelf.Author)}))

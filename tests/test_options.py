@@ -89,7 +89,7 @@ PATTERN = "exclude must hold path prefixes, got the pattern {}: write {}a callab
         (
             {"rules": [partial(slow_statement, slwo=1)]},
             TypeError,
-            "a rule must be a function that takes a recording, got slow_statement(recording, slow):"
+            "a rule must be a function that takes a recording, got slow_statement(recording, slow, rows):"
             " got an unexpected keyword argument 'slwo'",
         ),
         (

@@ -16,7 +16,7 @@ _SECOND = 1_000_000_000
 _STREAM = "more rows at a time, each of which is asked for: a larger yield_per; or fewer rows or columns"
 
 
-def slow_statement(recording: Recording, *, slow: float = 0.5) -> Iterator[Finding]:
+def slow_statement(recording: Recording, *, slow: float = 0.5, rows: int = 1_000) -> Iterator[Finding]:
     """
     Statements of which one execution took the database long, or objects of its rows to be made, and commits that did.
 
@@ -26,15 +26,16 @@ def slow_statement(recording: Recording, *, slow: float = 0.5) -> Iterator[Findi
         slow:
             Seconds of one execution and its fetching, of making objects of its rows in a thread, or of commits;
             without waiting for the event loop.
+        rows: Least number of rows of which objects are made: with fewer, the thread waits for others rather.
     """
     loop_wait = recording.time_account.loop_wait or 0.0
     for group in recording.groups:
         if group.max - _unseen_wait(group, loop_wait) >= slow:
             many = f", the longest of {group.count:,}" if group.count > 1 else ""
-            rows = f"{',' if many else ''} for {plural(group.rows, 'row')}" if group.rows else ""
+            for_rows = f"{',' if many else ''} for {plural(group.rows, 'row')}" if group.rows else ""
             yield Finding(
                 "slow_statement",
-                f"{subject(group)} took {time(group.max)}{many}{rows}.",
+                f"{subject(group)} took {time(group.max)}{many}{for_rows}.",
                 group.total,
                 place_of_longest(group),
                 relationship=group.origin.relationship,
@@ -42,15 +43,18 @@ def slow_statement(recording: Recording, *, slow: float = 0.5) -> Iterator[Findi
                 fix=_STREAM if _is_fetched_slowly(recording, group) else _fix(group),
                 fingerprint=group.fingerprint or None,
             )
-        elif not (group.is_async or group.on_loop) and (making := _making(recording, group)) >= slow:
+        elif (group.rows or 0) >= rows and (making := _making(recording, group)) >= slow:
             yield _slow_objects(recording, group, making)
     yield from _slow_commit(recording, slow)
 
 
 def _making(recording: Recording, group: Group) -> float:
-    """Seconds of making objects, for one execution; for all batches of an eager load."""
+    """Seconds of making objects in a thread, for one execution; for all batches of an eager load."""
+    if group.is_async or group.on_loop:
+        return 0.0
     if group.objects and group.origin.kind not in ("selectin", "subquery"):
-        return max((execution.objects or 0 for execution in kept_of(recording, group)), default=0) / _SECOND
+        at_once = [execution for execution in kept_of(recording, group) if not execution.streamed]
+        return max((execution.objects or 0 for execution in at_once), default=0) / _SECOND
     return group.objects
 
 
