@@ -429,7 +429,15 @@ def test_one_query_in_each_of_several_schemas_is_no_loop(engine, times, found):
     assert [finding.kind for finding in sqltrace.diagnose(recording)] == found
 
 
-def test_statements_at_once_cost_the_time_that_they_took_together():
+@pytest.mark.parametrize(
+    ("starts", "long", "short", "together"),
+    [
+        ([0] * shelves.AUTHORS, 0.5, 0.5, 0.5),
+        ([0] * (shelves.AUTHORS - 1) + [1_400_000_000], 1.5, 0.1, 1.5),
+    ],
+    ids=["all", "the longest is not the latest"],
+)
+def test_statements_at_once_cost_the_time_that_they_took_together(starts, long, short, together):
     engine = create_engine("sqlite://", poolclass=StaticPool)
     with recorded(Clock()) as recording, engine.connect() as connection:
         for number in IDS:
@@ -437,9 +445,11 @@ def test_statements_at_once_cost_the_time_that_they_took_together():
                 text("SELECT x.x FROM (SELECT 1 AS x) AS x WHERE x.x = :number"), {"number": number}
             ).all()
     [(group, executions)] = recording.executions()
-    for execution in executions:  # as twelve tasks would have them
-        execution.started, execution.ended, execution.fetch = 1_000_000_000, 1_500_000_000, 0
-    group.total = 12 * 0.5
+    for execution, start in zip(executions, starts, strict=True):  # as twelve tasks would have them
+        length = long if execution is executions[0] else short
+        execution.started, execution.ended, execution.fetch = start, start + round(length * 1e9), 0
+    group.total, group._longest = long + 11 * short, round(long * 1e9)
+    group.samples.first, group.samples.last = starts[0], starts[-1]
     engine.dispose()
 
-    assert cost_at_once(recording, group) == pytest.approx(0.5)
+    assert cost_at_once(recording, group) == pytest.approx(together)

@@ -9,6 +9,8 @@ from sqltrace.intervals import Coverage
 from sqltrace.recording import Recording
 from sqltrace.statement import Group
 
+_SECOND = 1_000_000_000
+
 
 def cost(group: Group) -> float:
     """Seconds of the database and of making objects."""
@@ -17,13 +19,16 @@ def cost(group: Group) -> float:
 
 def cost_at_once(recording: Recording, group: Group) -> float:
     """As `cost`, but what ran at the same time counts once, if there was not enough time to run one after the other."""
-    span = (group.samples.last - group.samples.first) / 1_000_000_000 + group.max
-    if cost(group) <= span:
-        return cost(group)
     kept, together = kept_of(recording, group), Coverage()
     lengths = [execution.elapsed + execution.objects for execution in kept]
     starts = [execution.started for execution in kept]
-    together.add_all(starts, list(map(add, starts, lengths)))
+    ends = list(map(add, starts, lengths))
+    latest = group.samples.last + group.max * _SECOND
+    if len(kept) == group.count:  # the longest may not be the latest
+        latest = max(ends, default=latest)
+    if cost(group) <= (latest - group.samples.first) / _SECOND:
+        return cost(group)
+    together.add_all(starts, ends)
     apart = sum(lengths)
     return cost(group) * together.total() / apart if apart else cost(group)
 
@@ -35,5 +40,5 @@ def kept_of(recording: Recording, group: Group) -> list[Execution]:
 
 def mean_pause(group: Group, loop_wait: float) -> float:
     """Seconds between the end of one statement and the start of the next, without waiting for the event loop."""
-    between = (group.samples.last - group.samples.first) / 1_000_000_000
+    between = (group.samples.last - group.samples.first) / _SECOND
     return (between - group.total - loop_wait) / max(1, group.count - 1)
