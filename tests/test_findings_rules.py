@@ -3,7 +3,7 @@
 import asyncio
 import re
 import sqlite3
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from tempfile import mkdtemp
 
@@ -902,10 +902,48 @@ def test_waits_at_once_are_not_told_as_if_they_came_one_after_the_other(tmp_path
     assert re.match(
         r"4 waits for a connection, some at once, took [\d.]+ m?s, 1 in use of a pool of 1, held by", finding.message
     )
+
+
+def test_tasks_of_a_request_that_use_up_the_pool_are_told_to_be_fewer_at_once(tmp_path):
+    async def main(limit):
+        engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path}/app.db", pool_size=4, max_overflow=0)
+
+        async def work():
+            async with limit, engine.connect():
+                await asyncio.sleep(0.06)
+
+        with sqltrace.record() as recording:
+            await asyncio.gather(*(work() for _ in range(12)))
+        await engine.dispose()
+        return sqltrace.diagnose(recording, [pool_wait])
+
+    [finding] = asyncio.run(main(nullcontext()))
+    names = {"asyncio": asyncio}
+    exec(finding.fix, names)
+
     assert finding.fix == (
-        "create_async_engine(…, pool_size=6, max_overflow=0) for 6 connections at most instead of 1,"
-        " or give connections back sooner in page: commit or close"
+        "limit = asyncio.Semaphore(2)  # and async with limit: in the tasks, each of which waits for the others;"
+        " or one query for all of them"
     )
+    assert asyncio.run(main(names["limit"])) == []
+
+
+def test_threads_of_a_request_that_use_up_the_pool_are_told_to_be_fewer_at_once(tmp_path):
+    engine = create_engine(f"sqlite:///{tmp_path}/app.db", poolclass=QueuePool, pool_size=1, max_overflow=0)
+
+    def work():
+        with engine.connect():
+            block(0.1)
+
+    async def main():
+        with sqltrace.record() as recording:
+            await asyncio.gather(*(asyncio.to_thread(work) for _ in range(3)))
+        return recording
+
+    [finding] = sqltrace.diagnose(asyncio.run(main()), [pool_wait])
+    engine.dispose()
+
+    assert finding.fix == "fewer threads at once, each of which waits for the others; or one query for all of them"
 
 
 def test_wait_of_a_synchronous_engine_is_mended_at_the_synchronous_engine(tmp_path):

@@ -66,6 +66,8 @@ def _message(waits: Sequence[PoolWait], worst: PoolWait, waited: float, at_once:
 def _fix(worst: PoolWait) -> str:
     if worst.self_deadlock:
         return "one session for the whole request, passed on: it waits for a connection that it holds itself"
+    if worst.holders and all(holder.own for holder in worst.holders):
+        return _fewer_at_once(worst)
     make = "create_async_engine" if worst.is_async else "create_engine"
     overflow = worst.max_overflow
     if overflow is None:
@@ -77,3 +79,11 @@ def _fix(worst: PoolWait) -> str:
         larger += f" for {size + overflow} connections at most instead of {most}"
     where = f" in {worst.holders[0].name}" if worst.holders else ""
     return f"{larger}, or give connections back sooner{where}: commit or close"
+
+
+def _fewer_at_once(worst: PoolWait) -> str:
+    """For a gather or threads of the recording itself: of a larger pool they would take more."""
+    why = "each of which waits for the others; or one query for all of them"
+    if not worst.is_async:
+        return f"fewer threads at once, {why}"
+    return f"limit = asyncio.Semaphore({max(1, worst.pool_size // 2)})  # and async with limit: in the tasks, {why}"
