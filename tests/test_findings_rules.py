@@ -928,6 +928,29 @@ def test_tasks_of_a_request_that_use_up_the_pool_are_told_to_be_fewer_at_once(tm
     assert asyncio.run(main(names["limit"])) == []
 
 
+def test_tasks_of_a_request_that_wait_in_vain_for_each_other_are_told_to_be_fewer_at_once(tmp_path):
+    async def main():
+        engine = create_async_engine(
+            f"sqlite+aiosqlite:///{tmp_path}/app.db", pool_size=4, max_overflow=0, pool_timeout=0.1
+        )
+
+        async def work():
+            async with engine.connect():
+                await asyncio.sleep(0.5)
+
+        with sqltrace.record() as recording:
+            results = await asyncio.gather(*(work() for _ in range(6)), return_exceptions=True)
+        await engine.dispose()
+        return recording, results
+
+    recording, results = asyncio.run(main())
+    [finding] = sqltrace.diagnose(recording, [pool_wait])
+
+    assert [type(result).__name__ for result in results if result is not None] == ["TimeoutError"] * 2
+    assert finding.fix.startswith("limit = asyncio.Semaphore(2)  # and async with limit: in the tasks")
+    assert finding.message.endswith("while the request held several itself.")
+
+
 def test_threads_of_a_request_that_use_up_the_pool_are_told_to_be_fewer_at_once(tmp_path):
     engine = create_engine(f"sqlite:///{tmp_path}/app.db", poolclass=QueuePool, pool_size=1, max_overflow=0)
 

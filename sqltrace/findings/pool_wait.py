@@ -11,6 +11,7 @@ from sqltrace.intervals import Coverage
 from sqltrace.recording import Recording
 
 _NAMED = 3
+_NESTED = 2  # connections held by sessions one within the other; where it holds more, its tasks have one each
 _ROOM = 5  # connections that a larger pool has beyond those that were in use
 _SECOND = 1_000_000_000
 
@@ -57,16 +58,16 @@ def _message(waits: Sequence[PoolWait], worst: PoolWait, waited: float, at_once:
     if worst.overflow:
         text += f" and {worst.overflow} beyond it"
     if worst.self_deadlock:
-        return f"{text}, while the request held one itself."
+        return f"{text}, while the request held {'several' if _own(worst) > 1 else 'one'} itself."
     named = by_name(((holder.name, holder.held) for holder in worst.holders), time)
     named[_NAMED:] = ["others"] if len(named) > _NAMED else []
     return f"{text}, held by {listed(named)}." if named else f"{text}."
 
 
 def _fix(worst: PoolWait) -> str:
-    if worst.self_deadlock:
+    if worst.self_deadlock and _own(worst) <= _NESTED:
         return "one session for the whole request, passed on: it waits for a connection that it holds itself"
-    if worst.holders and all(holder.own for holder in worst.holders):
+    if worst.holders and _own(worst) == len(worst.holders):
         return _fewer_at_once(worst)
     make = "create_async_engine" if worst.is_async else "create_engine"
     overflow = worst.max_overflow
@@ -79,6 +80,11 @@ def _fix(worst: PoolWait) -> str:
         larger += f" for {size + overflow} connections at most instead of {most}"
     where = f" in {worst.holders[0].name}" if worst.holders else ""
     return f"{larger}, or give connections back sooner{where}: commit or close"
+
+
+def _own(worst: PoolWait) -> int:
+    """How many of the connections the recording itself held."""
+    return sum(holder.own for holder in worst.holders)
 
 
 def _fewer_at_once(worst: PoolWait) -> str:
