@@ -1196,6 +1196,32 @@ def test_wrapper_of_somebody_else_stays(sqlite, monkeypatch):
     assert called == ["before", "before"]
 
 
+def test_commits_meet_no_other_method_while_that_of_the_application_is_given_back(sqlite):
+    engine = sqlite.engine()
+    met = []
+
+    def commit(connection):
+        connection.commit()
+
+    class Watched(type(engine.dialect)):
+        supports_statement_cache = True
+
+        def __delattr__(self, name):
+            super().__delattr__(name)
+            met.append(self.do_commit)
+
+    engine.dialect.__class__ = Watched
+    engine.dialect.do_commit = commit
+    with sqltrace.record(), engine.connect():
+        pass
+    ours = engine.dialect.do_commit
+
+    sqltrace.uninstrument()
+
+    assert engine.dialect.do_commit is commit
+    assert set(met) == {ours, commit}
+
+
 def test_wrapper_of_somebody_else_around_ours_stays(sqlite, monkeypatch):
     sqltrace.uninstrument()
     monkeypatch.setattr(Engine, "raw_connection", Engine.raw_connection)

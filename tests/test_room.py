@@ -93,6 +93,31 @@ def test_uninstrument_gives_back_a_class_of_the_application(engine, own_class):
     assert engine.dialect.execution_ctx_cls is own_class
 
 
+def test_statements_meet_no_other_class_while_that_of_the_application_is_given_back(engine, own_class):
+    met = []
+
+    class Watched(type(engine.dialect)):
+        supports_statement_cache = True
+
+        def __setattr__(self, name, value):
+            super().__setattr__(name, value)
+            met.append(self.execution_ctx_cls)
+
+        def __delattr__(self, name):
+            super().__delattr__(name)
+            met.append(self.execution_ctx_cls)
+
+    engine.dialect.__class__ = Watched
+    sqltrace.instrument()
+    with sqltrace.record():
+        run(engine)
+
+    sqltrace.uninstrument()
+
+    assert own_class in met
+    assert all(issubclass(each, own_class) for each in met)
+
+
 def test_class_that_the_application_gives_meanwhile_stays(engine):
     sqltrace.instrument()
     with sqltrace.record():

@@ -95,9 +95,9 @@ def take_room_back(dialect: Dialect) -> None:
     original = getattr(kind, "__dict__", {}).get(_ROOM_OF)
     if original is None:
         return
-    del dialect.execution_ctx_cls
-    if dialect.execution_ctx_cls is not original:
-        dialect.execution_ctx_cls = original
+    dialect.execution_ctx_cls = original  # at each moment another thread may run a statement
+    if getattr(type(dialect), "execution_ctx_cls", None) is original:
+        del dialect.execution_ctx_cls
 
 
 _ROOM_OF = "_sqltrace_room_of"

@@ -79,9 +79,10 @@ def release(dialect: Dialect) -> None:
             replaced = getattr(vars(dialect).get(name), _MARKER, None)
             if replaced is None:
                 continue
-            delattr(dialect, name)
             if replaced[0] is not None:
                 setattr(dialect, name, replaced[0])
+            else:
+                delattr(dialect, name)
 
 
 def release_all() -> None:
