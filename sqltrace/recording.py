@@ -45,9 +45,8 @@ class Recording:
     """
     What one unit of work did while it ran. Safe to read from any thread, also while open.
 
-    Memory is bounded: at most `max_statements` statements and as many groups
-    are kept; what comes beyond is in the counts, and in the group
-    ``(other statements)`` where it belongs to none of the kept ones.
+    Memory is bounded: at most `max_statements` statements and as many groups are kept; what comes beyond is in the
+    counts, and in the group ``(other statements)`` where it belongs to none of the kept ones.
 
     Attributes:
         name: Given by the opener.
@@ -325,3 +324,7 @@ class Recording:
         if self._collector.pending is not None:  # it has not ended yet
             with self._lock:
                 self._tally.fold(self._collector, self._response_ended, self._ended)
+
+    def unlock(self) -> None:
+        """In a forked process: another thread that was counting at that moment is not there."""
+        self._lock = RLock()

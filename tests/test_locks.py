@@ -81,3 +81,42 @@ def test_child_records_though_another_thread_held_a_lock_as_it_was_forked(lock):
     child = run(SCRIPT, lock)
 
     assert (child.returncode, child.stdout.split()) == (0, ["1", "1", "1"]), child.stderr
+
+
+FORK_WITHIN_RECORDING = """
+import os, signal, sys, threading
+import sqltrace
+from sqlalchemy import create_engine, text
+
+engine = create_engine("sqlite://")
+held, released = threading.Event(), threading.Event()
+
+def hold(recording):
+    with recording._lock:
+        held.set()
+        released.wait()
+
+sqltrace.instrument()
+with sqltrace.record() as ended, sqltrace.record() as outer, sqltrace.record():
+    ended.end()
+    holder = threading.Thread(target=hold, args=[outer])
+    holder.start()
+    held.wait()
+    child = os.fork()
+    if child:
+        _, status = os.waitpid(child, 0)
+        released.set()
+        holder.join()
+        sys.exit(os.waitstatus_to_exitcode(status))
+    signal.alarm(20)
+    with engine.connect() as connection:
+        for _ in range(2_000):
+            connection.execute(text("SELECT 1")).all()
+    print(outer.statement_count, flush=True)
+"""
+
+
+def test_child_goes_on_with_a_recording_that_another_thread_was_counting_as_it_was_forked():
+    child = run(FORK_WITHIN_RECORDING)
+
+    assert (child.returncode, child.stdout.split()) == (0, ["2000"]), child.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from types import TracebackType
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from sqltrace.capture.failed_loads import note_exception
 from sqltrace.capture.instrument import dialect_of, instrument, is_instrumented
 from sqltrace.checks import checked_engines, checked_flag, checked_size
-from sqltrace.collector import Collector
+from sqltrace.collector import Collector, current, outwards
 from sqltrace.recording import Recording
 
 
@@ -86,3 +87,13 @@ class record:  # noqa: N801 - used as a verb, like contextlib.suppress
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.__exit__(exc_type, exc, traceback)
+
+
+def _unlock() -> None:
+    for collector in outwards(current.get()):
+        if isinstance(collector.recording, Recording):
+            collector.recording.unlock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_unlock)
