@@ -155,6 +155,24 @@ def test_objects_of_many_executions_are_none_that_take_long(clock, engine):
     assert sqltrace.diagnose(recording, [partial(slow_statement, rows=1)]) == []
 
 
+@pytest.mark.parametrize(("long", "found"), [(2, []), (34, ["SELECT books took 0.0 ms, and 600.0 ms more"])])
+def test_objects_that_take_long_are_as_many_as_the_rows_of_their_execution(clock, engine, long, found):
+    """A thread that waits for others is as slow with the few rows of one of many queries."""
+    shelf = shelves.mapping()
+    with engine.connect() as connection:
+        shelves.fill(connection, shelf)
+    query = select(shelf.Book).where(shelf.Book.id <= text(":most"), shelf.Book.id > text(":least"))
+    with recorded(clock) as recording, Session(engine) as session:
+        with loading(shelf.Book, clock, 0.6 / long):
+            session.scalars(query, {"least": 0, "most": long}).all()
+        session.scalars(query, {"least": long, "most": 36}).all()
+
+    findings = sqltrace.diagnose(recording, [partial(slow_statement, rows=30)])
+
+    assert [finding.message.partition(" to make")[0] for finding in findings] == found
+    assert all("objects of 34 rows, the slowest of 2" in finding.message for finding in findings)
+
+
 def test_objects_of_rows_that_are_fetched_as_they_are_read_are_none_that_take_long(clock, engine):
     shelf = shelves.mapping()
     with engine.connect() as connection:

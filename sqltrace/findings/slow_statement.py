@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from operator import attrgetter
 
 from sqltrace.finding import Finding
 from sqltrace.findings.costs import cost, kept_of
 from sqltrace.findings.loader_options import left_out
 from sqltrace.findings.locking import locks
-from sqltrace.findings.wording import name_and_line, place, place_of_longest, plural, subject, time
+from sqltrace.findings.wording import line, name_and_line, place, place_of_longest, plural, subject, time
 from sqltrace.recording import Recording
 from sqltrace.statement import Group
 
@@ -43,34 +44,36 @@ def slow_statement(recording: Recording, *, slow: float = 0.5, rows: int = 1_000
                 fix=_STREAM if _is_fetched_slowly(recording, group) else _fix(group),
                 fingerprint=group.fingerprint or None,
             )
-        elif (group.rows or 0) >= rows and (making := _making(recording, group)) >= slow:
-            yield _slow_objects(recording, group, making)
+        elif (group.rows or 0) >= rows and group.objects >= slow and not (group.is_async or group.on_loop):
+            yield from _slow_objects(recording, group, slow, rows)
     yield from _slow_commit(recording, slow)
 
 
-def _making(recording: Recording, group: Group) -> float:
-    """Seconds of making objects in a thread, for one execution; for all batches of an eager load."""
-    if group.is_async or group.on_loop:
-        return 0.0
-    if group.objects and group.origin.kind not in ("selectin", "subquery"):
-        at_once = [execution for execution in kept_of(recording, group) if not execution.streamed]
-        return max((execution.objects or 0 for execution in at_once), default=0) / _SECOND
-    return group.objects
-
-
-def _slow_objects(recording: Recording, group: Group, making: float) -> Finding:
+def _slow_objects(recording: Recording, group: Group, slow: float, rows: int) -> Iterator[Finding]:
+    """For one execution; for all batches of an eager load."""
+    took, making, count, where, many = group.total, group.objects, group.rows or 0, place(group), ""
+    if group.origin.kind not in ("selectin", "subquery"):
+        enough = [one for one in kept_of(recording, group) if not one.streamed and (one.rows or 0) >= rows]
+        worst = max(enough, key=attrgetter("objects"), default=None)
+        if worst is None:
+            return
+        took, making, count = worst.elapsed / _SECOND, worst.objects / _SECOND, worst.rows or 0
+        if group.count > 1:
+            where = line(worst.call_site or group.samples.only_site)
+            many = f", the slowest of {group.count:,}"
+    if making < slow:
+        return
     fewer = "fewer rows or columns at once: LIMIT, load_only(), or yield_per"
     by_mapping = group.origin.kind == group.origin.lazy
-    return Finding(
+    yield Finding(
         "slow_statement",
-        f"{subject(group)} took {time(group.total)}, and {time(making)} more to make objects of"
-        f" {plural(group.rows or 0, 'row')}.",
+        f"{subject(group)} took {time(took)}, and {time(making)} more to make objects of {plural(count, 'row')}{many}.",
         cost(group),
-        place(group),
+        where,
         relationship=group.origin.relationship,
         parents=name_and_line(group.parents),
         fix=f"{left_out(recording, group)}; else {fewer}" if by_mapping else fewer,
-        fingerprint=group.fingerprint,
+        fingerprint=group.fingerprint or None,
     )
 
 
