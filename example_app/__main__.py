@@ -248,10 +248,10 @@ def _open_database(url: str | None) -> Iterator[Database]:
     with tempfile.TemporaryDirectory(prefix="sqltrace-example-") as directory:
         try:
             database = open_postgresql(url) if url is not None else open_sqlite(Path(directory, "example.sqlite"))
-        except ValueError as error:
-            raise BadOption(f"--database-url: {error}") from None
-        except ImportError as error:
+        except ModuleNotFoundError as error:
             raise BadOption(f"{error.name} is missing; the extra `example` has it.") from None
+        except (ValueError, ImportError) as error:
+            raise BadOption(f"--database-url: {error}") from None
         try:
             database.create_tables()
         except SQLAlchemyError as error:

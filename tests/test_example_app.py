@@ -372,6 +372,19 @@ def test_missing_driver_is_told(monkeypatch, tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+def test_driver_that_lacks_its_library_is_told():
+    process = subprocess.run(
+        [sys.executable, "-m", "example_app", "--database-url", "postgresql://postgres@127.0.0.1:1/test"],
+        cwd=ROOT,
+        env={**environment(), "PSYCOPG_IMPL": "c"},  # which is not installed
+        encoding="utf-8",
+        capture_output=True,
+    )
+
+    assert process.returncode == 2
+    assert process.stderr.startswith("Error: --database-url: couldn't import requested psycopg 'c'")
+
+
 def test_interrupted_run_tells_where_its_lines_are_and_leaves_nothing_else(tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-m", "example_app", "--size", "small"],
