@@ -66,6 +66,18 @@ READ_ALL = {
 }
 
 
+def test_objects_of_each_execution_are_in_the_group_also_without_a_call_site(engine):
+    with sqltrace.record() as recording, Session(engine) as session:
+        for _ in range(3):
+            session.scalars(QUERY).all()
+            session.expunge_all()
+
+    [group], statements = recording.groups, recording.statements
+    assert [statement.call_site is None for statement in statements] == [False, False, True]
+    assert group.entities == {"Author": 3 * ROWS}
+    assert group.objects == pytest.approx(sum(statement.objects for statement in statements))
+
+
 @pytest.mark.parametrize("way", READ_ALL)
 def test_objects_are_timed_and_counted_and_come_out_unchanged(runner, way):
     expected = runner.session(READ_ALL[way])

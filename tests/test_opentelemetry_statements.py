@@ -25,6 +25,7 @@ from sqltrace import SQLTraceMiddleware
 from sqltrace.database import Database
 from sqltrace.sinks import OpenTelemetrySink
 from sqltrace.sinks.opentelemetry.attributes import of_operation, of_statement
+from sqltrace.sinks.opentelemetry.telling import choose
 from tests.asgi import BODY, START, Clock, http_scope, run, select, sends, timed
 from tests.databases import books
 from tests.telemetry import (
@@ -475,6 +476,22 @@ def test_batch_is_told_as_one(database, tracing):
 )
 def test_port_is_told_where_it_is_not_the_usual_one(database, told):
     assert of_operation("postgresql", None, database) == {"db.system.name": "postgresql"} | told
+
+
+def test_rest_of_a_group_has_its_times_without_waiting_for_the_loop(memory_engine):
+    sqltrace.instrument()
+    with sqltrace.record() as recording:
+        for _ in range(4):
+            select(memory_engine)
+    [(group, executions)] = recording.executions()
+    for seconds, execution in enumerate(executions, start=1):
+        execution.ended, execution.fetch = execution.started + seconds * 1_000_000_000, 0
+        execution.loop_wait = 500_000_000
+    group.total = 8.0
+
+    [_, told] = choose(recording, repeats=1, most=10)
+
+    assert (told.rest.count, told.rest.total, told.rest.least, told.rest.most) == (3, 7.5, 1.5, 3.5)
 
 
 def test_times_of_a_statement_are_told_in_seconds(memory_engine):

@@ -115,6 +115,25 @@ def test_statement_that_was_counted_as_the_response_ended_is_kept_with_its_group
     assert executions == [0, 1]
 
 
+def test_statements_that_are_kept_are_in_their_groups_once_however_often_one_asks(engine, clock):
+    with recorded(clock) as recording:
+        for number in (1, 2):
+            run(engine, 1)
+            for _ in range(2):
+                assert [len(kept) for _, kept in recording.executions()] == [number]
+
+
+def test_rows_that_are_read_after_the_end_are_in_no_answer(engine, clock):
+    with engine.connect() as connection:
+        with recorded(clock) as recording:
+            result = connection.execute(text("SELECT 1 UNION SELECT 2"))
+            assert recording.executions()[0][1][0].open
+        result.all()
+
+    [(group, [execution])] = recording.executions()
+    assert (group.rows, execution.rows, recording.row_count) == (0, 0, 0)
+
+
 def test_only_statements_of_the_response_count_as_on_the_loop(engine, clock):
     async def main():
         with recorded(clock) as recording:
