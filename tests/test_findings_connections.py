@@ -631,6 +631,14 @@ def test_wait_for_a_connection_that_is_held_by_the_one_that_waits_is_told_before
     assert finding.fix.startswith("one session for the whole request")
 
 
+def test_pool_that_others_use_too_is_not_used_up_by_the_tasks_of_the_request():
+    holders = Holder(Label("GET /"), 0.2, own=True), Holder(Label("GET /report"), 0.2)
+
+    [finding] = sqltrace.diagnose(waited(wait_of(0.5, *holders)), [pool_wait])
+
+    assert finding.fix.startswith("create_engine(…, pool_size=")
+
+
 def test_waits_one_after_the_other_after_the_response_were_not_at_once():
     [finding] = sqltrace.diagnose(waited(wait_of(0.5), wait_of(0.2), after_response=True), [pool_wait])
 

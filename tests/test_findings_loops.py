@@ -175,6 +175,15 @@ class TestOneForAll:
         assert finding.fix == f"{fix}; or by what they begin with, if they are tried until one is free"
         assert findings(engine, at_once) == []
 
+    def test_is_not_for_what_is_taken_where_the_last_that_is_kept_is_not_the_last(self, engine, shelf):
+        with sqltrace.record(max_statements=37) as recording, Session(engine) as session:
+            for number in [*range(1, 38), 1]:
+                session.scalars(select(shelf.Book).where(shelf.Book.title == f"title {number}")).all()
+
+        [finding] = sqltrace.diagnose(recording)
+
+        assert finding.fix == "select(Book).where(Book.title.in_(titles))  # once, before the loop"
+
     def test_may_be_for_what_is_taken_where_it_is_not_known_what_was_found(self, engine, shelf):
         def work(session):
             for number in IDS:

@@ -206,6 +206,19 @@ def test_slow_objects_of_a_relationship_that_the_mapping_loads_are_left_out(cloc
     assert after == []
 
 
+def test_slow_objects_of_a_relationship_that_the_query_itself_loads_are_to_be_fewer(clock, engine):
+    shelf = shelves.mapping()
+    with engine.connect() as connection:
+        shelves.fill(connection, shelf)
+    with recorded(clock) as recording, Session(engine) as session, loading(shelf.Book, clock, 0.1):
+        session.scalars(select(shelf.Author).options(orm.selectinload(shelf.Author.books))).all()
+
+    [finding] = sqltrace.diagnose(recording, [partial(slow_statement, rows=36)])
+
+    assert finding.relationship == "Author.books"
+    assert finding.fix == "fewer rows or columns at once: LIMIT, load_only(), or yield_per"
+
+
 def test_slow_statement_tells_the_longest_of_many(clock, engine):
     with recorded(clock) as recording, engine.connect() as connection:
         for seconds in (0.1, 0.7):
