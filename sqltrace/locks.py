@@ -1,10 +1,17 @@
-"""The lock of what a whole process has once."""
+"""What a process that is forked begins anew: the lock of what it has once, and more."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from threading import RLock
 from typing import Any
+
+
+def call_in_forked_child(function: Callable[[], None]) -> None:
+    """Each time, for good; never on systems that do not fork."""
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=function)
 
 
 def process_lock() -> Any:
@@ -15,6 +22,5 @@ def process_lock() -> Any:
     finalizer that is run by the garbage collector may come back in. Make it once, at import: it is never let go.
     """
     lock: Any = RLock()
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=lock._at_fork_reinit)  # as `threading` and `logging` do with theirs
+    call_in_forked_child(lock._at_fork_reinit)  # as `threading` and `logging` do with theirs
     return lock

@@ -12,7 +12,6 @@ previous look counts for the line it has reached, as a rule the same one.
 from __future__ import annotations
 
 import gc
-import os
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -26,6 +25,7 @@ from weakref import ref
 from sqltrace.callsite import CallSite, site_of_step, site_of_task
 from sqltrace.collector import Collector
 from sqltrace.faults import report_fault
+from sqltrace.locks import call_in_forked_child
 from sqltrace.loop_log import LoopLog
 
 _PAUSE: Final = 0.05  # seconds
@@ -253,5 +253,4 @@ def _forget() -> None:
     _awake, _starting, _thread = Event(), Lock(), None
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)
+call_in_forked_child(_forget)

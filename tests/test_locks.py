@@ -6,8 +6,29 @@ import sys
 
 import pytest
 
-SCRIPT = """
+FORK = """
 import os, signal, sys, threading
+
+def fork_while_another_thread_holds(lock):
+    held, released = threading.Event(), threading.Event()
+
+    def hold():
+        with lock:
+            held.set()
+            released.wait()
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    held.wait()
+    child = os.fork()
+    if child:
+        _, status = os.waitpid(child, 0)
+        released.set()
+        holder.join()
+        sys.exit(os.waitstatus_to_exitcode(status))
+    signal.alarm(20)
+"""
+SCRIPT = """
 import sqltrace
 from sqlalchemy import create_engine, text
 from sqltrace.faults import report_fault
@@ -19,23 +40,7 @@ module, name = sys.argv[1].rsplit(":")
 lock = sys.modules[module]
 for part in name.split("."):
     lock = getattr(lock, part)
-held, released = threading.Event(), threading.Event()
-
-def hold():
-    with lock:
-        held.set()
-        released.wait()
-
-holder = threading.Thread(target=hold)
-holder.start()
-held.wait()
-child = os.fork()
-if child:
-    _, status = os.waitpid(child, 0)
-    released.set()
-    holder.join()
-    sys.exit(os.waitstatus_to_exitcode(status))
-signal.alarm(20)
+fork_while_another_thread_holds(lock)
 with sqltrace.record() as recording:
     engine = create_engine("sqlite://")
     with engine.begin() as connection:
@@ -78,37 +83,20 @@ def test_there_are_locks_of_the_whole_process():
 
 @pytest.mark.parametrize("lock", LOCKS_OF_THE_PROCESS)
 def test_child_records_though_another_thread_held_a_lock_as_it_was_forked(lock):
-    child = run(SCRIPT, lock)
+    child = run(FORK + SCRIPT, lock)
 
     assert (child.returncode, child.stdout.split()) == (0, ["1", "1", "1"]), child.stderr
 
 
-FORK_WITHIN_RECORDING = """
-import os, signal, sys, threading
+WITHIN_RECORDING = """
 import sqltrace
 from sqlalchemy import create_engine, text
 
 engine = create_engine("sqlite://")
-held, released = threading.Event(), threading.Event()
-
-def hold(recording):
-    with recording._lock:
-        held.set()
-        released.wait()
-
 sqltrace.instrument()
 with sqltrace.record() as ended, sqltrace.record() as outer, sqltrace.record():
     ended.end()
-    holder = threading.Thread(target=hold, args=[outer])
-    holder.start()
-    held.wait()
-    child = os.fork()
-    if child:
-        _, status = os.waitpid(child, 0)
-        released.set()
-        holder.join()
-        sys.exit(os.waitstatus_to_exitcode(status))
-    signal.alarm(20)
+    fork_while_another_thread_holds(outer._lock)
     with engine.connect() as connection:
         for _ in range(2_000):
             connection.execute(text("SELECT 1")).all()
@@ -117,6 +105,6 @@ with sqltrace.record() as ended, sqltrace.record() as outer, sqltrace.record():
 
 
 def test_child_goes_on_with_a_recording_that_another_thread_was_counting_as_it_was_forked():
-    child = run(FORK_WITHIN_RECORDING)
+    child = run(FORK + WITHIN_RECORDING)
 
     assert (child.returncode, child.stdout.split()) == (0, ["2000"]), child.stderr

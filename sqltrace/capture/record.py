@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from types import TracebackType
 from typing import Any
@@ -11,6 +10,7 @@ from sqltrace.capture.failed_loads import note_exception
 from sqltrace.capture.instrument import dialect_of, instrument, is_instrumented
 from sqltrace.checks import checked_engines, checked_flag, checked_size
 from sqltrace.collector import Collector, current, outwards
+from sqltrace.locks import call_in_forked_child
 from sqltrace.recording import Recording
 
 
@@ -95,5 +95,4 @@ def _unlock() -> None:
             collector.recording.unlock()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_unlock)
+call_in_forked_child(_unlock)
