@@ -62,6 +62,14 @@ def visit(witness, clock, endpoint, **options):
     return witness.take()[0].findings
 
 
+async def fill_with_books(database, shelf):
+    """A shelf of which one author has 3,000 books."""
+    async with database.connect() as connection:
+        await connection.run_sync(shelves.fill, shelf)
+        await connection.execute(insert(shelf.Book), [{"title": "", "author_id": 1} for _ in range(3_000)])
+        await connection.commit()
+
+
 def kinds(recording):
     return [finding.kind for finding in sqltrace.diagnose(recording)]
 
@@ -627,10 +635,7 @@ def test_remedy_for_making_objects_is_that_of_the_rows_where_they_are_too_many(t
         return JSONResponse({})
 
     async def main():
-        async with database.connect() as connection:
-            await connection.run_sync(shelves.fill, shelf)
-            await connection.execute(insert(shelf.Book), [{"title": "", "author_id": 1} for _ in range(3_000)])
-            await connection.commit()
+        await fill_with_books(database, shelf)
         await get(app, "/")
         await database.dispose()
 
@@ -653,10 +658,7 @@ def test_relationship_that_the_mapping_loads_and_that_holds_the_loop_is_left_out
         return JSONResponse({})
 
     async def main():
-        async with database.connect() as connection:
-            await connection.run_sync(shelves.fill, shelf)
-            await connection.execute(insert(shelf.Book), [{"title": "", "author_id": 1} for _ in range(3_000)])
-            await connection.commit()
+        await fill_with_books(database, shelf)
         await get(app, "/")
         [finding] = sqltrace.diagnose(records["/"], [partial(blocked_loop, hold=0.001)])
         queries.append(eval(f"query{finding.fix}", {**vars(orm), **vars(shelf), "query": queries[0]}))

@@ -162,8 +162,9 @@ def _origin(collector: Collector, prop: Any, state: Any, names: frozenset[str]) 
     if kind == "refresh":
         expired_by = expiry.expired_by(state, collector) or expiry.by_flush(state, attributes)
     by_options = load_internals.options_leaving(state, *attributes)
-    root = root_of(state) if expired_by == "flush" else None
-    return of_attributes(kind, entity, attributes, False, expired_by, base, None, by_options, root)
+    return of_attributes(
+        kind, entity, attributes, False, expired_by, base, None, by_options, root_of(state, expired_by)
+    )
 
 
 def _error_of(error: BaseException) -> LoadError | None:

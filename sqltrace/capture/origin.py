@@ -186,8 +186,10 @@ def _base_before(collector: Collector, prop: Any, state: Any) -> str | None:
     return since.origin.base if since.origin.base in above else None
 
 
-def root_of(state: Any) -> str | None:
-    """Name of the class at the top of the inheritance of an object, where that is another: some options are its own."""
+def root_of(state: Any, expired_by: ExpiredBy | None) -> str | None:
+    """Name of the class at the top of the inheritance of an object that expired with a flush, where it is another."""
+    if expired_by != "flush":
+        return None  # where there may be no object
     root = state.mapper.base_mapper
     return None if root is state.mapper else root.class_.__name__
 
@@ -265,7 +267,7 @@ def _origin(
         if kind == "refresh" and not asked_for:
             expired_by = expired_by or expiry.by_flush(state, attributes)
         words = kind, entity or purpose.entity, attributes, asked_for, expired_by, base, key, by_options
-        return of_attributes(*words, root_of(state) if expired_by == "flush" else None)
+        return of_attributes(*words, root_of(state, expired_by))
     if state is not None:
         by_options = load_internals.options_leaving(state, prop.key)
     return of_relationship(kind, prop, asked_for, expired_by, base, by_options)
