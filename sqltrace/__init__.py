@@ -15,7 +15,7 @@ Read in this order: `middleware` (what happens around a request), `recording`
 from sqltrace import sinks
 from sqltrace.callsite import CallSite
 from sqltrace.capture.instrument import capabilities, instrument, uninstrument
-from sqltrace.capture.record import record
+from sqltrace.capture.record import current_recording, record
 from sqltrace.collector import MissedStatements, missed_statements
 from sqltrace.connection import ConnectionUse, Holder, PoolWait
 from sqltrace.database import Database
@@ -25,9 +25,10 @@ from sqltrace.findings import diagnose
 from sqltrace.idle import IdleStretch
 from sqltrace.middleware import SQLTraceMiddleware
 from sqltrace.origin import Origin, Parents
-from sqltrace.recording import Recording, current_recording
+from sqltrace.recording import Recording
 from sqltrace.request import RequestRecord
 from sqltrace.statement import Failure, Group, Statement
+from sqltrace.thread_waits import ThreadWait
 from sqltrace.time_account import TimeAccount
 from sqltrace.widening import EagerJoin, Lookup, Widening
 
@@ -53,6 +54,7 @@ __all__ = [
     "RequestRecord",
     "SQLTraceMiddleware",
     "Statement",
+    "ThreadWait",
     "TimeAccount",
     "Widening",
     "capabilities",

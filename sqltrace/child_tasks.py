@@ -5,14 +5,13 @@ from __future__ import annotations
 import sys
 from asyncio import Task, all_tasks
 from collections.abc import Callable, Iterator
-from gc import get_referents
-from inspect import isasyncgen
-from types import CodeType, FrameType
+from types import CodeType
 from typing import Any, Final
 
 from sqltrace.callsite import CallSite, call_site_of
 from sqltrace.collector import Collector, current, outwards
 from sqltrace.loop_log import LoopLog
+from sqltrace.suspended import suspended_frames
 
 # Functions of libraries, by qualified name, which wait for tasks or threads of their caller.
 _WAITS_FOR_OWN: Final = frozenset(
@@ -21,7 +20,6 @@ _WAITS_FOR_OWN: Final = frozenset(
     " _AsyncSessionContextManager.__aexit__ _run_to_completion".split()  # of `async with Session.begin()`
     + (["wait_for", "_cancel_and_wait"] if sys.version_info < (3, 12) else [])
 )
-_STEPS_OF_GENERATORS: Final = frozenset({"async_generator_asend", "async_generator_athrow"})
 _TASKS_TELL_THEIR_CONTEXT: Final = sys.version_info >= (3, 12)
 SLOW: Final = 10_000_000  # nanoseconds of a suspension; asking the kernel costs some 5 microseconds
 _POLL: Final = 100_000_000  # nanoseconds after which psycopg wakes up to look around, without a reply
@@ -84,7 +82,7 @@ def site_awaiting(suspended: Any) -> CallSite | None:
     in a task without any line of the application, as in ``asyncio.gather(session.scalar(…), …)``.
     """
     site, waits = None, False
-    for frame in _suspended_frames(suspended):
+    for frame in suspended_frames(suspended):
         name = frame.f_code.co_qualname
         if name == "BaseHTTPMiddleware.__call__":
             return None  # all of the application is in that task
@@ -98,21 +96,7 @@ def site_awaiting(suspended: Any) -> CallSite | None:
 
 def _suspended_codes(suspended: Any) -> Iterator[CodeType]:
     """The code of each coroutine that awaits the next, from the outermost inwards."""
-    return (frame.f_code for frame in _suspended_frames(suspended))
-
-
-def _suspended_frames(suspended: Any) -> Iterator[FrameType]:
-    while suspended is not None:
-        if type(suspended).__name__ in _STEPS_OF_GENERATORS:
-            suspended = next(filter(isasyncgen, get_referents(suspended)), None)  # nothing else leads to it
-        for kind, awaits in (("cr", "cr_await"), ("gi", "gi_yieldfrom"), ("ag", "ag_await")):
-            frame = getattr(suspended, f"{kind}_frame", None)
-            if frame is not None:
-                yield frame
-                suspended = getattr(suspended, awaits)
-                break
-        else:
-            return
+    return (frame.f_code for frame in suspended_frames(suspended))
 
 
 def _has_tasks(collector: Collector, log: LoopLog, left: int) -> bool:

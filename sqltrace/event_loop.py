@@ -29,9 +29,10 @@ from sqltrace.child_tasks import TICK, ready_since, waits_for_own
 from sqltrace.collector import Collector, current, mark_estimate
 from sqltrace.faults import report_fault
 from sqltrace.intervals import Coverage
-from sqltrace.label import Label
+from sqltrace.label import Label, longest_by_name
 from sqltrace.loop_log import HOLD, LoopLog, log_of
-from sqltrace.watchdog import Sightings, guard, release
+from sqltrace.thread_waits import SHORT, ThreadUses, ThreadWaits
+from sqltrace.watchdog import Sightings, guard, guarded_on, release
 
 _SECOND: Final = 1_000_000_000
 _NAMED: Final = 5
@@ -57,6 +58,7 @@ class LoopShare:
         late: Stretches for which the task may have waited before the running step. Not marked yet.
         ready: When the reply came in that the task was suspended for; `None` where that is not known.
         thread: Identity of the loop's thread; 0 before and after.
+        thread_waits: For threads that it shares with others; `None` for none.
         responded: Whether the response has ended: who holds the loop after that is not noted.
         sightings: Where the watchdog has seen it hold the loop.
     """
@@ -64,7 +66,7 @@ class LoopShare:
     __slots__ = (
         "__weakref__", "_blamed", "_estimates", "_waited_for", "began", "collector", "held", "label", "late", "left",
         "log", "longest", "name_route", "observed", "ready", "responded", "sightings", "suspended", "suspensions",
-        "thread",
+        "thread", "thread_waits",
     )  # fmt: skip
 
     def __init__(self, collector: Collector, name_route: Callable[[], None] | None = None) -> None:
@@ -78,10 +80,16 @@ class LoopShare:
         self.ready: int | None = None
         self.suspended: Any = None
         self.sightings: Sightings | None = None
+        self.thread_waits: ThreadWaits | None = None
         self.suspensions: list[tuple[int, int]] = []
         self._waited_for: dict[Label, int] = {}
         self._blamed = Coverage()
         self._estimates: list[tuple[int, int]] = []
+
+    def name(self) -> None:
+        """Let the label have the name of the route, if that is known by now."""
+        if self.name_route is not None:
+            self.name_route()
 
     def held_until(self, now: int) -> tuple[int, int]:
         """Time held in all, and at most at a stretch, with the running step."""
@@ -91,7 +99,7 @@ class LoopShare:
 
     def holders(self) -> list[tuple[Label, float]]:
         """Who held the loop while this request waited for it, and seconds; those waited for longest first."""
-        worst = _worst_by_name(self._waited_for.copy())[:_NAMED]
+        worst = longest_by_name(self._waited_for.copy())[:_NAMED]
         return [(label, waited / _SECOND) for label, waited in worst]
 
     def enter(self) -> LoopLog | None:
@@ -138,6 +146,9 @@ class LoopShare:
             self.late = [(max(since, worked), until) for since, until in waits if until - max(since, worked) >= HOLD]
             if self.ready is not None and now - self.ready > TICK and not self.late:
                 self.late = [(self.ready, now)]
+            if now - left >= SHORT:
+                uses = log.thread_uses = log.thread_uses or ThreadUses()
+                uses.note(self, left, now, lambda: guarded_on(log))
         except Exception as fault:
             report_fault("observing the event loop", fault)
 
@@ -204,7 +215,7 @@ class LoopShare:
             if len(self._blamed) > _MAX_BLAMED:
                 self._blamed.forget(self._blamed.middle())
         if len(self._waited_for) > _MAX_WAITED_FOR:  # there are many others, or it lasts, as a websocket does
-            self._waited_for = dict(_worst_by_name(self._waited_for)[: _MAX_WAITED_FOR // 2])
+            self._waited_for = dict(longest_by_name(self._waited_for)[: _MAX_WAITED_FOR // 2])
         return known
 
     def held_by_others(self, since: int, until: int) -> list[tuple[int, int]]:
@@ -240,8 +251,7 @@ class LoopShare:
         try:
             self.settle()
             if end - start >= HOLD:
-                if self.name_route is not None:
-                    self.name_route()
+                self.name()
                 log.add(start, end, self.label)
         except Exception as fault:
             report_fault("observing the event loop", fault)
@@ -252,15 +262,6 @@ class LoopShare:
         pending, marks = collector.pending, collector.marks
         latest = max((ends[-1] for ends in marks.values() if ends), default=0)
         return max(pending[-1].ended if pending else 0, latest)
-
-
-def _worst_by_name(waited_for: dict[Label, int]) -> list[tuple[Label, int]]:
-    """A label of each name, and how long all of that name were waited for; the longest first."""
-    by_name: dict[str, tuple[Label, int]] = {}
-    for label, waited in waited_for.items():
-        first, others = by_name.get(label.name, (label, 0))
-        by_name[label.name] = first, others + waited
-    return sorted(by_name.values(), key=lambda item: -item[1])
 
 
 async def _wait_for(something: Any) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from sqltrace.callsite import CallSite
 
 
@@ -22,3 +24,12 @@ class Label:
         self.known: bool = known
         self.call_site: CallSite | None = call_site
         self.turns: tuple[int, int] = (0, 0)
+
+
+def longest_by_name(times: Mapping[Label, int]) -> list[tuple[Label, int]]:
+    """A label of each name, and the time of all of that name; the longest first."""
+    by_name: dict[str, tuple[Label, int]] = {}
+    for label, time in times.items():
+        first, others = by_name.get(label.name, (label, 0))
+        by_name[label.name] = first, others + time
+    return sorted(by_name.values(), key=lambda item: -item[1])

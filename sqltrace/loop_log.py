@@ -18,6 +18,7 @@ from typing import Final
 from sqltrace.callsite import CallSite
 from sqltrace.faults import report_fault
 from sqltrace.label import Label
+from sqltrace.thread_waits import ThreadUses
 
 HOLD: Final = 1_000_000  # a shorter step of a request is not worth an entry
 _BEAT: Final = 20_000_000
@@ -66,12 +67,13 @@ class LoopLog:
         third_turn: The latest end of a hold that is the third, counted from the last, of one and the same.
         unknown_turns: As `Label.turns`, of all that is not known on this loop.
         task_counts, counted_at: Of `child_tasks`.
+        thread_uses: `None` until a request was suspended for a while.
     """
 
     __slots__ = (
         "_context", "_names", "active", "beat", "beat_due", "busy_since", "busy_until", "clock", "counted_at",
         "held_until", "holds", "loop", "recent", "run_since", "seen", "sums", "task_counts", "third_turn",
-        "unknown_turns",
+        "thread_uses", "unknown_turns",
     )  # fmt: skip
 
     def __init__(self, clock: Callable[[], int]) -> None:
@@ -88,6 +90,7 @@ class LoopLog:
         self.seen: list[tuple[int, CallSite]] = []
         self.task_counts: dict[int, int] = {}  # by id: requests are not kept alive
         self.counted_at = 0
+        self.thread_uses: ThreadUses | None = None
         self._context = Context()  # empty: the beat would keep alive what the context of the first request refers to
 
     def enter(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -107,7 +110,7 @@ class LoopLog:
     def leave(self) -> None:
         self.active -= 1
         if self.active == 0:
-            self.loop = None
+            self.loop = self.thread_uses = None
             if self.beat is not None:
                 self.beat.cancel()
                 self.beat = None

@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from threading import RLock
 from typing import Any
 
-from sqltrace.collector import Clock, Collector, Execution, Part, current, outwards, unmeasurable
+from sqltrace.collector import Clock, Collector, Execution, Part, current, unmeasurable
 from sqltrace.connection import Acquisition, ConnectionUse
 from sqltrace.event_loop import LoopShare
 from sqltrace.failed_load import FailedLoad
@@ -30,15 +30,11 @@ from sqltrace.intervals import Coverage
 from sqltrace.label import Label
 from sqltrace.statement import Group, Statement
 from sqltrace.tally import Counts, Tally
+from sqltrace.thread_waits import ThreadWait
 from sqltrace.time_account import TimeAccount
 from sqltrace.watchdog import Sightings
 
 _SECOND = 1_000_000_000
-
-
-def current_recording() -> Recording | None:
-    """The innermost recording that is open in this context, or `None`."""
-    return next((each.recording for each in outwards(current.get()) if isinstance(each.recording, Recording)), None)
 
 
 class Recording:
@@ -164,9 +160,8 @@ class Recording:
     @property
     def after_response(self) -> float:
         """Seconds from the end of the response to the end of the recording; 0.0 before."""
-        if self._response_ended is None:
-            return 0.0
-        return ((self._ended or self._clock()) - self._response_ended) / _SECOND
+        since = self._response_ended
+        return 0.0 if since is None else ((self._ended or self._clock()) - since) / _SECOND
 
     @property
     def time_account(self) -> TimeAccount:
@@ -241,6 +236,12 @@ class Recording:
         return self._loop.sightings if self._loop is not None else None
 
     @property
+    def thread_wait(self) -> ThreadWait | None:
+        """What it has waited for one of the threads that `def` endpoints and dependencies share; `None` for nothing."""
+        waits = self._loop.thread_waits if self._loop is not None else None
+        return waits.in_all() if waits is not None else None
+
+    @property
     def connections(self) -> ConnectionUse:
         """What it did with connections until now, or until it ended."""
         now = self._clock() if self._ended is None else self._ended
@@ -262,9 +263,8 @@ class Recording:
 
     def executions(self) -> list[tuple[Group, list[Execution]]]:
         """All groups, each with the executions that `statements` are made of: for rules and sinks, to be fast."""
-        kept: list[tuple[Group, list[Execution]]] = self._answer(
-            "executions", lambda: self._tally.kept_by_group(self._response_ended)
-        )
+        tally, boundary = self._tally, self._response_ended
+        kept: list[tuple[Group, list[Execution]]] = self._answer("executions", lambda: tally.kept_by_group(boundary))
         return kept.copy()
 
     @property

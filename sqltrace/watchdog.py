@@ -27,6 +27,7 @@ from sqltrace.collector import Collector
 from sqltrace.faults import report_fault
 from sqltrace.locks import call_in_forked_child
 from sqltrace.loop_log import LoopLog
+from sqltrace.thread_waits import Suspended
 
 _PAUSE: Final = 0.05  # seconds
 _PAUSES: Final = 100  # of what a look takes, at least: of thousands of websockets it is a millisecond
@@ -101,10 +102,9 @@ class Sightings:
         return max(0.0, 1 - step.computed / together) if step.computed >= _LITTLE * step.known else 0.0
 
 
-class Guarded(Protocol):
+class Guarded(Suspended, Protocol):
     """The share that a request has of its event loop, seen from the watchdog."""
 
-    began: int
     thread: int
     sightings: Sightings | None
 
@@ -134,6 +134,12 @@ def guard(share: Guarded) -> None:
 def release(share: Guarded) -> None:
     """Look at it no more."""
     _guarded.pop(id(share), None)
+
+
+def guarded_on(log: LoopLog) -> list[Guarded]:
+    """Those that are active on an event loop. For its own thread."""
+    shares = [share for reference in list(_guarded.values()) if (share := reference()) is not None]
+    return [share for share in shares if share.log is log]
 
 
 def _wake() -> None:

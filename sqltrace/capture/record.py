@@ -1,4 +1,4 @@
-"""`record()`: a recording around any code."""
+"""`record()`: a recording around any code, and the innermost that is open."""
 
 from __future__ import annotations
 
@@ -12,6 +12,11 @@ from sqltrace.checks import checked_engines, checked_flag, checked_size
 from sqltrace.collector import Collector, current, outwards
 from sqltrace.locks import call_in_forked_child
 from sqltrace.recording import Recording
+
+
+def current_recording() -> Recording | None:
+    """The innermost recording that is open in this context, or `None`."""
+    return next((each.recording for each in outwards(current.get()) if isinstance(each.recording, Recording)), None)
 
 
 class record:  # noqa: N801 - used as a verb, like contextlib.suppress

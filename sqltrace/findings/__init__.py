@@ -28,6 +28,7 @@ from sqltrace.findings.refresh_after_commit import refresh_after_commit
 from sqltrace.findings.repeated_statement import repeated_statement
 from sqltrace.findings.row_fan_out import row_fan_out
 from sqltrace.findings.slow_statement import slow_statement
+from sqltrace.findings.thread_wait import thread_wait
 from sqltrace.findings.waited_for_loop import waited_for_loop
 from sqltrace.findings.widened import is_told_by_rows
 from sqltrace.recording import Recording
@@ -50,6 +51,7 @@ __all__ = [
     "repeated_statement",
     "row_fan_out",
     "slow_statement",
+    "thread_wait",
     "waited_for_loop",
 ]
 
@@ -75,6 +77,7 @@ def default_rules() -> list[Rule]:
         slow_statement,
         blocked_loop,
         waited_for_loop,
+        thread_wait,
         pool_wait,
         idle_in_transaction,
         after_response_sql,

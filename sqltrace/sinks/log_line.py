@@ -14,6 +14,7 @@ from sqltrace.request import RequestRecord
 from sqltrace.sql_text import redact
 from sqltrace.statement import Group
 from sqltrace.tally import OTHER_STATEMENTS
+from sqltrace.thread_waits import ThreadWait
 from sqltrace.widening import Widening
 
 _MOST_FINDINGS = 10
@@ -51,6 +52,7 @@ def log_line(record: RequestRecord, *, top: int = 5, literals: bool = False) -> 
         "loop.held_ms": _milliseconds(recording.held_loop),
         "loop.longest_hold_ms": _milliseconds(recording.longest_hold),
         "loop.waited_for": _waited_for(recording) if (account.loop_wait or 0.0) >= _NOTABLE_WAIT else None,
+        **_threads(recording.thread_wait),
         **_connections(recording.connections),
         "sql.count": counts.statements - counts.after_response,
         "sql.rows": counts.rows,
@@ -148,6 +150,16 @@ def _eager_joins(widening: Widening | None) -> dict[str, Any] | None:
         "asked_columns": widening.asked_columns,
         "sent_columns": widening.sent_columns,
         "joins": [f"{join} ({'option' if join.by_option else 'mapping'})" for join in widening.joins],
+    }
+
+
+def _threads(wait: ThreadWait | None) -> dict[str, Any]:
+    if wait is None:
+        return {}
+    return {
+        "threads.wait_ms": _milliseconds(wait.waited),
+        "threads.count": wait.threads,
+        "threads.used_by": [{"name": name, "threads": round(number, 1)} for name, number in wait.users] or None,
     }
 
 

@@ -19,7 +19,8 @@ _COLUMNS = re.compile(r"\bSELECT (?P<columns>(?:(?! FROM ).){40,}?) FROM ", re.D
 _TOLD_ABOVE = frozenset(
     "timestamp level event logger http.request.method http.route http.response.status_code outcome error.type"
     " duration_ms time_to_first_byte_ms time.connection_ms time.database_ms time.objects_ms time.loop_wait_ms"
-    " time.loop_wait_estimated time.python_ms loop.held_ms loop.longest_hold_ms loop.waited_for after_response_ms"
+    " time.loop_wait_estimated time.python_ms loop.held_ms loop.longest_hold_ms loop.waited_for threads.wait_ms"
+    " threads.count threads.used_by after_response_ms"
     " sql.count sql.rows sql.distinct sql.failed sql.on_loop sql.after_response sql.statements connection.checkouts"
     " connection.wait_ms connection.held_ms connection.commit_ms connection.commit_after_response_ms"
     " connection.idle_in_transaction_ms connection.waits network.protocol.name client.address findings".split()
@@ -69,7 +70,12 @@ class ReadableRenderer:
             *self._wrap(self._headline(event, method), "", hang=_INDENT + "  "),
             *self._wrap(self._account(event)),
         ]
-        told = (_parts(event), _waited(event), *map(_wait, event.get("connection.waits", ())))
+        told = (
+            _parts(event),
+            _waited(event),
+            _waited_for_thread(event),
+            *map(_wait, event.get("connection.waits", ())),
+        )
         for line in filter(None, told):
             lines += self._wrap(line)
         for finding in event.get("findings", ()):
@@ -215,6 +221,14 @@ def _waited(event: Mapping[str, Any]) -> str:
         for holder in event["loop.waited_for"]
     )
     return f"waited {about}{_time(event['time.loop_wait_ms'])} for the event loop, held by {holders}"
+
+
+def _waited_for_thread(event: Mapping[str, Any]) -> str:
+    if not _is_seen(event.get("threads.wait_ms", 0.0), event["duration_ms"]):
+        return ""
+    text = f"waited {_time(event['threads.wait_ms'])} for one of the {event['threads.count']} threads"
+    users = ", ".join(f"{user['name']} ({user['threads']})" for user in event.get("threads.used_by", ()))
+    return f"{text}, used by {users}" if users else text
 
 
 def _cost(statement: Mapping[str, Any]) -> str:

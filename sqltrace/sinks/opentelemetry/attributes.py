@@ -14,6 +14,7 @@ from sqltrace.sinks.opentelemetry.telling import Rest
 from sqltrace.sql_text import redact
 from sqltrace.statement import Failure, Group
 from sqltrace.tally import OTHER_STATEMENTS
+from sqltrace.thread_waits import ThreadWait
 
 Attributes = dict[str, Any]
 
@@ -37,6 +38,7 @@ def of_request(record: RequestRecord) -> Attributes:
             "sqltrace.loop.held": recording.held_loop,
             "sqltrace.loop.longest_hold": recording.longest_hold,
             "sqltrace.loop.waited_for": [name for name, _ in recording.waited_for] or None,
+            **_of_threads(recording.thread_wait),
             **_of_connections(recording.connections),
             "sqltrace.statement.count": counts.statements - counts.after_response,
             "sqltrace.statement.distinct": counts.distinct,
@@ -150,6 +152,12 @@ def _add_database(attributes: Attributes, database: Database | None, system: str
         attributes["server.address"] = database.address
         if database.port is not None and database.port != _DEFAULT_PORTS.get(system):
             attributes["server.port"] = database.port
+
+
+def _of_threads(wait: ThreadWait | None) -> Attributes:
+    if wait is None:
+        return {}
+    return {"sqltrace.threads.wait": wait.waited, "sqltrace.threads.used_by": [name for name, _ in wait.users] or None}
 
 
 def _of_connections(use: ConnectionUse) -> Attributes:

@@ -1,0 +1,31 @@
+"""The frames of a suspended task, which tell what it waits for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from gc import get_referents
+from inspect import isasyncgen
+from types import FrameType
+from typing import Any, Final
+
+_STEPS_OF_GENERATORS: Final = frozenset({"async_generator_asend", "async_generator_athrow"})
+
+
+def suspended_frames(suspended: Any) -> Iterator[FrameType]:
+    """
+    Of each coroutine or generator that awaits the next, from the outermost inwards.
+
+    Args:
+        suspended: The outermost. It must not run meanwhile.
+    """
+    while suspended is not None:
+        if type(suspended).__name__ in _STEPS_OF_GENERATORS:
+            suspended = next(filter(isasyncgen, get_referents(suspended)), None)  # nothing else leads to it
+        for kind, awaits in (("cr", "cr_await"), ("gi", "gi_yieldfrom"), ("ag", "ag_await")):
+            frame = getattr(suspended, f"{kind}_frame", None)
+            if frame is not None:
+                yield frame
+                suspended = getattr(suspended, awaits)
+                break
+        else:
+            return
