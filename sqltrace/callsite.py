@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import sysconfig
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from inspect import CO_ASYNC_GENERATOR, CO_COROUTINE, CO_GENERATOR, CO_ITERABLE_COROUTINE
@@ -58,6 +58,7 @@ _SKIP, _HELPER, _LIBRARY, _APPLICATION, _END = range(5)  # the first is falsy, t
 _MAX_CALLERS = 2  # from a repository past the service to the endpoint
 _DEPTH = range(3)  # frames above these, up to that of GraphQL: each takes a while
 _COMPREHENSIONS = frozenset({"<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>"})
+_INSIDE = frozenset({"__call__", "call_next"})  # the framework calls an application, or what middleware is around
 _AWAITS = CO_COROUTINE | CO_ITERABLE_COROUTINE | CO_GENERATOR | CO_ASYNC_GENERATOR
 _FRAMES = range(200)
 _MAX_FILES = 10_000
@@ -195,6 +196,12 @@ def site_of_task(frame: FrameType) -> CallSite | None:
     return None
 
 
+def site_awaited(frames: Sequence[FrameType]) -> CallSite | None:
+    """As `site_of_step`, of a suspended task, by its frames from the outermost inwards; `None` for the framework's."""
+    site = _site_among(reversed(frames))
+    return None if site is None or site.in_framework else site
+
+
 def _callers(frame: FrameType | None) -> Iterator[FrameType]:
     for _ in _FRAMES:
         if frame is None:
@@ -211,7 +218,7 @@ def _site_among(frames: Iterable[FrameType]) -> CallSite | None:
         if kind == _APPLICATION:
             return _site(frame)
         awaits = kind == _SKIP and code.co_flags & CO_COROUTINE
-        if kind == _END or (awaits and code.co_name == "__call__"):
+        if kind == _END or (awaits and code.co_name in _INSIDE):
             break
         if kind != _SKIP or awaits:
             best.setdefault(kind, frame)

@@ -25,6 +25,7 @@ from threading import get_ident
 from types import coroutine
 from typing import Any, Final
 
+from sqltrace.awaits import Awaits, note_wait
 from sqltrace.child_tasks import TICK, ready_since, waits_for_own
 from sqltrace.collector import Collector, current, mark_estimate
 from sqltrace.faults import report_fault
@@ -48,6 +49,7 @@ class LoopShare:
 
     Attributes:
         name_route: Called before others may want to tell the name of the request. Must not raise.
+        awaits: Where it has waited for a while; `None` for nowhere.
         observed: Whether an asyncio loop ran the request: elsewhere waiting is not known.
         held: All steps that have ended, and what is known of child tasks.
         longest: The longest of these.
@@ -64,9 +66,9 @@ class LoopShare:
     """
 
     __slots__ = (
-        "__weakref__", "_blamed", "_estimates", "_waited_for", "began", "collector", "held", "label", "late", "left",
-        "log", "longest", "name_route", "observed", "ready", "responded", "sightings", "suspended", "suspensions",
-        "thread", "thread_waits",
+        "__weakref__", "_blamed", "_estimates", "_waited_for", "awaits", "began", "collector", "held", "label", "late",
+        "left", "log", "longest", "name_route", "observed", "ready", "responded", "sightings", "suspended",
+        "suspensions", "thread", "thread_waits",
     )  # fmt: skip
 
     def __init__(self, collector: Collector, name_route: Callable[[], None] | None = None) -> None:
@@ -80,6 +82,7 @@ class LoopShare:
         self.ready: int | None = None
         self.suspended: Any = None
         self.sightings: Sightings | None = None
+        self.awaits: Awaits | None = None
         self.thread_waits: ThreadWaits | None = None
         self.suspensions: list[tuple[int, int]] = []
         self._waited_for: dict[Label, int] = {}
@@ -148,7 +151,7 @@ class LoopShare:
                 self.late = [(self.ready, now)]
             if now - left >= SHORT:
                 uses = log.thread_uses = log.thread_uses or ThreadUses()
-                uses.note(self, left, now, lambda: guarded_on(log))
+                note_wait(self, uses, left, now, lambda: guarded_on(log))
         except Exception as fault:
             report_fault("observing the event loop", fault)
 

@@ -32,7 +32,6 @@ from sqltrace.statement import Group, Statement
 from sqltrace.tally import Counts, Tally
 from sqltrace.thread_waits import ThreadWait
 from sqltrace.time_account import TimeAccount
-from sqltrace.watchdog import Sightings
 
 _SECOND = 1_000_000_000
 
@@ -231,9 +230,9 @@ class Recording:
         return self._loop.held_until(self._clock())[1] / _SECOND if self._loop is not None else None
 
     @property
-    def sightings(self) -> Sightings | None:
-        """Where it was in one of the longest of these stretches; `None` if that was not seen, as under 50 ms."""
-        return self._loop.sightings if self._loop is not None else None
+    def loop(self) -> LoopShare | None:
+        """What is known of its event loop beyond that; `None` for recordings of other things than requests."""
+        return self._loop
 
     @property
     def thread_wait(self) -> ThreadWait | None:

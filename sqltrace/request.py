@@ -9,9 +9,12 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
+from sqltrace.callsite import CallSite
 from sqltrace.finding import Finding
 from sqltrace.findings import Rule, diagnose
 from sqltrace.recording import Recording
+
+_INACCURATE = 0.001  # seconds
 
 Outcome = Literal["ok", "error", "cancelled", "disconnected"]
 
@@ -85,6 +88,22 @@ class RequestRecord:
     def duration(self) -> float:
         """Seconds to the last body chunk."""
         return self.recording.duration
+
+    @property
+    def awaited(self) -> list[tuple[CallSite, float]]:
+        """
+        Where in the application its task waited for what is in ``time_account.python``, as for another service.
+
+        The three lines at which it waited longest, from 10 ms on, and seconds. Only what took 20 ms at once is known.
+        """
+        recording = self.recording
+        awaits = recording.loop.awaits if recording.loop is not None else None
+        if awaits is None:
+            return []
+        longest = awaits.outside_of(recording.stretches("connection", "database", "objects", "loop_wait"))
+        in_all = sum(seconds for _, seconds in longest)
+        # After thousands of statements the stretches of the first are no longer known.
+        return longest if in_all <= recording.time_account.python + _INACCURATE else []
 
     @property
     def findings(self) -> list[Finding]:

@@ -8,8 +8,9 @@ than 20 ms is not noted: then the numbers of threads add up to less than there a
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any, Final, Protocol
 
 from sqltrace.label import Label, longest_by_name
@@ -97,14 +98,22 @@ class ThreadUses:
         self._seen: dict[int, tuple[int, int | None]] = {}  # by id: what each has waited for since when
         self._users: dict[Label, float] = {}
 
-    def note(self, share: Suspended, left: int, now: int, others: Callable[[], Iterable[Suspended]]) -> None:
+    def note(
+        self,
+        share: Suspended,
+        frames: Sequence[FrameType],
+        left: int,
+        now: int,
+        others: Callable[[], Iterable[Suspended]],
+    ) -> None:
         """
         A request goes on now that was suspended since `left`: perhaps for a thread, or while one worked for it.
 
         Args:
+            frames: Of its task, from the outermost inwards.
             others: All that are active on the loop.
         """
-        threads = awaited_threads(share.suspended)
+        threads = awaited_threads(frames)
         if threads == _WORKS:
             share.name()
             self._ended.append((left, now, share.label))
@@ -135,7 +144,11 @@ class ThreadUses:
             if other.began or now - left < SHORT:
                 continue
             before = self._seen.get(id(other))
-            awaited = before[1] if before is not None and before[0] == left else awaited_threads(other.suspended)
+            awaited = (
+                before[1]
+                if before is not None and before[0] == left
+                else awaited_threads([*suspended_frames(other.suspended)])
+            )
             seen[id(other)] = left, awaited
             if awaited == _WORKS:
                 other.name()
@@ -145,13 +158,12 @@ class ThreadUses:
         return self._users
 
 
-def awaited_threads(suspended: Any) -> int | None:
+def awaited_threads(frames: Sequence[FrameType]) -> int | None:
     """
     How many threads there are, where a task is suspended until one of them is free.
 
     0 where one works for it; `None` where it waits for anything else, also for threads of another limiter.
     """
-    frames = [*suspended_frames(suspended)]
     names = [frame.f_code.co_name for frame in frames]
     if _RUN not in names or frames[names.index(_RUN)].f_locals.get("limiter") is not None:
         return None

@@ -14,7 +14,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # From the ground up. What shares a floor may import each other, but not across a wall: ``|``.
 FLOORS = (
     # plain data and small pure helpers
-    "callsite checks connection database declaration failed_load faults finding idle intervals label literals locks"
+    "awaits callsite checks connection database declaration failed_load faults finding idle intervals label literals locks"
     " origin pairing route samples sql_text statement suspended thread_waits widening",
     # what travels with the context, and who holds the event loop
     "collector child_tasks event_loop inner_tasks loop_log shares watchdog",

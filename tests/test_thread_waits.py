@@ -24,6 +24,7 @@ import sqltrace
 from sqltrace.recording import Recording
 from sqltrace.sinks import OpenTelemetrySink
 from sqltrace.sinks.log_line import log_line
+from sqltrace.suspended import suspended_frames
 from sqltrace.thread_waits import ThreadWaits, awaited_threads
 from tests.asgi import Clock, Witness, timed
 from tests.loops import RUNNERS, get
@@ -382,7 +383,7 @@ def test_task_that_lets_others_go_first_does_not_use_a_thread_yet():
         running = anyio.to_thread.run_sync(int)
         running.send(None)
         try:
-            return awaited_threads(running)
+            return awaited_threads([*suspended_frames(running)])
         finally:
             running.close()
 

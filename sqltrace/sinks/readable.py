@@ -19,8 +19,8 @@ _COLUMNS = re.compile(r"\bSELECT (?P<columns>(?:(?! FROM ).){40,}?) FROM ", re.D
 _TOLD_ABOVE = frozenset(
     "timestamp level event logger http.request.method http.route http.response.status_code outcome error.type"
     " duration_ms time_to_first_byte_ms time.connection_ms time.database_ms time.objects_ms time.loop_wait_ms"
-    " time.loop_wait_estimated time.python_ms loop.held_ms loop.longest_hold_ms loop.waited_for threads.wait_ms"
-    " threads.count threads.used_by after_response_ms"
+    " time.loop_wait_estimated time.python_ms time.python_awaited loop.held_ms loop.longest_hold_ms loop.waited_for"
+    " threads.wait_ms threads.count threads.used_by after_response_ms"
     " sql.count sql.rows sql.distinct sql.failed sql.on_loop sql.after_response sql.statements connection.checkouts"
     " connection.wait_ms connection.held_ms connection.commit_ms connection.commit_after_response_ms"
     " connection.idle_in_transaction_ms connection.waits network.protocol.name client.address findings".split()
@@ -72,6 +72,7 @@ class ReadableRenderer:
         ]
         told = (
             _parts(event),
+            _awaited(event),
             _waited(event),
             _waited_for_thread(event),
             *map(_wait, event.get("connection.waits", ())),
@@ -229,6 +230,12 @@ def _waited_for_thread(event: Mapping[str, Any]) -> str:
     text = f"waited {_time(event['threads.wait_ms'])} for one of the {event['threads.count']} threads"
     users = ", ".join(f"{user['name']} ({user['threads']})" for user in event.get("threads.used_by", ()))
     return f"{text}, used by {users}" if users else text
+
+
+def _awaited(event: Mapping[str, Any]) -> str:
+    awaits = [one for one in event.get("time.python_awaited", ()) if _is_seen(one["ms"], event["duration_ms"])]
+    told = ", ".join(f"{_time(one['ms'])} at {one['call_site']}" for one in awaits)
+    return f"awaited {told}" if told else ""
 
 
 def _cost(statement: Mapping[str, Any]) -> str:

@@ -1,0 +1,303 @@
+"""Where a request's own task waited for what is no SQL, no pool and no event loop."""
+
+import asyncio
+import sys
+import time
+
+import pytest
+from sqlalchemy import create_engine, text
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.pool import StaticPool
+from starlette.applications import Starlette
+from starlette.background import BackgroundTask
+from starlette.concurrency import run_in_threadpool
+from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.responses import PlainTextResponse, StreamingResponse
+from starlette.routing import Route
+
+import sqltrace
+from sqltrace.awaits import Awaits
+from sqltrace.callsite import CallSite
+from sqltrace.findings import idle_in_transaction
+from sqltrace.intervals import Coverage
+from sqltrace.sinks import OpenTelemetrySink
+from sqltrace.sinks.log_line import log_line
+from tests.asgi import http_scope
+from tests.loops import ObservedMiddleware, block, get, observed, run_by_clock, thrice
+from tests.test_log_line import VALIDATOR
+from tests.test_readable import render
+
+pytestmark = [pytest.mark.filterwarnings("error"), pytest.mark.usefixtures("no_faults")]
+
+
+def awaited(endpoint, run=run_by_clock, **options):
+    """By function: where the request has waited, and for how long."""
+    app, records = observed(Starlette(routes=[Route("/", endpoint)], **options))
+    run(get(app, "/"))
+    return records.record, {site.function.rpartition(".")[2]: round(time, 3) for site, time in records.record.awaited}
+
+
+async def price(seconds=0.3):
+    await asyncio.sleep(seconds)
+
+
+def ok():
+    return PlainTextResponse("ok")
+
+
+def test_line_that_waited_for_another_service_is_told():
+    async def endpoint(request):
+        block(0.2)
+        await price()
+        return ok()
+
+    record, waited = awaited(endpoint)
+    [(site, _)] = record.awaited
+
+    assert waited == {"price": 0.3}
+    assert str(site) == f"tests/test_awaits.py:{price.__code__.co_firstlineno + 1} in price"
+    assert record.recording.time_account.python == 0.5
+
+
+def test_waits_at_a_line_add_up_and_the_longest_three_are_told():
+    async def first():
+        await asyncio.sleep(0.1)
+
+    async def second():
+        await asyncio.sleep(0.2)
+
+    async def third():
+        await asyncio.sleep(0.15)
+
+    async def endpoint(request):
+        for _ in range(3):
+            await first()
+        await second()
+        await third()
+        await price(0.05)
+        return ok()
+
+    _, waited = awaited(endpoint)
+
+    assert list(waited.items()) == [("first", 0.3), ("second", 0.2), ("third", 0.15)]
+
+
+@pytest.mark.parametrize(("seconds", "told"), [(0.019, {}), (0.02, {"price": 0.02})])
+def test_short_wait_is_not_told(seconds, told):
+    async def endpoint(request):
+        await price(seconds)
+        return ok()
+
+    assert awaited(endpoint)[1] == told
+
+
+def test_time_for_which_others_held_the_loop_is_not_told():
+    async def endpoint(request):
+        if request.url.path == "/guilty":
+            await asyncio.sleep(0.05)
+            block(0.4)
+        else:
+            await price(0.1)
+        return ok()
+
+    app, records = observed(Starlette(routes=[Route("/{name}", endpoint)]))
+
+    async def main():
+        await asyncio.gather(get(app, "/innocent"), get(app, "/guilty"))
+
+    run_by_clock(main())
+    record = records.of("/innocent")
+    account = record.recording.time_account
+
+    assert account.loop_wait == pytest.approx(0.4)
+    assert [time for _, time in record.awaited] == [pytest.approx(account.python)] == [pytest.approx(0.05)]
+
+
+@thrice
+def test_statement_is_not_told_though_the_task_waited_for_it(postgres_url):
+    engine = create_async_engine(postgres_url.set(drivername="postgresql+asyncpg"))
+
+    async def endpoint(request):
+        async with engine.connect() as connection:
+            await connection.execute(text("SELECT pg_sleep(0.1)"))
+            await price(0.1)
+        return ok()
+
+    async def main(request):
+        response = await request
+        await engine.dispose()
+        return response
+
+    record, waited = awaited(endpoint, lambda request: asyncio.run(main(request)))
+
+    assert list(waited) == ["price"]
+    assert sum(waited.values()) <= record.recording.time_account.python < record.duration - 0.1
+
+
+def test_work_in_a_thread_is_told_at_the_line_that_awaits_it():
+    async def endpoint(request):
+        await run_in_threadpool(time.sleep, 0.05)
+        return ok()
+
+    _, waited = awaited(endpoint, asyncio.run)
+
+    assert list(waited) == ["endpoint"]
+
+
+def test_middleware_that_waits_for_the_application_inside_is_not_told():
+    class Outer:
+        def __init__(self, app):
+            self.app = app
+
+        async def __call__(self, scope, receive, send):
+            await self.app(scope, receive, send)
+
+    async def slow_client(message):
+        await asyncio.sleep(0.3)
+
+    async def endpoint(request):
+        return ok()
+
+    app, records = observed(Starlette(routes=[Route("/", endpoint)], middleware=[Middleware(Outer)]))
+
+    async def main():
+        await app(http_scope("/"), None, lambda message: asyncio.sleep(0.3))
+
+    run_by_clock(main())
+
+    assert records.record.duration == 0.6
+    assert records.record.awaited == []
+
+
+def test_middleware_that_waits_itself_is_told():
+    async def dispatch(request, call_next):
+        await price(0.1)
+        return await call_next(request)  # no wait of its own
+
+    async def endpoint(request):
+        await asyncio.sleep(0.2)
+        return ok()
+
+    app, records = observed(
+        Starlette(routes=[Route("/", endpoint)], middleware=[Middleware(BaseHTTPMiddleware, dispatch=dispatch)])
+    )
+
+    for _ in range(2):
+        run_by_clock(get(app, "/"))
+    first, second = [[site.function.rpartition(".")[2] for site, _ in record.awaited] for record in records.records]
+
+    assert first == ["price"]  # of the first request it is not known what runs inside
+    assert second == ["endpoint", "price"]
+
+
+def test_body_that_is_streamed_is_told():
+    async def body():
+        for _ in range(3):
+            await asyncio.sleep(0.1)
+            yield b"chunk"
+
+    async def endpoint(request):
+        return StreamingResponse(body())
+
+    _, waited = awaited(endpoint)
+
+    assert waited == {"body": 0.3}
+
+
+def test_background_task_is_not_told():
+    async def endpoint(request):
+        await price(0.1)
+        return PlainTextResponse("ok", background=BackgroundTask(asyncio.sleep, 1))
+
+    assert awaited(endpoint)[1] == {"price": 0.1}
+
+
+def test_what_is_kept_is_bounded():
+    awaits, other = Awaits(), Awaits()
+    site = CallSite("app.py", 1, "f")
+    other.kept = [(number, 2 * number, site) for number in range(1, 129)]
+    frame = sys._getframe()
+
+    for _ in range(1_000):
+        awaits.note([frame], 0, 20_000_000)
+    other.note([frame], 0, 1_000)
+
+    assert len(awaits.kept) <= 128
+    assert sorted(end - start for start, end, _ in other.kept) == [*range(65, 129), 1_000]
+
+
+def test_nothing_is_told_where_more_was_awaited_than_is_known_to_be_python(clock):
+    recording = sqltrace.Recording(clock=clock)
+    share = recording.observe_loop()
+    share.awaits = Awaits()
+    share.awaits.kept = [(clock.now - 2_000_000_000, clock.now, CallSite("app.py", 1, "f"))]
+    clock.advance(1)
+    recording.end()
+
+    assert sqltrace.RequestRecord(recording, "http", "/").awaited == []
+    assert share.awaits.outside_of(Coverage()) == [(CallSite("app.py", 1, "f"), 2.0)]
+
+
+def test_idle_transaction_says_what_was_awaited_meanwhile():
+    engine = create_engine("sqlite://", poolclass=StaticPool)
+
+    async def endpoint(request):
+        with engine.connect() as connection:
+            connection.execute(text("SELECT 1"))
+            await price(1)
+        return ok()
+
+    record, _ = awaited(endpoint)
+    engine.dispose()
+    [finding] = sqltrace.diagnose(record.recording, [idle_in_transaction])
+
+    assert finding.message.endswith(
+        f"and its locks, awaiting at tests/test_awaits.py:{price.__code__.co_firstlineno + 1} in price."
+    )
+
+
+def test_idle_transaction_that_computes_awaits_nothing():
+    engine = create_engine("sqlite://", poolclass=StaticPool)
+
+    async def endpoint(request):
+        with engine.connect() as connection:
+            connection.execute(text("SELECT 1"))
+            block(1)
+            await price(0.1)
+        return ok()
+
+    record, _ = awaited(endpoint)
+    engine.dispose()
+    [finding] = sqltrace.diagnose(record.recording, [idle_in_transaction])
+
+    assert finding.message.endswith("and its locks.")
+
+
+def test_log_line_and_server_span_have_it(tracing):
+    async def endpoint(request):
+        await price()
+        return ok()
+
+    record, _ = awaited(endpoint)
+    line = log_line(record)
+    app = ObservedMiddleware(
+        Starlette(routes=[Route("/", endpoint)]), sinks=[OpenTelemetrySink(tracer_provider=tracing.provider)]
+    )
+    run_by_clock(get(app, "/"))
+    [span] = tracing.spans()
+    site = f"tests/test_awaits.py:{price.__code__.co_firstlineno + 1} in price"
+
+    VALIDATOR.validate({"event": "request", "level": "info", **line})
+    assert line["time.python_awaited"] == [{"call_site": site, "ms": 300.0}]
+    assert span.attributes["sqltrace.time.python_awaited_at"] == (site,)
+
+
+@pytest.mark.parametrize(("waited", "seen"), [(400.0, True), (2.0, False)])
+def test_terminal_has_what_can_be_seen_of_it(waited, seen):
+    awaits = [{"call_site": "app/weather.py:12 in forecast", "ms": waited}]
+
+    printed = render(width=200, duration_ms=500.0, **{"time.python_awaited": awaits})
+
+    assert (f"awaited {waited} ms at app/weather.py:12 in forecast" in printed) is seen
+    assert "python_awaited" not in printed
