@@ -21,6 +21,7 @@ _LOOK: Final = 50_000_000  # from one look at all requests to the next: of thous
 _MAX_USES: Final = 512
 _MAX_USERS: Final = 64
 _NAMED: Final = 5
+_LEAST: Final = 0.05  # of a thread, on average: less would be told as 0.0
 _SECOND: Final = 1_000_000_000
 _WORKS: Final = 0  # instead of a number of threads
 _RUN: Final = "run_sync_in_worker_thread"
@@ -50,7 +51,7 @@ class ThreadWait:
         waited: Seconds.
         threads: How many there are: ``total_tokens`` of anyio's default limiter.
         users: Names of the requests that used them meanwhile, its own others included, and how many threads on average,
-            the most 5 first. Uses outside of requests and below 20 ms are in none.
+            the most 5 first, without those of next to none. Uses outside of requests and below 20 ms are in none.
     """
 
     waited: float
@@ -82,9 +83,9 @@ class ThreadWaits:
                 self.used[label] = self.used.get(label, 0) + int(number * waited)
 
     def in_all(self) -> ThreadWait:
-        longest = longest_by_name(self.used.copy())[:_NAMED]
-        users = tuple((label.name, time / self.waited) for label, time in longest) if self.waited else ()
-        return ThreadWait(self.waited / _SECOND, self.threads, users)
+        longest, waited = longest_by_name(self.used.copy())[:_NAMED], max(1, self.waited)
+        users = [(label.name, time / waited) for label, time in longest if time >= _LEAST * waited]
+        return ThreadWait(self.waited / _SECOND, self.threads, tuple(users))
 
 
 class ThreadUses:

@@ -394,7 +394,7 @@ def test_many_users_are_remembered_in_a_bounded_way():
     waits = ThreadWaits()
 
     for _ in range(50):
-        waits.add(1_000_000_000, 40, {Recording(f"GET /{number}").observe_loop().label: 1.0 for number in range(50)})
+        waits.add(1_000_000_000, 40, {Recording(f"GET /{number}").observe_loop().label: 9.0 for number in range(50)})
 
     assert len(waits.used) == 64
     assert len(waits.in_all().users) == 5
@@ -428,6 +428,11 @@ class TestFinding:
         clock.advance(waited)
         recording.end()
         return sqltrace.diagnose(recording)
+
+    def test_leaves_out_who_used_next_to_none(self):
+        [finding] = self.found(0.5, users=(("GET /report", 39.9), ("GET /health", 0.05), ("GET /ready", 0.049)))
+
+        assert "used by GET /report (39.9) and GET /health (0.1) on average." in finding.message
 
     @pytest.mark.parametrize(("waited", "kinds"), [(0.099, []), (0.1, ["thread_wait"])])
     def test_is_told_from_a_tenth_of_a_second(self, waited, kinds):
