@@ -210,7 +210,7 @@ def test_every_alert_says_how_bad_it_is_and_what_to_do():
         labels = set(re.findall(r"\$labels\.(\w+)", json.dumps(rule["annotations"])))
         assert rule["annotations"]["summary"]
         assert all(label in rule["expr"] for label in labels)
-    assert len({rule["alert"] for rule in RULES}) == len(RULES) == 10
+    assert len({rule["alert"] for rule in RULES}) == len(RULES) == 11
 
 
 def test_collector_has_a_pipeline_for_each_signal_to_services_of_the_compose_file():
