@@ -7,10 +7,10 @@ from operator import itemgetter
 from types import FrameType
 from typing import Final, Protocol
 
-from sqltrace.callsite import CallSite, site_awaited
+from sqltrace.callsite import CallSite, site_awaited, site_of_function
 from sqltrace.intervals import Coverage
 from sqltrace.suspended import suspended_frames
-from sqltrace.thread_waits import Suspended, ThreadUses
+from sqltrace.thread_waits import RUN_IN_THREAD, Suspended, ThreadUses
 
 _MAX_KEPT: Final = 64
 _NOTABLE: Final = 10_000_000  # nanoseconds at one line
@@ -60,7 +60,7 @@ class Awaits:
         Args:
             frames: Of the task, from the outermost inwards.
         """
-        site = site_awaited(frames)
+        site = site_awaited(frames) or _function_in_thread(frames)
         if site is not None:
             self.kept.append((start, end, site))
             if len(self.kept) > 2 * _MAX_KEPT:
@@ -85,6 +85,14 @@ class Awaits:
             waited[site] = waited.get(site, 0) + sum(until - begun for begun, until in others.gaps(start, end))
         longest = sorted(waited.items(), key=itemgetter(1), reverse=True)[:_NAMED]
         return [(site, time / _SECOND) for site, time in longest if time >= _NOTABLE]
+
+
+def _function_in_thread(frames: Sequence[FrameType]) -> CallSite | None:
+    """An endpoint or a dependency that a thread has worked on: there is no line that awaits it."""
+    innermost = frames[-1] if frames else None
+    if innermost is None or innermost.f_code.co_name != RUN_IN_THREAD:
+        return None
+    return site_of_function(innermost.f_locals.get("func"))
 
 
 def _length(stretch: Stretch) -> int:

@@ -95,6 +95,7 @@ class RequestRecord:
         Where in the application its task waited for what is in ``time_account.python``, as for another service.
 
         The three lines at which it waited longest, from 10 ms on, and seconds. Only what took 20 ms at once is known.
+        Of an endpoint or a dependency that ran in a thread it is the first line.
         """
         recording = self.recording
         awaits = recording.loop.awaits if recording.loop is not None else None

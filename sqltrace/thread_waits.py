@@ -24,7 +24,7 @@ _NAMED: Final = 5
 _LEAST: Final = 0.05  # of a thread, on average: less would be told as 0.0
 _SECOND: Final = 1_000_000_000
 _WORKS: Final = 0  # instead of a number of threads
-_RUN: Final = "run_sync_in_worker_thread"
+RUN_IN_THREAD: Final = "run_sync_in_worker_thread"
 
 
 class Suspended(Protocol):
@@ -166,9 +166,9 @@ def awaited_threads(frames: Sequence[FrameType]) -> int | None:
     0 where one works for it; `None` where it waits for anything else, also for threads of another limiter.
     """
     names = [frame.f_code.co_name for frame in frames]
-    if _RUN not in names or frames[names.index(_RUN)].f_locals.get("limiter") is not None:
+    if RUN_IN_THREAD not in names or frames[names.index(RUN_IN_THREAD)].f_locals.get("limiter") is not None:
         return None
-    if names[-1] == _RUN:
+    if names[-1] == RUN_IN_THREAD:
         return _WORKS
     if names[-2:] != ["acquire_on_behalf_of", "wait"]:
         return None  # it lets others go first, and waits for the event loop

@@ -1,10 +1,16 @@
 """Where a request's own task waited for what is no SQL, no pool and no event loop."""
 
 import asyncio
+import os
 import sys
 import time
+from contextlib import contextmanager
+from functools import partial, wraps
+from typing import Annotated
+from unittest.mock import MagicMock
 
 import pytest
+from fastapi import Depends, FastAPI
 from sqlalchemy import create_engine, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import StaticPool
@@ -18,7 +24,7 @@ from starlette.routing import Route
 
 import sqltrace
 from sqltrace.awaits import Awaits
-from sqltrace.callsite import CallSite
+from sqltrace.callsite import CallSite, site_of_function
 from sqltrace.findings import idle_in_transaction
 from sqltrace.intervals import Coverage
 from sqltrace.sinks import OpenTelemetrySink
@@ -143,6 +149,74 @@ def test_work_in_a_thread_is_told_at_the_line_that_awaits_it():
     _, waited = awaited(endpoint, asyncio.run)
 
     assert list(waited) == ["endpoint"]
+
+
+def test_function_that_a_thread_works_on_for_the_framework_is_told():
+    app = FastAPI()
+
+    def connect():
+        time.sleep(0.04)
+        yield "connection"
+
+    def user():
+        time.sleep(0.05)
+
+    @app.get("/")
+    def endpoint(connection: Annotated[str, Depends(connect)], user: Annotated[None, Depends(user)]):
+        time.sleep(0.06)
+
+    middleware, records = observed(app)
+    asyncio.run(get(middleware, "/"))
+    sites = [site for site, _ in records.record.awaited]
+
+    assert sorted(site.function.rpartition(".")[2] for site in sites) == ["connect", "endpoint", "user"]
+    assert connect.__code__.co_firstlineno in [site.line for site in sites]
+
+
+class Report:
+    def make(self):
+        pass
+
+    def __call__(self):
+        pass
+
+
+@contextmanager
+def opened():
+    yield
+
+
+@wraps(os.getcwd)
+def decorated():
+    pass
+
+
+def decorating(function):
+    return wraps(function)(lambda *arguments: function(*arguments))
+
+
+@pytest.mark.parametrize(
+    ("function", "name"),
+    [
+        (partial(partial(decorating, 1), 2), "decorating"),
+        (Report().make, "Report.make"),
+        (opened().__enter__, "opened"),
+        (decorating(opened), "opened"),
+        (Report(), None),
+        (int, None),
+        (time.sleep, None),
+        (partial(os.path.join, "a"), None),
+        (partial(os.path.join, function=decorating, arguments={}), "decorating"),
+        (decorated, None),
+        (MagicMock(), None),
+        (None, None),
+    ],
+)
+def test_first_line_is_told_of_functions_of_the_application(function, name):
+    site = site_of_function(function)
+
+    assert (site and site.function) == name
+    assert site is None or site.file == __file__
 
 
 def test_middleware_that_waits_for_the_application_inside_is_not_told():
