@@ -375,3 +375,24 @@ def test_terminal_has_what_can_be_seen_of_it(waited, seen):
 
     assert (f"awaited {waited} ms at app/weather.py:12 in forecast" in printed) is seen
     assert "python_awaited" not in printed
+
+
+@pytest.mark.parametrize(
+    "broken", ["awaits.suspended_frames", "awaits.site_awaited", "thread_waits.ThreadUses.note", "watchdog.ref"]
+)
+def test_fault_of_ours_does_not_reach_the_application(monkeypatch, caplog, broken):
+    def break_down(*arguments):
+        raise ArithmeticError("ours")
+
+    async def endpoint(request):
+        await price()
+        return ok()
+
+    monkeypatch.setattr(f"sqltrace.{broken}", break_down)
+    sqltrace.faults.forget_faults()
+    record, waited = awaited(endpoint)
+
+    assert (record.outcome, record.status, waited) == ("ok", 200, {} if broken != "watchdog.ref" else {"price": 0.3})
+    assert sum("observing the event loop failed" in record.message for record in caplog.records) == 1
+    sqltrace.faults.forget_faults()
+    caplog.clear()
