@@ -1,90 +1,108 @@
-"""Where a request's own task has waited: for another service, a client, a lock, or a statement."""
+"""Where a request's own tasks have waited: for another service, a client, a lock, or a thread."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from operator import itemgetter
 from types import FrameType
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from sqltrace.callsite import CallSite, site_awaited, site_of_function
+from sqltrace.faults import report_fault
 from sqltrace.intervals import Coverage
-from sqltrace.suspended import suspended_frames
-from sqltrace.thread_waits import RUN_IN_THREAD, Suspended, ThreadUses
+from sqltrace.loop_log import LoopLog
+from sqltrace.suspended import local_of, suspended_frames
+from sqltrace.thread_waits import RUN_IN_THREAD, ThreadUses, User
+from sqltrace.watchdog import guarded_on
 
-_MAX_KEPT: Final = 64
-_NOTABLE: Final = 10_000_000  # nanoseconds at one line
-_NAMED: Final = 3
-_SECOND: Final = 1_000_000_000
+SHORT: Final = 20_000_000  # nanoseconds of a suspension; to read its frames takes some 30 microseconds
+_MAX_KEPT: Final = 64  # waits one by one, from which other parts of the account can be taken; and lines of the others
+_OF_SQLALCHEMY: Final = "greenlet_spawn"  # waits for nothing but the database and its connections
 
 Stretch = tuple[int, int, CallSite]  # start and end
 
 
-class Waiting(Suspended, Protocol):
+class Waiting(User, Protocol):
     """The share that a request has of its event loop."""
 
     awaits: Awaits | None
 
 
-def note_wait(share: Waiting, uses: ThreadUses, left: int, now: int, others: Callable[[], Iterable[Suspended]]) -> None:
+def note_wait(share: Waiting, log: LoopLog, suspended: Any, paused: int, now: int) -> None:
     """
-    A request goes on now that was suspended since `left`, for `SHORT` at least.
+    A task of a request goes on now that was suspended since `paused`, for `SHORT` at least. Never raises.
 
     Args:
-        others: All that are active on the loop.
+        log: Of its event loop.
+        suspended: The coroutine that it goes on with.
     """
-    frames = [*suspended_frames(share.suspended)]
-    uses.note(share, frames, left, now, others)
-    if not share.responded:
-        share.awaits = share.awaits or Awaits()
-        share.awaits.note(frames, left, now)
+    try:
+        frames = [*suspended_frames(suspended)]
+        if not share.responded:
+            share.awaits = share.awaits or Awaits()
+            share.awaits.note(frames, paused, now)
+        log.thread_uses = log.thread_uses or ThreadUses()
+        log.thread_uses.note(share, frames, paused, now, partial(guarded_on, log))
+    except Exception as fault:
+        report_fault("observing the event loop", fault)
 
 
 class Awaits:
     """
-    The longest waits of one request at lines of the application. Written by the thread of its loop only.
+    The waits of one request at lines of the application. Written by the thread of its loop only.
 
     Attributes:
-        kept: In no order.
+        kept: The longest, in no order.
     """
 
-    __slots__ = ("kept",)
+    __slots__ = ("_shorter", "kept")
 
     def __init__(self) -> None:
         self.kept: list[Stretch] = []
+        self._shorter: dict[CallSite, int] = {}
 
     def note(self, frames: Sequence[FrameType], start: int, end: int) -> None:
         """
-        The task has waited.
+        A task has waited.
 
         Args:
             frames: Of the task, from the outermost inwards.
         """
+        if any(frame.f_code.co_name == _OF_SQLALCHEMY for frame in frames):
+            return
         site = site_awaited(frames) or _function_in_thread(frames)
         if site is not None:
             self.kept.append((start, end, site))
             if len(self.kept) > 2 * _MAX_KEPT:
-                self.kept = sorted(self.kept, key=_length)[_MAX_KEPT:]
+                self._keep_longest()
 
-    def longest_within(self, start: int, end: int) -> tuple[CallSite | None, int]:
-        """The line at which it waited longest in a stretch, and nanoseconds; `None` where it did not."""
-        waited: dict[CallSite | None, int] = {None: 0}
-        for since, until, site in self.kept:
-            waited[site] = waited.get(site, 0) + max(0, min(until, end) - max(since, start))
-        return max(waited.items(), key=itemgetter(1))
+    def _keep_longest(self) -> None:
+        by_length = sorted(self.kept, key=_length)
+        for start, end, site in by_length[:_MAX_KEPT]:
+            if site in self._shorter or len(self._shorter) < _MAX_KEPT:
+                self._shorter[site] = self._shorter.get(site, 0) + end - start
+        self.kept = by_length[_MAX_KEPT:]
 
-    def outside_of(self, others: Coverage) -> list[tuple[CallSite, float]]:
+    def by_line(self, others: Coverage) -> list[tuple[CallSite, int]]:
         """
-        The lines at which it waited longest, and seconds.
+        How long it has waited at each line, the longest first.
 
         Args:
             others: What is told as something else.
         """
-        waited: dict[CallSite, int] = {}
-        for start, end, site in self.kept:
-            waited[site] = waited.get(site, 0) + sum(until - begun for begun, until in others.gaps(start, end))
-        longest = sorted(waited.items(), key=itemgetter(1), reverse=True)[:_NAMED]
-        return [(site, time / _SECOND) for site, time in longest if time >= _NOTABLE]
+        waited = self._shorter.copy()
+        for start, end, site in self.kept.copy():
+            waited[site] = waited.get(site, 0) + end - start - others.within(start, end)
+        return sorted(waited.items(), key=itemgetter(1), reverse=True)
+
+    def within(self, start: int, end: int, others: Coverage) -> list[tuple[CallSite, int]]:
+        """As `by_line`, in a stretch, of the longest waits."""
+        inside = Awaits()
+        for since, until, site in self.kept.copy():
+            if since < end and start < until:
+                inside.kept.append((max(since, start), min(until, end), site))
+        return inside.by_line(others)
 
 
 def _function_in_thread(frames: Sequence[FrameType]) -> CallSite | None:
@@ -92,7 +110,7 @@ def _function_in_thread(frames: Sequence[FrameType]) -> CallSite | None:
     innermost = frames[-1] if frames else None
     if innermost is None or innermost.f_code.co_name != RUN_IN_THREAD:
         return None
-    return site_of_function(innermost.f_locals.get("func"))
+    return site_of_function(local_of(innermost, "func"))
 
 
 def _length(stretch: Stretch) -> int:

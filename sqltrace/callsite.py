@@ -59,7 +59,7 @@ _SKIP, _HELPER, _LIBRARY, _APPLICATION, _END = range(5)  # the first is falsy, t
 _MAX_CALLERS = 2  # from a repository past the service to the endpoint
 _DEPTH = range(3)  # frames above these, up to that of GraphQL: each takes a while
 _COMPREHENSIONS = frozenset({"<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>"})
-_INSIDE = frozenset({"__call__", "call_next"})  # the framework calls an application, or what middleware is around
+_INSIDE = frozenset({("__call__", 4), ("call_next", 1)})  # an ASGI application is called; with how many arguments
 _AWAITS = CO_COROUTINE | CO_ITERABLE_COROUTINE | CO_GENERATOR | CO_ASYNC_GENERATOR
 _FRAMES = range(200)
 _MAX_FILES = 10_000
@@ -243,7 +243,7 @@ def _site_among(frames: Iterable[FrameType]) -> CallSite | None:
         if kind == _APPLICATION:
             return _site(frame)
         awaits = kind == _SKIP and code.co_flags & CO_COROUTINE
-        if kind == _END or (awaits and code.co_name in _INSIDE):
+        if kind == _END or (awaits and (code.co_name, code.co_argcount) in _INSIDE):
             break
         if kind != _SKIP or awaits:
             best.setdefault(kind, frame)

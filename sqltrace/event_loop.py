@@ -1,10 +1,9 @@
 """
 How long a request held the event loop, and how long it waited for others to let go of it.
 
-The request's task is observed from inside: `stepped` stands between it and
-the application, and sees each step begin and end. Tasks that the request
-starts itself are not seen this way; of them is known what `capture` measures
-(making objects, synchronous SQL on the loop).
+The request's task is observed from inside: `stepped` stands between it and the
+application, and sees each step begin and end. Tasks that it starts itself are
+not; of them is known what `capture` measures (making objects, SQL on the loop).
 
 The time of a step is exact. A wait often is an estimate: it is known who held
 the loop right before a step, and not since when the task was ready for it. If
@@ -19,21 +18,21 @@ only those holds count that are known to be of others.
 
 from __future__ import annotations
 
-from asyncio import _get_running_loop
+from asyncio import _get_running_loop, current_task
 from collections.abc import Awaitable, Callable, Generator
 from threading import get_ident
 from types import coroutine
 from typing import Any, Final
 
-from sqltrace.awaits import Awaits, note_wait
+from sqltrace.awaits import SHORT, Awaits, note_wait
 from sqltrace.child_tasks import TICK, ready_since, waits_for_own
 from sqltrace.collector import Collector, current, mark_estimate
 from sqltrace.faults import report_fault
 from sqltrace.intervals import Coverage
 from sqltrace.label import Label, longest_by_name
 from sqltrace.loop_log import HOLD, LoopLog, log_of
-from sqltrace.thread_waits import SHORT, ThreadUses, ThreadWaits
-from sqltrace.watchdog import Sightings, guard, guarded_on, release
+from sqltrace.thread_waits import ThreadWaits
+from sqltrace.watchdog import Sightings, guard, release
 
 _SECOND: Final = 1_000_000_000
 _NAMED: Final = 5
@@ -59,6 +58,7 @@ class LoopShare:
         suspensions: The latest stretches of a millisecond or more in which the task was suspended: start and end.
         late: Stretches for which the task may have waited before the running step. Not marked yet.
         ready: When the reply came in that the task was suspended for; `None` where that is not known.
+        task: Identity of the task in which the application runs, where that is known.
         thread: Identity of the loop's thread; 0 before and after.
         thread_waits: For threads that it shares with others; `None` for none.
         responded: Whether the response has ended: who holds the loop after that is not noted.
@@ -68,7 +68,7 @@ class LoopShare:
     __slots__ = (
         "__weakref__", "_blamed", "_estimates", "_waited_for", "awaits", "began", "collector", "held", "label", "late",
         "left", "log", "longest", "name_route", "observed", "ready", "responded", "sightings", "suspended",
-        "suspensions", "thread", "thread_waits",
+        "suspensions", "task", "thread", "thread_waits",
     )  # fmt: skip
 
     def __init__(self, collector: Collector, name_route: Callable[[], None] | None = None) -> None:
@@ -77,7 +77,7 @@ class LoopShare:
         self.name_route = name_route
         self.log: LoopLog | None = None
         self.observed = self.responded = False
-        self.held = self.longest = self.began = self.left = self.thread = 0
+        self.held = self.longest = self.began = self.left = self.thread = self.task = 0
         self.late: list[tuple[int, int]] = []
         self.ready: int | None = None
         self.suspended: Any = None
@@ -90,7 +90,7 @@ class LoopShare:
         self._estimates: list[tuple[int, int]] = []
 
     def name(self) -> None:
-        """Let the label have the name of the route, if that is known by now."""
+        """See to it that the label has the name of the route, if that is known by now."""
         if self.name_route is not None:
             self.name_route()
 
@@ -112,7 +112,7 @@ class LoopShare:
             if loop is not None:
                 log = log_of(loop, self.collector.clock)
                 log.enter(loop)
-                self.observed, self.thread, self.log = True, get_ident(), log
+                self.observed, self.thread, self.log, self.task = True, get_ident(), log, id(current_task(loop))
                 guard(self)
         except Exception as fault:
             report_fault("observing the event loop", fault)
@@ -121,8 +121,7 @@ class LoopShare:
     def leave(self) -> None:
         """Never raises."""
         release(self)
-        log, self.log, self.name_route, self.collector.loop = self.log, None, None, None
-        self.thread = 0
+        log, self.log, self.name_route, self.collector.loop, self.thread = self.log, None, None, None, 0
         try:
             if log is not None:
                 log.leave()
@@ -149,9 +148,6 @@ class LoopShare:
             self.late = [(max(since, worked), until) for since, until in waits if until - max(since, worked) >= HOLD]
             if self.ready is not None and now - self.ready > TICK and not self.late:
                 self.late = [(self.ready, now)]
-            if now - left >= SHORT:
-                uses = log.thread_uses = log.thread_uses or ThreadUses()
-                note_wait(self, uses, left, now, lambda: guarded_on(log))
         except Exception as fault:
             report_fault("observing the event loop", fault)
 
@@ -293,13 +289,18 @@ def stepped(awaitable: Awaitable[Any], share: LoopShare, *, within: bool = False
     log = share.log if within else share.enter()
     outer, share.suspended = share.suspended, inner
     value = error = awaited = None
+    paused, task = clock(), share.task
     if not within:
-        share.left = clock()
+        share.left = paused
+    elif log is not None:
+        share.task = id(current_task())
     try:
         while True:
             began = share.began = clock()
             if began - share.left > HOLD and log is not None:
                 share.resume(log, share.left, began, awaited, inner)
+            if began - paused >= SHORT and log is not None:
+                note_wait(share, log, inner, paused, began)
             awaited = None  # a future may hold its result, which the application wants to let go of
             try:
                 if error is None:
@@ -311,7 +312,8 @@ def stepped(awaitable: Awaitable[Any], share: LoopShare, *, within: bool = False
                 return stop.value
             finally:
                 value = None  # a traceback holds this frame
-                share.suspend(log, began, clock())
+                paused = clock()
+                share.suspend(log, began, paused)
             if log is not None and log.beat is None:
                 log.watch()
             try:
@@ -323,5 +325,6 @@ def stepped(awaitable: Awaitable[Any], share: LoopShare, *, within: bool = False
                 error = raised
     finally:
         share.suspended = outer if share.log is not None else None  # a task inside may outlive the request
+        share.task = task
         if not within:
             share.leave()

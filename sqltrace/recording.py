@@ -21,6 +21,7 @@ from datetime import UTC, datetime
 from threading import RLock
 from typing import Any
 
+from sqltrace.awaits import Awaits
 from sqltrace.collector import Clock, Collector, Execution, Part, current, unmeasurable
 from sqltrace.connection import Acquisition, ConnectionUse
 from sqltrace.event_loop import LoopShare
@@ -32,6 +33,7 @@ from sqltrace.statement import Group, Statement
 from sqltrace.tally import Counts, Tally
 from sqltrace.thread_waits import ThreadWait
 from sqltrace.time_account import TimeAccount
+from sqltrace.watchdog import Sightings
 
 _SECOND = 1_000_000_000
 
@@ -176,12 +178,12 @@ class Recording:
             unknown = {"loop_wait", *unmeasurable}
         return self._tally.spent.account(end, end - self.started, unknown)
 
-    def stretches(self, *parts: Part) -> Coverage:
-        """When these parts of the account took place, also after the response. Readings of the clock."""
+    def stretches(self, *parts: Part, settled: bool = False) -> Coverage:
+        """When these parts of the account took place, also after the response; `settled`: and the time before."""
         self._collector.settle()
         with self._lock:
             self.fold()
-            return self._tally.spent.stretches(parts)
+            return self._tally.spent.stretches(parts, settled=settled)
 
     def _answer(self, name: str, make: Callable[[], Any]) -> Any:
         """What `make` answers. While frozen, and after the end, it is asked once, for all rules and sinks."""
@@ -230,13 +232,18 @@ class Recording:
         return self._loop.held_until(self._clock())[1] / _SECOND if self._loop is not None else None
 
     @property
-    def loop(self) -> LoopShare | None:
-        """What is known of its event loop beyond that; `None` for recordings of other things than requests."""
-        return self._loop
+    def sightings(self) -> Sightings | None:
+        """Where it was in one of the longest of these stretches; `None` if that was not seen, as under 50 ms."""
+        return self._loop.sightings if self._loop is not None else None
+
+    @property
+    def awaits(self) -> Awaits | None:
+        """Where its own tasks have waited; `None` for nowhere."""
+        return self._loop.awaits if self._loop is not None else None
 
     @property
     def thread_wait(self) -> ThreadWait | None:
-        """What it has waited for one of the threads that `def` endpoints and dependencies share; `None` for nothing."""
+        """What it has waited for one of the threads that all `def` endpoints share; `None` where nothing is known."""
         waits = self._loop.thread_waits if self._loop is not None else None
         return waits.in_all() if waits is not None else None
 
@@ -288,16 +295,6 @@ class Recording:
     def after_response_count(self) -> int:
         """Statements that began after the end of the response."""
         return self.counts.after_response
-
-    @property
-    def distinct_count(self) -> int:
-        """Different statements during the response; at most `max_statements` are told apart."""
-        return self.counts.distinct
-
-    @property
-    def on_loop_count(self) -> int:
-        """Synchronous statements during the response that ran on an event loop, which stood still meanwhile."""
-        return self.counts.on_loop
 
     @property
     def failed_count(self) -> int:

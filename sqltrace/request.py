@@ -14,7 +14,10 @@ from sqltrace.finding import Finding
 from sqltrace.findings import Rule, diagnose
 from sqltrace.recording import Recording
 
-_INACCURATE = 0.001  # seconds
+_NAMED = 3
+_NOTABLE = 10_000_000  # nanoseconds at a line: half of the shortest wait, of which the rest was for something else
+_INACCURATE = 1_000_000  # nanoseconds
+_SECOND = 1_000_000_000
 
 Outcome = Literal["ok", "error", "cancelled", "disconnected"]
 
@@ -97,14 +100,14 @@ class RequestRecord:
         The three lines at which it waited longest, from 10 ms on, and seconds. Only what took 20 ms at once is known.
         Of an endpoint or a dependency that ran in a thread it is the first line.
         """
-        recording = self.recording
-        awaits = recording.loop.awaits if recording.loop is not None else None
+        awaits = self.recording.awaits
         if awaits is None:
             return []
-        longest = awaits.outside_of(recording.stretches("connection", "database", "objects", "loop_wait"))
-        in_all = sum(seconds for _, seconds in longest)
-        # After thousands of statements the stretches of the first are no longer known.
-        return longest if in_all <= recording.time_account.python + _INACCURATE else []
+        others = self.recording.stretches("connection", "database", "objects", "loop_wait", settled=True)
+        longest = awaits.by_line(others)[:_NAMED]
+        # More at a line is told as something else, in one of the shorter waits, whose time of day is not known.
+        most = self.recording.time_account.python * _SECOND + _INACCURATE
+        return [(site, waited / _SECOND) for site, waited in longest if _NOTABLE <= waited <= most]
 
     @property
     def findings(self) -> list[Finding]:

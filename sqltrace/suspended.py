@@ -1,13 +1,15 @@
-"""The frames of a suspended task, which tell what it waits for."""
+"""The frames of a suspended task, and their variables, which tell what it waits for."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from gc import get_referents
 from inspect import isasyncgen
 from types import FrameType
 from typing import Any, Final
 
+_COPIES: Final = sys.version_info < (3, 13)
 _STEPS_OF_GENERATORS: Final = frozenset({"async_generator_asend", "async_generator_athrow"})
 
 
@@ -29,3 +31,12 @@ def suspended_frames(suspended: Any) -> Iterator[FrameType]:
                 break
         else:
             return
+
+
+def local_of(frame: FrameType, name: str) -> Any:
+    """The value of a local variable; `None` where there is none."""
+    variables = frame.f_locals
+    value = variables.get(name)
+    if _COPIES:
+        variables.clear()  # a copy, which the frame keeps: with it, what the application has let go of
+    return value

@@ -1,41 +1,53 @@
 """
 Waits for one of the threads that all `def` endpoints and dependencies share: those of anyio's default limiter.
 
-What a task waited for is read from its frames when it goes on, and so is who used the threads meanwhile. A use of less
-than 20 ms is not noted: then the numbers of threads add up to less than there are.
+What a request's own task waited for is read from its frames when it goes on, as is that a thread has worked for it; who
+has a thread at the moment, anyio knows. Of 20 ms and more at once: what is shorter is in no number here.
 """
 
 from __future__ import annotations
 
+import math
+import sys
+from asyncio import current_task
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any, Final, Protocol
 
-from sqltrace.label import Label, longest_by_name
-from sqltrace.suspended import suspended_frames
+from sqltrace.label import Label
+from sqltrace.suspended import local_of, suspended_frames
 
-SHORT: Final = 20_000_000  # nanoseconds of a suspension; to read its frames takes some 10 microseconds
-_LOOK: Final = 50_000_000  # from one look at all requests to the next: of thousands a look takes a millisecond
-_MAX_USES: Final = 512
+RUN_IN_THREAD: Final = "run_sync_in_worker_thread"
+_ACQUIRE: Final = "acquire_on_behalf_of"
+_BACKEND: Final = "anyio._backends._asyncio"
+_LOOK: Final = 20_000_000  # nanoseconds from one look to the next: of 1,000 open requests it takes some 0.2 ms
+_MAX_USES: Final = 512  # more than end within a second, of 40 threads at 100 ms each; to add them up takes 0.1 ms
 _MAX_USERS: Final = 64
 _NAMED: Final = 5
 _LEAST: Final = 0.05  # of a thread, on average: less would be told as 0.0
 _SECOND: Final = 1_000_000_000
-_WORKS: Final = 0  # instead of a number of threads
-RUN_IN_THREAD: Final = "run_sync_in_worker_thread"
 
 
-class Suspended(Protocol):
-    """The share that a request has of its event loop."""
+Running = dict[int, tuple[int, str]]  # by identity of a task, since when, and by whom
+
+
+class User(Protocol):
+    """
+    The share that a request has of its event loop.
+
+    Attributes:
+        task: Identity of the task that runs, or ran last.
+        left: When that was suspended.
+    """
 
     label: Label
-    began: int
-    left: int
     late: list[tuple[int, int]]
+    left: int
     responded: bool
     suspended: Any
+    task: int
     thread_waits: ThreadWaits | None
 
     def name(self) -> None:
@@ -45,17 +57,18 @@ class Suspended(Protocol):
 @dataclass(frozen=True, slots=True)
 class ThreadWait:
     """
-    What a request has waited for a thread, during the response.
+    What a request's own task has waited for a thread, during the response, without waits below 20 ms.
 
     Attributes:
         waited: Seconds.
-        threads: How many there are: ``total_tokens`` of anyio's default limiter.
-        users: Names of the requests that used them meanwhile, its own others included, and how many threads on average,
-            the most 5 first, without those of next to none. Uses outside of requests and below 20 ms are in none.
+        threads: How many there are: ``total_tokens`` of anyio's default limiter. `None` for any number.
+        users:
+            Names of the requests that used them meanwhile, its own others included, and how many threads on average,
+            the most 5 first, without those of next to none. Tasks that a request has started are in none.
     """
 
     waited: float
-    threads: int
+    threads: int | None
     users: tuple[tuple[str, float], ...]
 
 
@@ -72,104 +85,107 @@ class ThreadWaits:
     __slots__ = ("threads", "used", "waited")
 
     def __init__(self) -> None:
-        self.waited = self.threads = 0
-        self.used: dict[Label, int] = {}
+        self.waited = 0
+        self.threads: float = 0
+        self.used: dict[str, float] = {}
 
-    def add(self, waited: int, threads: int, users: dict[Label, float]) -> None:
+    def add(self, waited: int, threads: float, users: dict[str, float]) -> None:
         self.waited += waited
         self.threads = threads
-        for label, number in users.items():
-            if label in self.used or len(self.used) < _MAX_USERS:
-                self.used[label] = self.used.get(label, 0) + int(number * waited)
+        for name, number in users.items():
+            self.used[name] = self.used.get(name, 0) + number * waited
+        if len(self.used) > _MAX_USERS:
+            self.used = dict(_most(self.used)[: _MAX_USERS // 2])
 
     def in_all(self) -> ThreadWait:
-        longest, waited = longest_by_name(self.used.copy())[:_NAMED], max(1, self.waited)
-        users = [(label.name, time / waited) for label, time in longest if time >= _LEAST * waited]
-        return ThreadWait(self.waited / _SECOND, self.threads, tuple(users))
+        waited = max(1, self.waited)
+        users = [(name, time / waited) for name, time in _most(self.used.copy())[:_NAMED] if time >= _LEAST * waited]
+        threads = int(self.threads) if math.isfinite(self.threads) else None
+        return ThreadWait(self.waited / _SECOND, threads, tuple(users))
 
 
 class ThreadUses:
-    """Who uses the threads of one event loop, and has used them lately."""
+    """Who uses the threads of one event loop, and has used them lately. For the thread of that loop."""
 
-    __slots__ = ("_ended", "_looked", "_seen", "_users")
+    __slots__ = ("_ended", "_looked_at", "_running")
 
     def __init__(self) -> None:
-        self._ended: deque[tuple[int, int, Label]] = deque(maxlen=_MAX_USES)
-        self._looked: tuple[int, int] | None = None  # the stretch of `_users`
-        self._seen: dict[int, tuple[int, int | None]] = {}  # by id: what each has waited for since when
-        self._users: dict[Label, float] = {}
+        self._ended: deque[tuple[int, int, str]] = deque(maxlen=_MAX_USES)
+        self._running: Running = {}
+        self._looked_at: int | None = None
 
     def note(
-        self,
-        share: Suspended,
-        frames: Sequence[FrameType],
-        left: int,
-        now: int,
-        others: Callable[[], Iterable[Suspended]],
+        self, share: User, frames: Sequence[FrameType], paused: int, now: int, others: Callable[[], Iterable[User]]
     ) -> None:
         """
-        A request goes on now that was suspended since `left`: perhaps for a thread, or while one worked for it.
+        A task goes on now that was suspended since `paused`: perhaps for a thread, or while one worked for it.
 
         Args:
-            frames: Of its task, from the outermost inwards.
-            others: All that are active on the loop.
+            frames: Of the task, from the outermost inwards.
+            others: All requests that are active on the loop.
         """
-        threads = awaited_threads(frames)
-        if threads == _WORKS:
-            share.name()
-            self._ended.append((left, now, share.label))
-        elif threads and not share.responded:
-            if share.thread_waits is None:
-                share.thread_waits = ThreadWaits()
-            for_loop = sum([until - since for since, until in share.late])
-            share.thread_waits.add(now - left - for_loop, threads, self._users_since(left, now, others))
+        if frames and _is(frames[-1], RUN_IN_THREAD):
+            if current_task() in _default_limiter().statistics().borrowers:
+                share.name()
+                self._ended.append((paused, now, share.label.name))
+                self._running.pop(share.task, None)
+        elif len(frames) > 1 and _is(frames[-2], _ACQUIRE) and frames[-1].f_code.co_name == "wait":
+            limiter = local_of(frames[-2], "self")
+            if limiter is not _default_limiter() or share.responded:
+                return
+            waits = share.thread_waits = share.thread_waits or ThreadWaits()
+            for_loop = sum([max(0, min(until, now) - max(since, paused)) for since, until in share.late])
+            waits.add(now - paused - for_loop, limiter.total_tokens, self._users(limiter, paused, now, others))
 
-    def _users_since(self, since: int, now: int, others: Callable[[], Iterable[Suspended]]) -> dict[Label, float]:
-        """
-        How many threads each request has used in a stretch that ends now, on average.
-
-        Looks 20 times a second: else it is the answer to who was asking before, and has waited at nearly the same time.
-        """
-        looked = self._looked
-        if looked is not None and now - looked[1] < _LOOK and abs(since - looked[0]) <= (now - since) // 4:
-            return self._users
-        self._looked = since, now
-        used: dict[Label, int] = {}
-        for start, end, label in reversed(self._ended):
+    def _users(self, limiter: Any, since: int, now: int, others: Callable[[], Iterable[User]]) -> dict[str, float]:
+        """How many threads the requests of each name have used in a stretch that ends now, on average."""
+        if self._looked_at is None or now - self._looked_at >= _LOOK:
+            self._looked_at = now
+            self._running = _running(limiter, others(), self._running)
+        if len(self._ended) == _MAX_USES:
+            since = max(since, min(self._ended[0][1], now - 1))  # before that not all are known
+        used: dict[str, float] = {}
+        for start, end, name in reversed(self._ended):
             if end <= since:
                 break
-            used[label] = used.get(label, 0) + end - max(start, since)
-        seen: dict[int, tuple[int, int | None]] = {}
-        for other in others():
-            left = other.left
-            if other.began or now - left < SHORT:
-                continue
-            before = self._seen.get(id(other))
-            awaited = (
-                before[1]
-                if before is not None and before[0] == left
-                else awaited_threads([*suspended_frames(other.suspended)])
-            )
-            seen[id(other)] = left, awaited
-            if awaited == _WORKS:
-                other.name()
-                used[other.label] = used.get(other.label, 0) + now - max(left, since)
-        self._seen = seen
-        self._users = {label: time / (now - since) for label, time in longest_by_name(used)[:_MAX_USERS]}
-        return self._users
+            used[name] = used.get(name, 0) + end - max(start, since)
+        for start, name in self._running.values():
+            used[name] = used.get(name, 0) + max(0, now - max(start, since))
+        return {name: time / (now - since) for name, time in used.items()}
 
 
-def awaited_threads(frames: Sequence[FrameType]) -> int | None:
+def _is(frame: FrameType, name: str) -> bool:
+    """Whether it is of a function of anyio, for an application may have one of that name."""
+    return frame.f_code.co_name == name and frame.f_globals.get("__name__") == _BACKEND
+
+
+def _default_limiter() -> Any:
+    return sys.modules["anyio.to_thread"].current_default_thread_limiter()
+
+
+def _running(limiter: Any, shares: Iterable[User], before: Running) -> Running:
     """
-    How many threads there are, where a task is suspended until one of them is free.
+    The requests for which a thread works now.
 
-    0 where one works for it; `None` where it waits for anything else, also for threads of another limiter.
+    Args:
+        before: What it was at the look before: most go on, and to read frames takes longest.
     """
-    names = [frame.f_code.co_name for frame in frames]
-    if RUN_IN_THREAD not in names or frames[names.index(RUN_IN_THREAD)].f_locals.get("limiter") is not None:
-        return None
-    if names[-1] == RUN_IN_THREAD:
-        return _WORKS
-    if names[-2:] != ["acquire_on_behalf_of", "wait"]:
-        return None  # it lets others go first, and waits for the event loop
-    return int(getattr(frames[-2].f_locals.get("self"), "total_tokens", 0)) or None
+    by_task = {share.task: share for share in shares}
+    running: Running = {}
+    for borrower in limiter.statistics().borrowers:
+        share = by_task.get(id(borrower))
+        if share is None:
+            continue
+        use = before.get(share.task)
+        if use is None or use[0] != share.left:
+            frames = [*suspended_frames(share.suspended)]
+            if not frames or not _is(frames[-1], RUN_IN_THREAD):
+                continue  # it runs now, or is about to go on, having been given the thread at this moment
+            share.name()
+            use = share.left, share.label.name
+        running[share.task] = use
+    return running
+
+
+def _most(used: dict[str, float]) -> list[tuple[str, float]]:
+    return sorted(used.items(), key=lambda item: -item[1])

@@ -85,9 +85,11 @@ class Spent:
             before = total
         return spent
 
-    def stretches(self, parts: Iterable[Part]) -> Coverage:
-        """The stretches of some parts together that are not settled."""
+    def stretches(self, parts: Iterable[Part], *, settled: bool = False) -> Coverage:
+        """The stretches of some parts together that are not settled; on demand with all the time before those."""
         union = Coverage()
+        if settled:
+            union.add(0, self._settled_until)
         for part in parts:
             if part in self._covered:
                 union.merge(self._covered[part])

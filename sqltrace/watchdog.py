@@ -27,7 +27,7 @@ from sqltrace.collector import Collector
 from sqltrace.faults import report_fault
 from sqltrace.locks import call_in_forked_child
 from sqltrace.loop_log import LoopLog
-from sqltrace.thread_waits import Suspended
+from sqltrace.thread_waits import User
 
 _PAUSE: Final = 0.05  # seconds
 _PAUSES: Final = 100  # of what a look takes, at least: of thousands of websockets it is a millisecond
@@ -102,9 +102,10 @@ class Sightings:
         return max(0.0, 1 - step.computed / together) if step.computed >= _LITTLE * step.known else 0.0
 
 
-class Guarded(Suspended, Protocol):
+class Guarded(User, Protocol):
     """The share that a request has of its event loop, seen from the watchdog."""
 
+    began: int
     thread: int
     sightings: Sightings | None
 

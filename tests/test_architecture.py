@@ -14,10 +14,10 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # From the ground up. What shares a floor may import each other, but not across a wall: ``|``.
 FLOORS = (
     # plain data and small pure helpers
-    "awaits callsite checks connection database declaration failed_load faults finding idle intervals label literals locks"
-    " origin pairing route samples sql_text statement suspended thread_waits widening",
+    "callsite checks connection database declaration failed_load faults finding idle intervals label literals locks"
+    " origin pairing route samples sql_text statement suspended widening",
     # what travels with the context, and who holds the event loop
-    "collector child_tasks event_loop inner_tasks loop_log shares watchdog",
+    "awaits collector child_tasks event_loop inner_tasks loop_log shares thread_waits watchdog",
     # what one unit of work did
     "recording counting tally time_account",
     # how statements get into a recording, and what is worth telling of it: neither knows of the other

@@ -4,12 +4,14 @@ import asyncio
 import os
 import sys
 import time
+import types
 from contextlib import contextmanager
 from functools import partial, wraps
 from typing import Annotated
 from unittest.mock import MagicMock
 
 import pytest
+import starlette
 from fastapi import Depends, FastAPI
 from sqlalchemy import create_engine, text
 from sqlalchemy.ext.asyncio import create_async_engine
@@ -25,6 +27,7 @@ from starlette.routing import Route
 import sqltrace
 from sqltrace.awaits import Awaits
 from sqltrace.callsite import CallSite, site_of_function
+from sqltrace.collector import mark
 from sqltrace.findings import idle_in_transaction
 from sqltrace.intervals import Coverage
 from sqltrace.sinks import OpenTelemetrySink
@@ -227,9 +230,6 @@ def test_middleware_that_waits_for_the_application_inside_is_not_told():
         async def __call__(self, scope, receive, send):
             await self.app(scope, receive, send)
 
-    async def slow_client(message):
-        await asyncio.sleep(0.3)
-
     async def endpoint(request):
         return ok()
 
@@ -282,35 +282,101 @@ def test_body_that_is_streamed_is_told():
 def test_background_task_is_not_told():
     async def endpoint(request):
         await price(0.1)
-        return PlainTextResponse("ok", background=BackgroundTask(asyncio.sleep, 1))
+        return PlainTextResponse("ok", background=BackgroundTask(price, 1))
 
     assert awaited(endpoint)[1] == {"price": 0.1}
 
 
-def test_what_is_kept_is_bounded():
-    awaits, other = Awaits(), Awaits()
-    site = CallSite("app.py", 1, "f")
-    other.kept = [(number, 2 * number, site) for number in range(1, 129)]
-    frame = sys._getframe()
+def test_thousands_of_waits_add_up_in_bounded_memory():
+    async def mix():
+        await asyncio.sleep(0.03)
 
-    for _ in range(1_000):
-        awaits.note([frame], 0, 20_000_000)
-    other.note([frame], 0, 1_000)
+    async def endpoint(request):
+        for _ in range(70):
+            await mix()
+        for _ in range(1_000):
+            await price(0.025)
+        return ok()
 
-    assert len(awaits.kept) <= 128
-    assert sorted(end - start for start, end, _ in other.kept) == [*range(65, 129), 1_000]
+    record, waited = awaited(endpoint)
+
+    assert waited == {"price": 25.0, "mix": 2.1}
+    assert len(record.recording.awaits.kept) <= 128
 
 
-def test_nothing_is_told_where_more_was_awaited_than_is_known_to_be_python(clock):
+def test_lines_are_remembered_in_a_bounded_way():
+    awaits, frame = Awaits(), sys._getframe()
+    awaits.kept = [(number, 2 * number, CallSite("app.py", number, "f")) for number in range(1, 129)]
+
+    awaits.note([frame], 0, 1_000)
+
+    assert sorted(end - start for start, end, _ in awaits.kept) == [*range(65, 129), 1_000]
+    assert len(awaits.by_line(Coverage())) == 129
+
+
+def test_time_of_what_is_forgotten_is_not_told(clock):
     recording = sqltrace.Recording(clock=clock)
     share = recording.observe_loop()
     share.awaits = Awaits()
-    share.awaits.kept = [(clock.now - 2_000_000_000, clock.now, CallSite("app.py", 1, "f"))]
+    waits = [(clock.now + second * 1_000_000_000, clock.now + (second + 1) * 1_000_000_000) for second in (0, 6)]
+    share.awaits.kept = [(*wait, CallSite("app.py", 1, "f")) for wait in waits]
+    for number in range(5_000):
+        mark(recording.collector, None, "database", clock.now + number * 1_000_000, clock.now + number * 1_000_000 + 1)
+    clock.advance(10)
+    recording.end()
+
+    assert sqltrace.RequestRecord(recording, "http", "/").awaited == [(CallSite("app.py", 1, "f"), 1.0)]
+
+
+@pytest.mark.parametrize("part", ["connection", "database", "objects", "loop_wait"])
+def test_time_that_counts_as_something_else_is_not_told(clock, part):
+    recording = sqltrace.Recording(clock=clock)
+    share = recording.observe_loop()
+    share.observed, share.awaits = True, Awaits()
+    share.awaits.kept = [(clock.now, clock.now + 1_000_000_000, CallSite("app.py", 1, "f"))]
+    mark(recording.collector, None, part, clock.now + 250_000_000, clock.now + 500_000_000)
     clock.advance(1)
     recording.end()
 
-    assert sqltrace.RequestRecord(recording, "http", "/").awaited == []
-    assert share.awaits.outside_of(Coverage()) == [(CallSite("app.py", 1, "f"), 2.0)]
+    assert sqltrace.RequestRecord(recording, "http", "/").awaited == [(CallSite("app.py", 1, "f"), 0.75)]
+
+
+def test_middleware_that_waits_while_the_body_does_is_told():
+    async def dispatch(request, call_next):
+        response = await call_next(request)
+        await price(0.3)
+        return response
+
+    async def body():
+        yield b"first"
+        await asyncio.sleep(0.5)
+        yield b"last"
+
+    async def endpoint(request):
+        return StreamingResponse(body())
+
+    app, records = observed(
+        Starlette(routes=[Route("/", endpoint)], middleware=[Middleware(BaseHTTPMiddleware, dispatch=dispatch)])
+    )
+    for _ in range(2):
+        run_by_clock(get(app, "/"))
+    record = records.records[1]
+
+    assert {site.function.rpartition(".")[2]: time for site, time in record.awaited} == {"body": 0.5, "price": 0.3}
+    assert record.recording.time_account.python == pytest.approx(0.8)
+
+
+def test_library_that_is_called_as_an_object_is_no_application():
+    source = "class Adapter:\n    async def __call__(self):\n        await sleep(0.3)\n"
+    adapter = types.ModuleType("asgiref.sync")
+    adapter.sleep = asyncio.sleep
+    exec(compile(source, starlette.__file__, "exec"), vars(adapter))
+
+    async def endpoint(request):
+        await adapter.Adapter()()
+        return ok()
+
+    assert awaited(endpoint)[1] == {"endpoint": 0.3}
 
 
 def test_idle_transaction_says_what_was_awaited_meanwhile():
@@ -329,6 +395,35 @@ def test_idle_transaction_says_what_was_awaited_meanwhile():
     assert finding.message.endswith(
         f"and its locks, awaiting at tests/test_awaits.py:{price.__code__.co_firstlineno + 1} in price."
     )
+
+
+def test_idle_transaction_that_waited_for_the_loop_names_what_it_waited_for_itself():
+    engine = create_engine("sqlite://", poolclass=StaticPool)
+
+    async def pause():
+        await asyncio.sleep(0.1)
+
+    async def endpoint(request):
+        if request.url.path == "/guilty":
+            await asyncio.sleep(0.85)
+            block(2)
+            return ok()
+        with engine.connect() as connection:
+            connection.execute(text("SELECT 1"))
+            await price(0.8)
+            await pause()
+        return ok()
+
+    app, records = observed(Starlette(routes=[Route("/{name}", endpoint)]))
+
+    async def main():
+        await asyncio.gather(get(app, "/idle"), get(app, "/guilty"))
+
+    run_by_clock(main())
+    engine.dispose()
+    [finding] = sqltrace.diagnose(records["/idle"], [idle_in_transaction])
+
+    assert finding.message.endswith(" in price.")
 
 
 def test_idle_transaction_that_computes_awaits_nothing():
@@ -363,24 +458,30 @@ def test_log_line_and_server_span_have_it(tracing):
     site = f"tests/test_awaits.py:{price.__code__.co_firstlineno + 1} in price"
 
     VALIDATOR.validate({"event": "request", "level": "info", **line})
-    assert line["time.python_awaited"] == [{"call_site": site, "ms": 300.0}]
-    assert span.attributes["sqltrace.time.python_awaited_at"] == (site,)
+    assert line["python.awaited"] == [{"call_site": site, "ms": 300.0}]
+    assert span.attributes["sqltrace.python.awaited_at"] == (site,)
 
 
 @pytest.mark.parametrize(("waited", "seen"), [(400.0, True), (2.0, False)])
 def test_terminal_has_what_can_be_seen_of_it(waited, seen):
     awaits = [{"call_site": "app/weather.py:12 in forecast", "ms": waited}]
 
-    printed = render(width=200, duration_ms=500.0, **{"time.python_awaited": awaits})
+    printed = render(width=200, duration_ms=500.0, **{"python.awaited": awaits})
 
     assert (f"awaited {waited} ms at app/weather.py:12 in forecast" in printed) is seen
     assert "python_awaited" not in printed
 
 
 @pytest.mark.parametrize(
-    "broken", ["awaits.suspended_frames", "awaits.site_awaited", "thread_waits.ThreadUses.note", "watchdog.ref"]
+    ("broken", "told"),
+    [
+        ("awaits.suspended_frames", {}),
+        ("awaits.site_awaited", {}),
+        ("thread_waits.ThreadUses.note", {"price": 0.3}),
+        ("watchdog.ref", {"price": 0.3}),
+    ],
 )
-def test_fault_of_ours_does_not_reach_the_application(monkeypatch, caplog, broken):
+def test_fault_of_ours_does_not_reach_the_application(monkeypatch, caplog, broken, told):
     def break_down(*arguments):
         raise ArithmeticError("ours")
 
@@ -392,7 +493,7 @@ def test_fault_of_ours_does_not_reach_the_application(monkeypatch, caplog, broke
     sqltrace.faults.forget_faults()
     record, waited = awaited(endpoint)
 
-    assert (record.outcome, record.status, waited) == ("ok", 200, {} if broken != "watchdog.ref" else {"price": 0.3})
+    assert (record.outcome, record.status, waited) == ("ok", 200, told)
     assert sum("observing the event loop failed" in record.message for record in caplog.records) == 1
     sqltrace.faults.forget_faults()
     caplog.clear()

@@ -394,7 +394,7 @@ class TestHeld:
         run(main())
         engine.dispose()
         assert records["/parent/1"].held_loop >= 0.05
-        assert records["/parent/1"].on_loop_count == 1
+        assert records["/parent/1"].counts.on_loop == 1
         assert records["/parent/1"].time_account.loop_wait < 0.005
         assert records["/victim/1"].waited_for[0][0] == "GET /parent/{number}"
 

@@ -113,7 +113,7 @@ def test_many_different_statements_are_told_nothing_by_rules_that_are_not_asked(
                 connection.execute(text(f"SELECT name AS name_{number} FROM sqlite_master")).all()
     engine.dispose()
 
-    assert recording.distinct_count == 12
+    assert recording.counts.distinct == 12
     assert sqltrace.diagnose(recording, default_rules()) == sqltrace.diagnose(recording) == []
 
 

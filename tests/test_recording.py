@@ -145,7 +145,7 @@ def test_only_statements_of_the_response_count_as_on_the_loop(engine, clock):
 
     recording = asyncio.run(main())
 
-    assert (recording.on_loop_count, recording.after_response_count) == (1, 2)
+    assert (recording.counts.on_loop, recording.after_response_count) == (1, 2)
 
 
 def test_statements_that_differ_beyond_the_sql_that_is_kept_are_different_ones(engine, clock):
@@ -157,7 +157,7 @@ def test_statements_that_differ_beyond_the_sql_that_is_kept_are_different_ones(e
             connection.execute(select(things).where(each == 1)).all()
 
     assert [(group.sql, group.count) for group in recording.groups] == 2 * [("SELECT things.size, ", 1)]
-    assert recording.distinct_count == 2
+    assert recording.counts.distinct == 2
 
 
 def test_same_statement_for_two_reasons_is_one_distinct_statement(engine, clock):
@@ -179,7 +179,7 @@ def test_same_statement_for_two_reasons_is_one_distinct_statement(engine, clock)
             assert thing.id == 1
 
     assert len(recording.groups) == 2
-    assert recording.distinct_count == 1
+    assert recording.counts.distinct == 1
 
 
 def test_duration_ends_with_the_response_and_the_rest_is_after_it(engine, clock):
@@ -191,7 +191,7 @@ def test_duration_ends_with_the_response_and_the_rest_is_after_it(engine, clock)
         run(engine, 3)
 
     assert (recording.duration, recording.after_response) == (2.0, 5.0)
-    assert (recording.statement_count, recording.after_response_count, recording.distinct_count) == (2, 1, 1)
+    assert (recording.statement_count, recording.after_response_count, recording.counts.distinct) == (2, 1, 1)
     assert [statement.phase for statement in recording.statements] == ["response", "after_response"]
     assert recording.time_account.database == 1.0
 

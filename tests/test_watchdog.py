@@ -30,7 +30,7 @@ def line_of(marker):
 
 async def held_until_seen(scope, receive, send):
     recording, deadline = sqltrace.current_recording(), time.monotonic() + PATIENCE
-    while recording.loop.sightings is None and time.monotonic() < deadline:
+    while recording.sightings is None and time.monotonic() < deadline:
         pass  # here it holds
     await respond(send)
 
@@ -45,7 +45,7 @@ class Router:
         await respond(send)
 
 async def serialize_response(recording, deadline):
-    while recording.loop.sightings is None and time.monotonic() < deadline:
+    while recording.sightings is None and time.monotonic() < deadline:
         pass
 """
 
@@ -128,7 +128,7 @@ def test_request_that_lets_go_of_the_loop_is_not_seen(no_faults):
 
     asyncio.run(get(app, "/"))
 
-    assert records["/"].loop.sightings is None
+    assert records["/"].sightings is None
 
 
 def test_nothing_is_known_before_something_was_seen():
@@ -191,7 +191,7 @@ def test_request_that_threads_keep_from_the_interpreter_is_not_blamed_alone(no_f
         working.clear()
         for thread in threads:
             thread.join()
-        assert recording.loop.sightings is not None
+        assert recording.sightings is not None
         await respond(send)
 
     def compute():
@@ -223,7 +223,7 @@ def test_looking_keeps_nothing_alive(no_faults):
     app, records = observed(endpoint)
 
     asyncio.run(get(app, "/"))
-    seen = records["/"].loop.sightings
+    seen = records["/"].sightings
     records.take()
     deadline = time.monotonic() + PATIENCE
     while len(shares_alive()) > shares and time.monotonic() < deadline:
@@ -331,7 +331,7 @@ def test_nobody_is_looked_at_where_threads_run_without_the_interpreters_lock(mon
     app, records = observed(endpoint)
     asyncio.run(get(app, "/"))
 
-    assert records["/"].loop.sightings is None
+    assert records["/"].sightings is None
     assert records["/"].longest_hold >= 0.3
 
 
@@ -366,7 +366,7 @@ def test_process_that_was_forked_looks_for_itself():
         "child = os.fork()\n"
         "records.take()\n"
         "asyncio.run(get(app, '/'))\n"
-        "print('seen ' if records['/'].loop.sightings is not None else 'not seen ', end='', flush=True)\n"
+        "print('seen ' if records['/'].sightings is not None else 'not seen ', end='', flush=True)\n"
         "if child:\n"
         "    os.waitpid(child, 0)\n"
     )

@@ -70,7 +70,7 @@ def _by_python(recording: Recording, held: float) -> Finding:
             fix=_fix_for_objects(recording, worst),
             fingerprint=worst.fingerprint,
         )
-    sightings = recording.loop.sightings if recording.loop is not None else None
+    sightings = recording.sightings
     site = sightings.site if sightings is not None else None
     if sightings is not None and sightings.waited_for_lock >= _MOSTLY:
         return Finding(

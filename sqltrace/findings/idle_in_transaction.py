@@ -46,20 +46,19 @@ def idle_in_transaction(recording: Recording, *, idle: float = 0.5, pause: float
         yield Finding(
             "idle_in_transaction",
             f"a transaction was open for {time(own)} in which no statement of it ran{told}, and kept its connection"
-            f" ({time(connections.held or 0.0)} in all) and its locks{_awaited(recording, worst)}.",
+            f" ({time(connections.held or 0.0)} in all) and its locks{_awaited(recording, worst, busy)}.",
             own,
             line(worst.call_site) if worst is not None else None,
             fix=_ASYNC_FIX if is_async else _FIX,
         )
 
 
-def _awaited(recording: Recording, worst: IdleStretch | None) -> str:
+def _awaited(recording: Recording, worst: IdleStretch | None, busy: Coverage) -> str:
     """The line that most of the worst stretch was spent at, if it awaited something."""
-    awaits = recording.loop.awaits if recording.loop is not None else None
-    if worst is None or awaits is None:
+    if worst is None or recording.awaits is None:
         return ""
-    site, waited = awaits.longest_within(worst.start, worst.end)
-    return f", awaiting at {site}" if waited >= (worst.end - worst.start) / 2 else ""
+    lines = recording.awaits.within(worst.start, worst.end, busy)
+    return f", awaiting at {lines[0][0]}" if lines and lines[0][1] >= _own(worst, busy) / 2 else ""
 
 
 def _own(stretch: IdleStretch, busy: Coverage) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from sqltrace.finding import Finding
-from sqltrace.findings.wording import listed, time
+from sqltrace.findings.wording import listed, of_threads, time
 from sqltrace.recording import Recording
 from sqltrace.thread_waits import ThreadWait
 
@@ -28,15 +28,21 @@ def thread_wait(recording: Recording, *, wait: float = 0.1) -> Iterator[Finding]
     used = f", used by {listed(users)} on average" if users else ""
     yield Finding(
         "thread_wait",
-        f"{time(waited.waited)} spent waiting for one of the {waited.threads} threads that def endpoints and"
-        f" dependencies share{used}.",
+        f"{time(waited.waited)} spent waiting for {of_threads(waited.threads)} that def endpoints and dependencies"
+        f" share{used}.",
         waited.waited,
-        fix=f"{_first(waited, own)}; or, in the lifespan and with a pool as large, {_MORE}{2 * waited.threads}",
+        fix=_fix(waited, own),
     )
 
 
-def _first(waited: ThreadWait, own: str) -> str:
+def _fix(waited: ThreadWait, own: str) -> str:
     if not waited.users:
-        return "async def for what waits long"
-    worst = waited.users[0][0]
-    return f"see what {'others of this route wait for' if worst == own else f'{worst} waits for in them'}"
+        first = "async def for what waits long"
+    elif waited.users[0][0] == own:
+        first = "see what others of this route wait for"
+    else:
+        first = f"see what {waited.users[0][0]} waits for in them"
+    if waited.threads is None:
+        return first
+    # Twice as many as an example: what is right depends on what they wait for.
+    return f"{first}; or, in the lifespan and with a pool as large, {_MORE}{2 * waited.threads}"

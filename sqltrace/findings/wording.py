@@ -17,6 +17,11 @@ def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 
+def of_threads(count: int | None) -> str:
+    """Of the threads that `def` endpoints and dependencies share: ``one of the 40 threads``."""
+    return "the only thread" if count == 1 else f"one of the {count or 'many'} threads"
+
+
 def listed(words: list[str]) -> str:
     """``a``, ``a and b``, ``a, b and c``."""
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)

@@ -49,7 +49,7 @@ def log_line(record: RequestRecord, *, top: int = 5, literals: bool = False) -> 
         "time.loop_wait_ms": _milliseconds(account.loop_wait),
         "time.loop_wait_estimated": wait_is_estimated(recording) or None,
         "time.python_ms": _milliseconds(account.python),
-        "time.python_awaited": _awaited(record),
+        "python.awaited": _awaited(record),
         "loop.held_ms": _milliseconds(recording.held_loop),
         "loop.longest_hold_ms": _milliseconds(recording.longest_hold),
         "loop.waited_for": _waited_for(recording) if (account.loop_wait or 0.0) >= _NOTABLE_WAIT else None,

@@ -11,7 +11,7 @@ from typing import Any
 import structlog
 
 from sqltrace.checks import checked_flag, checked_size
-from sqltrace.findings.wording import by_name, plural, time
+from sqltrace.findings.wording import by_name, of_threads, plural, time
 from sqltrace.time_account import ALL_PARTS
 
 _INDENT = " " * 9
@@ -19,7 +19,7 @@ _COLUMNS = re.compile(r"\bSELECT (?P<columns>(?:(?! FROM ).){40,}?) FROM ", re.D
 _TOLD_ABOVE = frozenset(
     "timestamp level event logger http.request.method http.route http.response.status_code outcome error.type"
     " duration_ms time_to_first_byte_ms time.connection_ms time.database_ms time.objects_ms time.loop_wait_ms"
-    " time.loop_wait_estimated time.python_ms time.python_awaited loop.held_ms loop.longest_hold_ms loop.waited_for"
+    " time.loop_wait_estimated time.python_ms python.awaited loop.held_ms loop.longest_hold_ms loop.waited_for"
     " threads.wait_ms threads.count threads.used_by after_response_ms"
     " sql.count sql.rows sql.distinct sql.failed sql.on_loop sql.after_response sql.statements connection.checkouts"
     " connection.wait_ms connection.held_ms connection.commit_ms connection.commit_after_response_ms"
@@ -227,13 +227,13 @@ def _waited(event: Mapping[str, Any]) -> str:
 def _waited_for_thread(event: Mapping[str, Any]) -> str:
     if not _is_seen(event.get("threads.wait_ms", 0.0), event["duration_ms"]):
         return ""
-    text = f"waited {_time(event['threads.wait_ms'])} for one of the {event['threads.count']} threads"
+    text = f"waited {_time(event['threads.wait_ms'])} for {of_threads(event.get('threads.count'))}"
     users = ", ".join(f"{user['name']} ({user['threads']})" for user in event.get("threads.used_by", ()))
     return f"{text}, used by {users}" if users else text
 
 
 def _awaited(event: Mapping[str, Any]) -> str:
-    awaits = [one for one in event.get("time.python_awaited", ()) if _is_seen(one["ms"], event["duration_ms"])]
+    awaits = [one for one in event.get("python.awaited", ()) if _is_seen(one["ms"], event["duration_ms"])]
     told = ", ".join(f"{_time(one['ms'])} at {one['call_site']}" for one in awaits)
     return f"awaited {told}" if told else ""
 

@@ -35,7 +35,7 @@ def of_request(record: RequestRecord) -> Attributes:
             "sqltrace.time.loop_wait": account.loop_wait,
             "sqltrace.time.loop_wait_estimated": wait_is_estimated(recording) or None,
             "sqltrace.time.python": account.python,
-            "sqltrace.time.python_awaited_at": [str(site) for site, _ in record.awaited] or None,
+            "sqltrace.python.awaited_at": [str(site) for site, _ in record.awaited] or None,
             "sqltrace.loop.held": recording.held_loop,
             "sqltrace.loop.longest_hold": recording.longest_hold,
             "sqltrace.loop.waited_for": [name for name, _ in recording.waited_for] or None,
