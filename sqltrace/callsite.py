@@ -311,8 +311,8 @@ def _current_greenlet() -> Any:
 def _kind(filename: str) -> int:
     if filename.endswith(_OUTERMOST):
         return _END
-    if filename.startswith(("<", _PACKAGE)):
-        return _SKIP
+    if filename.startswith(("<", _PACKAGE)) or not (os.path.splitext(filename)[1] or os.path.exists(filename)):
+        return _SKIP  # some libraries name the code that they make as they run, without brackets around
     filename = os.path.abspath(filename)  # of a script that was started by a relative path
     package = _package(filename)
     if package is not None:

@@ -274,6 +274,16 @@ def test_framework_is_never_the_answer(tmp_path, monkeypatch):
     assert framework["handle"]() is None
 
 
+@pytest.mark.parametrize("name", ["<string>", "dto_transfer_function_ad607228866b", "memory:0x7f30"])
+def test_code_that_a_library_makes_is_never_the_answer(name):
+    names = {}
+    exec(compile("def transfer(find):\n    return find()\n", name, "exec"), names)
+
+    site = names["transfer"](find_call_site)
+
+    assert site.file == HERE
+
+
 @pytest.mark.parametrize("file", ["scripts/uvicorn", "site-packages/click/core.py"])
 def test_what_starts_a_server_is_never_the_answer(file, tmp_path, monkeypatch):
     monkeypatch.setattr(callsite, "_LIBRARIES", (*callsite._LIBRARIES, str(tmp_path / "scripts") + os.sep))
