@@ -39,15 +39,15 @@ _COLLECTS_ANYWHERE: Final = sys.version_info < (3, 12)  # later between two inst
 
 class _Step:
     """
-    A step as it was seen: seconds by line, and those for which it is known what its thread and the process computed.
+    A step as it was seen: seconds by line, and those for which it is known what its thread and all threads computed.
     """
 
-    __slots__ = ("began", "computed", "known", "lines", "process", "seconds")
+    __slots__ = ("began", "computed", "known", "lines", "seconds", "together")
 
     def __init__(self, began: int) -> None:
         self.began = began
         self.lines: dict[CallSite | None, float] = {}
-        self.seconds = self.known = self.computed = self.process = 0.0
+        self.seconds = self.known = self.computed = self.together = 0.0
 
 
 class Sightings:
@@ -62,12 +62,12 @@ class Sightings:
     def __init__(self) -> None:
         self._step = self._longest = _Step(0)
 
-    def add(self, began: int, site: CallSite | None, seconds: float, computed: float | None, process: float) -> None:
+    def add(self, began: int, site: CallSite | None, seconds: float, computed: float | None, together: float) -> None:
         """
         Args:
             began: Reading of the clock, which tells the step.
             seconds: Since it was looked at before.
-            computed, process: CPU seconds of its thread, where these are known, and of the process.
+            computed, together: CPU seconds of its thread, where these are known, and of all threads of Python.
         """
         if began != self._step.began:
             self._step = _Step(began)
@@ -78,7 +78,7 @@ class Sightings:
         if computed is not None:
             step.known += seconds
             step.computed += computed
-            step.process += process
+            step.together += together
         if step.seconds > self._longest.seconds:
             self._longest = step
 
@@ -92,11 +92,12 @@ class Sightings:
         """
         The share of that time, from 0 to 1, in which other threads had the interpreter's lock and it could not go on.
 
-        Judged by CPU time: its thread had some, which it has not while a call blocks, and all threads of the process
-        together had most of one processor. 0.0 where that is not so, or not known.
+        Judged by CPU time: its thread had some, which it has not while a call blocks, and all threads of Python
+        together had most of one processor: those that an extension has for itself never want the lock. 0.0 where that
+        is not so, or not known.
         """
         step = self._longest
-        together = min(step.known, step.process)
+        together = min(step.known, step.together)
         if not step.known or step.known < step.seconds / 2 or together < step.known / 2:
             return 0.0
         return max(0.0, 1 - step.computed / together) if step.computed >= _LITTLE * step.known else 0.0
@@ -178,16 +179,15 @@ def _pause_after(look: float) -> float:
 
 
 class _Look(NamedTuple):
-    """When it was, and CPU seconds until then: of the process, and of the threads that had a step running."""
+    """When it was, and CPU seconds of threads until then: of all of Python's where a step lasted, else of none."""
 
     at: float = 0.0
-    process: float = 0.0
-    computed: Mapping[int, float | None] = MappingProxyType({})
+    computed: Mapping[int | None, float | None] = MappingProxyType({})
 
 
 def _look(before: _Look) -> _Look:
     """Note where those are that have not let go of the loop for a while."""
-    at, process = time.monotonic(), time.process_time()
+    at = time.monotonic()
     shares = [share for reference in list(_guarded.values()) if (share := reference()) is not None]
     running = [(share, began, share.thread) for share in shares if (began := share.began)]
     held = [(step, seen) for step in running if (seen := _see(*step)) is not None]
@@ -196,13 +196,23 @@ def _look(before: _Look) -> _Look:
         if log is not None and thread not in busy and log.is_overdue():
             _see_another(log, thread)
     # After that: a file that is read lets others have the lock, and the step go on.
-    computed = {thread: _cpu_time(thread) for _, _, thread in running}
+    computed = {each.ident: _cpu_time(each) for each in enumerate_threads()} if held else {}
+    since = _since(before.computed, computed)
     for (share, began, thread), (site, lasted) in held:
-        now, then = computed[thread], before.computed.get(thread)
-        own = None if now is None or then is None else now - then
         sightings = share.sightings = share.sightings or Sightings()
-        sightings.add(began, site, min(lasted, at - before.at), own, process - before.process)
-    return _Look(at, process, computed)
+        own = since.get(thread)
+        sightings.add(began, site, min(lasted, at - before.at), own, sum(since.values()))
+    return _Look(at, computed)
+
+
+def _since(
+    before: Mapping[int | None, float | None], computed: Mapping[int | None, float | None]
+) -> dict[int | None, float]:
+    """CPU seconds of threads from one look to the next; empty where the first of them told nothing."""
+    if not before:
+        return {}
+    both = ((thread, now, before.get(thread, 0.0)) for thread, now in computed.items())
+    return {thread: now - min(now, then) for thread, now, then in both if now is not None and then is not None}
 
 
 def _see(share: Guarded, began: int, thread: int) -> tuple[CallSite | None, float] | None:
@@ -243,11 +253,10 @@ def _frame_of(thread: int) -> FrameType | None:
             gc.enable()
 
 
-def _cpu_time(thread: int) -> float | None:
+def _cpu_time(thread: Thread) -> float | None:
     """Seconds, by the kernel of Linux; `None` elsewhere. To ask the clock of a thread that has ended might crash."""
-    ids = [each.native_id for each in enumerate_threads() if each.ident == thread]
     try:
-        with open(f"/proc/self/task/{ids[0]}/schedstat", encoding="ascii") as file:
+        with open(f"/proc/self/task/{thread.native_id}/schedstat", encoding="ascii") as file:
             return int(file.read().split()[0]) / 1_000_000_000
     except (LookupError, OSError, ValueError):
         return None

@@ -1,4 +1,5 @@
 import asyncio
+import ctypes
 import gc
 import os
 import subprocess
@@ -158,7 +159,7 @@ def test_step_that_changes_its_line_all_the_time_keeps_a_hundred_of_them():
 
 
 @pytest.mark.parametrize(
-    ("computed", "process", "share"),
+    ("computed", "together", "share"),
     [
         (0.1, 1.0, 0.9),
         (0.9, 1.0, 0.1),
@@ -170,10 +171,10 @@ def test_step_that_changes_its_line_all_the_time_keeps_a_hundred_of_them():
         (None, 1.0, 0.0),
     ],
 )
-def test_time_in_which_others_had_the_lock_is_told_by_the_processors(computed, process, share):
+def test_time_in_which_others_had_the_lock_is_told_by_the_processors(computed, together, share):
     sightings = Sightings()
 
-    sightings.add(1, FIRST, 1.0, computed, process)
+    sightings.add(1, FIRST, 1.0, computed, together)
 
     assert sightings.waited_for_lock == pytest.approx(share)
 
@@ -207,6 +208,32 @@ def test_request_that_threads_keep_from_the_interpreter_is_not_blamed_alone(no_f
     [finding] = sqltrace.diagnose(records["/"], [partial(blocked_loop, hold=0)])
     assert "other threads had the interpreter's lock" in finding.message
     assert finding.fix.startswith("less work in threads at once")
+
+
+LIBC = ctypes.CDLL(None)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/schedstat"), reason="CPU time of another thread is not known here")
+@pytest.mark.skipif(not hasattr(LIBC, "strfry"), reason="no function at hand that computes in a thread of its own")
+def test_threads_that_an_extension_has_for_itself_keep_nobody_from_the_interpreter(no_faults):
+    letters = ctypes.create_string_buffer(b"letters" * 500_000)  # some hundredths of a second
+
+    async def endpoint(scope, receive, send):
+        end = time.monotonic() + 0.5
+        while time.monotonic() < end:
+            sum(letters[:500_000])  # its own thread computes a little
+            thread = ctypes.c_ulong()
+            LIBC.pthread_create(ctypes.byref(thread), None, LIBC.strfry, letters)
+            LIBC.pthread_join(thread, None)  # here it hashes, as argon2 does
+        await respond(send)
+
+    app, records = observed(endpoint)
+
+    asyncio.run(get(app, "/"))
+
+    [finding] = sqltrace.diagnose(records["/"], [partial(blocked_loop, hold=0)])
+    assert finding.call_site == f"tests/test_watchdog.py:{line_of('here it hashes')} in {endpoint.__qualname__}"
+    assert finding.fix == "await run_in_threadpool(function) for what computes or blocks"
 
 
 def test_looking_keeps_nothing_alive(no_faults):
