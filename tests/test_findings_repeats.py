@@ -1,9 +1,11 @@
 """One statement for each object, and the same one again and again: what is told."""
 
+from itertools import count
+
 import pytest
 from jinja2 import Template
 from pydantic import BaseModel
-from sqlalchemy import func, select, text
+from sqlalchemy import event, func, select, text
 from sqlalchemy.orm import (
     immediateload,
     joinedload,
@@ -195,6 +197,37 @@ def same_query_again_and_again(session, shelf):
 def same_query_in_a_long_loop(session, shelf):
     for _ in range(30):
         session.execute(select(shelf.Author.name).where(shelf.Author.id == 1)).all()
+
+
+def traced_in_comments(session, comment):
+    """As tracers do: each execution has a comment of its own."""
+    spans = count()
+
+    def before_cursor_execute(connection, cursor, statement, parameters, context, executemany):
+        return comment.format(statement, next(spans)), parameters
+
+    event.listen(session.get_bind(), "before_cursor_execute", before_cursor_execute, retval=True)
+
+
+@SCENARIOS.add("repeated_statement")
+def same_query_with_the_span_in_a_comment_behind_it(session, shelf):
+    traced_in_comments(session, "{} /*traceparent='00-ab-{}-01'*/")
+    for _ in range(12):
+        session.execute(select(shelf.Author.name).where(shelf.Author.id == 1)).all()
+
+
+@SCENARIOS.add("repeated_statement")
+def same_sql_with_the_span_in_a_comment_before_it(session, shelf):
+    traced_in_comments(session, "/* span {1} */ {0}")
+    for _ in range(12):
+        session.execute(text("SELECT name FROM authors WHERE id = 1")).all()
+
+
+@SCENARIOS.add("n_plus_one")
+def different_queries_with_the_span_in_a_comment(session, shelf):
+    traced_in_comments(session, "{} /* span {} */")
+    for number in range(1, 13):
+        session.execute(select(shelf.Author.name).where(shelf.Author.id == number)).all()
 
 
 @RECORDERS

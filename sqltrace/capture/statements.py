@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from asyncio import _get_running_loop  # the public one raises where none runs, at ten times the cost
 from collections.abc import Hashable
@@ -35,6 +36,7 @@ _EXECUTEMANY: Final = ExecuteStyle.EXECUTEMANY
 _NOT_SENT: Final = "sqlalchemy.exc.MissingGreenlet"
 _INSERTMANYVALUES: Final = ExecuteStyle.INSERTMANYVALUES
 _COMPARES_BYTES: Final = not sys.flags.bytes_warning  # with a number: else Python is told to warn of it
+_COMMENT: Final = re.compile(r"/\*.*?\*/", re.DOTALL)
 _MAX_HASHED: Final = 8
 _OURS: Final = 2  # frames: `_take_sample` and `note`
 _repr = Repr()
@@ -250,6 +252,8 @@ def _digest(statement: str, parameters: Any, dialect: Any) -> int | None:
     try:
         if len(parameters) > _MAX_HASHED:
             return None
+        if statement[-1:] == "/" or statement[:1] == "/":
+            statement = _COMMENT.sub("", statement)  # a tracer's, with another span each time
         if type(parameters) is not tuple:
             parameters = tuple(parameters.values() if isinstance(parameters, dict) else parameters)
         minus = _COMPARES_BYTES and -1 in parameters  # the hash of -1 is that of -2
