@@ -375,6 +375,11 @@ def in_a_loop(ask):
             "select(Author).where(Author.id.in_(ids))",
             {"ids": [1]},
         ),
+        (
+            lambda s, n: s.scalars(select(Author).where(sqlalchemy.inspect(Author).primary_key[0] == n)).one(),
+            "select(Author).where(Author.id.in_(ids))  # once",
+            {"ids": [1]},
+        ),
         (lambda s, n: s.query(Book).filter_by(author_id=n).all(), "select(Book).where(Book.author_id.in_(", None),
         (
             lambda s, n: s.scalars(select(Author).join(Book).where(Book.isbn == f"isbn {n}")).one(),
@@ -476,7 +481,7 @@ def in_a_loop(ask):
         ),
     ],
     ids=[
-        "attribute", "subclass", "alias", "Query", "other table", "which",
+        "attribute", "subclass", "alias", "column", "Query", "other table", "which",
         "and a relationship", "relationship", "with_parent", "and a function", "range", "and in a join", "options", "columns", "count", "exists", "text of an aggregate", "counts", "text", "literal", "pattern", "bound",
     ],
 )  # fmt: skip

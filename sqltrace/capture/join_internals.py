@@ -191,7 +191,7 @@ def _lookup(state: Any, binds: Any) -> Lookup | None:
         operator = getattr(clause, "operator", None)
         if operator is operators.and_:
             waiting += clause.clauses
-        elif operator is operators.eq and (compared := _compared(clause)) is not None:
+        elif operator is operators.eq and (compared := _compared(clause, mapper)) is not None:
             owner, name = compared
             equal.append(_name(owner, name))
             columns.append(owner.columns[name])
@@ -220,15 +220,20 @@ def _name(mapper: Any, key: str) -> str:
     return f"{mapper.class_.__name__}.{key}"
 
 
-def _compared(clause: Any) -> tuple[Any, str] | None:
-    """Mapper and attribute that a comparison holds against one value; `None` where it compares something else."""
+def _compared(clause: Any, asked: Any) -> tuple[Any, str] | None:
+    """
+    Mapper and attribute that a comparison holds against one value; `None` where it compares something else.
+
+    Args:
+        asked: The mapper that was asked for: a column of its table tells none.
+    """
     for column, value in ((clause.left, clause.right), (clause.right, clause.left)):
         about = getattr(column, "_annotations", {})
-        if isinstance(value, elements.BindParameter) and "parentmapper" in about:
-            mapper = about["parentmapper"]
+        if isinstance(value, elements.BindParameter):
+            mapper = about.get("parentmapper", asked)
             if "proxy_key" in about:
                 return mapper, about["proxy_key"]
-            if mapper.columns.contains_column(column):  # of `Book.author == author`, or with_parent()
+            if mapper.columns.contains_column(column):  # also of `Book.author == author`, or with_parent()
                 return mapper, mapper.get_property_by_column(column).key
     return None
 
