@@ -117,7 +117,7 @@ def test_innermost_of_installed_applications_is_the_answer(tmp_path, monkeypatch
     assert [caller.function for caller in site.callers] == ["list_items"]
 
 
-@pytest.mark.parametrize("inside", ["advanced_alchemy", "fastapi_pagination"])
+@pytest.mark.parametrize("inside", ["advanced_alchemy", "argon2", "fastapi_pagination", "httpx", "pandas"])
 @pytest.mark.parametrize("outside", ["sentry_sdk", "slowapi"])
 def test_installed_application_goes_before_libraries_that_are_known(inside, outside, tmp_path, monkeypatch):
     call = "def call(function, *arguments):\n    return function(*arguments)\n"
