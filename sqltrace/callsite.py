@@ -56,7 +56,10 @@ _OUTERMOST = (
     *(os.sep + os.path.join("trio", "_core", file) for file in ("_run.py", "_generated_run.py")),
 )
 
-_SKIP, _HELPER, _LIBRARY, _APPLICATION, _END = range(5)  # the first is falsy, the better is greater
+# Whoever is above these is middleware, and has not called the endpoint, nor touched what an answer is made of.
+_ROUTERS = tuple(os.sep + os.path.join(framework, "routing.py") for framework in ("starlette", "fastapi"))
+
+_SKIP, _HELPER, _LIBRARY, _APPLICATION, _END, _ROUTER = range(6)  # the first is falsy, the better is greater
 _MAX_CALLERS = 2  # from a repository past the service to the endpoint
 _DEPTH = range(3)  # frames above these, up to that of GraphQL: each takes a while
 _COMPREHENSIONS = frozenset({"<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>"})
@@ -101,7 +104,7 @@ class CallSite:
 
     @property
     def in_framework(self) -> bool:
-        return _kinds[self.file] == _SKIP
+        return _kinds[self.file] in (_SKIP, _ROUTER)
 
     @property
     def in_helper(self) -> bool:
@@ -145,7 +148,7 @@ def find_call_site(skip: int = 0) -> CallSite | None:
         if kind := kinds[frame.f_code.co_filename]:
             if kind == _APPLICATION:
                 return _site(frame)
-            if kind == _END:
+            if kind >= _END:
                 break
             if kind > best_kind:
                 best, best_kind = frame, kind
@@ -243,10 +246,14 @@ def _site_among(frames: Iterable[FrameType]) -> CallSite | None:
         kind = _kinds[code.co_filename]
         if kind == _APPLICATION:
             return _site(frame)
-        awaits = kind == _SKIP and code.co_flags & CO_COROUTINE
+        awaits = kind in (_SKIP, _ROUTER) and code.co_flags & CO_COROUTINE
         if kind == _END or (awaits and (code.co_name, code.co_argcount) in _INSIDE):
             break
-        if kind != _SKIP or awaits:
+        if awaits:
+            best.setdefault(_SKIP, frame)
+            if kind == _ROUTER:
+                break
+        elif kind in (_HELPER, _LIBRARY):
             best.setdefault(kind, frame)
     return _call_site(_line_of(best[max(best)])) if best else None
 
@@ -257,7 +264,10 @@ def call_site_in(traceback: TracebackType) -> CallSite | None:
     entry: TracebackType | None = traceback
     while entry is not None:
         code = entry.tb_frame.f_code
-        best[_kinds[code.co_filename]] = _call_site((code.co_filename, entry.tb_lineno, code.co_qualname))
+        kind = _kinds[code.co_filename]
+        if kind == _ROUTER:
+            best.clear()
+        best[kind] = _call_site((code.co_filename, entry.tb_lineno, code.co_qualname))
         entry = entry.tb_next
     return best.get(_APPLICATION) or best.get(_LIBRARY) or best.get(_HELPER)
 
@@ -317,7 +327,9 @@ def _kind(filename: str) -> int:
     filename = os.path.abspath(filename)  # of a script that was started by a relative path
     package = _package(filename)
     if package is not None:
-        return _SKIP if package in _INFRASTRUCTURE else _HELPER if package in _HELPERS else _LIBRARY
+        if package in _INFRASTRUCTURE:
+            return _ROUTER if filename.endswith(_ROUTERS) else _SKIP
+        return _HELPER if package in _HELPERS else _LIBRARY
     return _SKIP if filename.startswith(_LIBRARIES) else _APPLICATION
 
 

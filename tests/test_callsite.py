@@ -4,15 +4,20 @@ import sys
 import sysconfig
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
 import trio
 import uvloop
+from fastapi import APIRouter, FastAPI
+from fastapi.exceptions import ResponseValidationError
+from fastapi.routing import APIRoute
 from jinja2 import Environment, FileSystemLoader
-from sqlalchemy import create_engine, text
+from pydantic import BaseModel, ConfigDict
+from sqlalchemy import create_engine, select, text
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.orm import Session
 from sqlalchemy.pool import StaticPool
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -24,7 +29,7 @@ import sqltrace
 from sqltrace import callsite
 from sqltrace.callsite import CallSite, call_site_in, find_call_site, shorten, site_of_task
 from tests.loops import RUNNERS, get, observed, respond
-from tests.shelf import mapping, open_async_shelf
+from tests.shelf import mapping, open_async_shelf, open_shelf
 
 HERE = __file__
 
@@ -544,6 +549,61 @@ def test_session_in_a_task_below_http_middleware_is_not_told_at_that_middleware(
     asyncio.run(get(observer, "/"))
 
     assert [statement.call_site for statement in records["/"].statements] == [None]
+
+
+class Named(BaseModel):
+    name: str
+    model_config = ConfigDict(from_attributes=True)
+
+
+class Shown(BaseModel):
+    publisher: Named
+    model_config = ConfigDict(from_attributes=True)
+
+
+class Passing:
+    """Middleware of the application."""
+
+    def __init__(self, app):
+        self.app = app
+
+    async def __call__(self, scope, receive, send):
+        await self.app(scope, receive, send)
+
+
+class PassingRoute(APIRoute):
+    def get_route_handler(self):
+        handler = super().get_route_handler()
+
+        async def handle(request):
+            return await handler(request)
+
+        return handle
+
+
+@pytest.mark.parametrize("lazy", ["select", "raise"])
+@pytest.mark.parametrize("route", [APIRoute, PassingRoute])
+def test_what_is_around_a_router_has_not_touched_what_the_framework_makes_an_answer_of(route, lazy, tmp_path):
+    shelf = mapping(publisher=lazy)
+    engine = open_shelf(shelf)
+    router = APIRouter(route_class=route)
+
+    @router.get("/", response_model=list[Shown])
+    async def endpoint():
+        return session.scalars(select(shelf.Author)).all()
+
+    app = FastAPI(middleware=[Middleware(Passing)])
+    app.include_router(router)
+    observer, records = observed(app)
+    with Session(engine) as session, suppress(ResponseValidationError):
+        asyncio.run(get(observer, "/"))
+    engine.dispose()
+
+    recording = records["/"]
+    query, *loads = recording.statements
+    assert query.call_site.function == endpoint.__qualname__
+    assert len(loads) == (3 if lazy == "select" else 0)
+    assert {load.call_site for load in (*loads, *recording.failed_loads)} == {None}
 
 
 def test_script_that_was_started_by_a_relative_path_is_known_as_what_it_is(tmp_path, monkeypatch):

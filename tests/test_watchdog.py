@@ -40,10 +40,13 @@ FRAMEWORK = f"""
 import sqltrace, time
 from tests.loops import respond
 
+async def handle(scope, receive, send):
+    await serialize_response(sqltrace.current_recording(), time.monotonic() + {PATIENCE})
+    await respond(send)
+
 class Router:
     async def __call__(self, scope, receive, send):
-        await serialize_response(sqltrace.current_recording(), time.monotonic() + {PATIENCE})
-        await respond(send)
+        await handle(scope, receive, send)
 
 async def serialize_response(recording, deadline):
     while recording.sightings is None and time.monotonic() < deadline:
@@ -64,7 +67,8 @@ def test_line_that_holds_the_loop_is_told(run, no_faults):
     assert finding.fix == "await run_in_threadpool(function) for what computes or blocks"
 
 
-def test_framework_that_computes_is_told_with_its_own_line_and_remedy(tmp_path):
+@pytest.mark.parametrize("inside", ["router", "route"])
+def test_framework_that_computes_is_told_with_its_own_line_and_remedy(inside, tmp_path):
     library = tmp_path / "site-packages" / "fastapi" / "routing.py"
     library.parent.mkdir(parents=True)
     library.write_text(FRAMEWORK, encoding="utf-8")
@@ -72,7 +76,7 @@ def test_framework_that_computes_is_told_with_its_own_line_and_remedy(tmp_path):
     exec(compile(FRAMEWORK, str(library), "exec"), framework)
 
     async def middleware(scope, receive, send):
-        await framework["Router"]()(scope, receive, send)
+        await (framework["Router"]() if inside == "router" else framework["handle"])(scope, receive, send)
 
     app, records = observed(middleware)
 
