@@ -14,6 +14,8 @@ from itertools import chain
 from types import FrameType, FunctionType, GeneratorType, MethodType, TracebackType
 from typing import Any
 
+from sqltrace.libraries import HELPERS, INFRASTRUCTURE
+
 _PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _LIBRARIES = tuple(
     os.path.join(path, "")
@@ -21,29 +23,6 @@ _LIBRARIES = tuple(
     if (path := sysconfig.get_path(key))
 )
 _INSTALLED = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
-
-# Never an answer, even where the application itself is installed in
-# site-packages: a statement passes through these whoever asked for it.
-_INFRASTRUCTURE = frozenset(
-    "sqlalchemy sqlmodel greenlet anyio trio starlette fastapi uvicorn uvloop hypercorn granian"
-    " gunicorn asgiref a2wsgi aiosqlite asyncpg psycopg psycopg_pool psycopg2 pymysql aiomysql"
-    " asyncmy MySQLdb click typer pytest _pytest pluggy pytest_asyncio pydantic jinja2 opentelemetry logfire".split()
-)
-
-# They call SQLAlchemy or the application, compute or wait, on behalf of others. An application that is itself
-# installed goes before them; where there is nobody else, as in a router of theirs, the line is theirs.
-_HELPERS = frozenset(
-    "advanced_alchemy aiobotocore aiocache aiodataloader aiohttp aioinject alembic apscheduler argon2 ariadne arq"
-    " asgi_correlation_id asyncer backoff bcrypt boto3 botocore cachetools casbin casbin_async_sqlalchemy_adapter"
-    " casbin_sqlalchemy_adapter celery ddtrace decorator dependency_injector dishka dogpile dramatiq elasticapm"
-    " factory fastapi_async_sqlalchemy fastapi_cache fastapi_filter fastapi_injector fastapi_pagination fastapi_sqla"
-    " fastapi_sqlalchemy fastapi_sqlalchemy_toolkit fastapi_users fastapi_users_db_sqlalchemy"
-    " fastapi_users_db_sqlmodel fastapi_utils fastcrud geoalchemy2 graphene graphene_sqlalchemy graphql httpcore httpx"
-    " injector jwt litestar marshmallow marshmallow_sqlalchemy newrelic numpy pandas passlib PIL polars polyfactory"
-    " prometheus_fastapi_instrumentator pwdlib pyinstrument redis requests rq sentry_sdk slowapi sqladmin sqlakeyset"
-    " sqlalchemy_continuum sqlalchemy_file sqlalchemy_filters sqlalchemy_mixins sqlalchemy_utils sse_starlette stamina"
-    " starlette_admin starlette_context strawberry strawberry_sqlalchemy_mapper taskiq tenacity urllib3 wrapt".split()
-)
 
 # What a resolver raises for GraphQL is a part of the response, whose status stays 200.
 _RESOLVERS = frozenset({"graphql", "strawberry"})
@@ -327,9 +306,9 @@ def _kind(filename: str) -> int:
     filename = os.path.abspath(filename)  # of a script that was started by a relative path
     package = _package(filename)
     if package is not None:
-        if package in _INFRASTRUCTURE:
+        if package in INFRASTRUCTURE:
             return _ROUTER if filename.endswith(_ROUTERS) else _SKIP
-        return _HELPER if package in _HELPERS else _LIBRARY
+        return _HELPER if package in HELPERS else _LIBRARY
     return _SKIP if filename.startswith(_LIBRARIES) else _APPLICATION
 
 
