@@ -53,7 +53,8 @@ class Execution:
 
     Attributes:
         collector: That of the innermost recording that it belongs to.
-        started, ended: Readings of the collector's clock around the driver's call.
+        started, ended: Readings of the collector's clock around the driver's call. Of a server-side cursor the first
+            row lengthens it.
         key: The compiled text before IN lists are expanded: equal for equals, and SQLAlchemy's own string.
         rows, fetch: Rows that reached Python, and the time spent on fetching them after `ended`.
         marked: The part of `fetch` that the time account has where it took place. The rest counts right after `ended`.

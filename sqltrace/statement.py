@@ -59,6 +59,8 @@ class Statement:
             Seconds between handing the statement to the driver and getting
             control back, without `loop_wait`. Async drivers fetch the rows
             within that time, sync drivers usually do not: `fetch` has the rest.
+            Of a server-side cursor the first row counts here, with which the
+            database begins to work on it.
 
         fetch: Seconds spent on fetching rows after that.
 

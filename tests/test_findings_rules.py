@@ -307,6 +307,20 @@ def test_stream_whose_rows_come_slowly_wants_more_at_a_time(clock, engine, optio
     assert finding.fix.startswith(fix)
 
 
+@pytest.mark.postgresql
+def test_server_side_cursor_whose_first_row_is_found_slowly_wants_an_index(postgres_url):
+    engine = create_engine(postgres_url)
+    rows = text("SELECT pg_sleep(CASE n WHEN 1 THEN 0.5 ELSE 0 END) FROM generate_series(1, 20) AS n")
+    with sqltrace.record() as recording, engine.connect() as connection:
+        connection.execute(rows, execution_options={"yield_per": 2}).all()
+    engine.dispose()
+
+    [finding] = sqltrace.diagnose(recording, [slow_statement])
+
+    assert finding.message.endswith(" for 20 rows.")
+    assert finding.fix == "an index, fewer rows or fewer columns: see EXPLAIN ANALYZE of it"
+
+
 def test_slow_statement_whose_rows_nobody_fetched_tells_none(clock, engine):
     with recorded(clock) as recording, engine.connect() as connection:
         connection.execute(text("SELECT wait(0.7)"))

@@ -1,6 +1,7 @@
 import asyncio
 import socket
 import sys
+from contextlib import suppress
 from types import SimpleNamespace
 
 import pytest
@@ -187,6 +188,42 @@ def test_reply_of_many_rows_waits_for_the_loop_as_one_of_few_does(run, driver, r
     assert account.database < 0.12
     assert outer.waited_for[0][0] == "GET /guilty/{number}"
     assert outer.waited_for[0][1] < blocked + 0.02
+
+
+@pytest.mark.parametrize("driver", OF_POSTGRESQL)
+@thrice
+def test_first_row_of_a_server_side_cursor_waits_for_the_loop_as_a_reply_does(run, driver):
+    query = sleep(driver, 0.05)
+
+    async def work(connection):
+        async with connection.stream(query) as result:
+            assert len([row async for row in result]) == 1
+
+    inner, _, blocked = measure(run, driver, work, prepare=query, after=0.03)
+
+    [statement] = inner.statements
+    assert statement.duration == pytest.approx(0.06, abs=0.02)
+    assert inner.time_account.database == pytest.approx(0.06, abs=0.02)
+    assert blocked - 0.05 < inner.time_account.loop_wait < blocked + 0.02
+    assert not inner.loop_wait_estimated
+
+
+@pytest.mark.parametrize("driver", ASYNCPG)
+@thrice
+def test_fetch_that_is_cancelled_amid_its_reply_has_not_waited_for_the_loop(run, driver):
+    rows = text("SELECT repeat('x', 9000), CASE i WHEN 150 THEN pg_sleep(2) END FROM generate_series(1, 300) AS i")
+
+    async def work(connection):
+        with suppress(TimeoutError):
+            async with asyncio.timeout(0.4), connection.stream(rows) as result:
+                await result.fetchone()
+                await result.fetchmany(250)
+
+    inner, _, _ = measure(run, driver, work, prepare=text("SELECT 1"), blocked=0)
+
+    assert inner.failed_count == 1
+    assert inner.time_account.loop_wait < 0.1
+    assert inner.time_account.database > 0.3
 
 
 @pytest.mark.parametrize("driver", ASYNCPG)

@@ -5,7 +5,7 @@ import weakref
 from functools import partial
 
 import pytest
-from sqlalchemy import create_engine, event, insert, select, text, update
+from sqlalchemy import create_engine, event, insert, literal, select, text, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -13,7 +13,9 @@ import sqltrace
 from sqltrace.capture import rows
 from sqltrace.capture.internals import DEFAULT_FETCH
 from sqltrace.collector import FOLD_AT
+from tests.asgi import recorded
 from tests.drivers import ROWS, Author, Runner
+from tests.loops import thrice
 
 QUERY = select(Author.__table__).order_by(Author.id)
 STREAM = {"stream_results": True}
@@ -380,6 +382,56 @@ def test_time_of_a_fetch_that_fails_reaches_the_account(engine, read):
 
     assert last(recording).fetch >= 0.05
     assert recording.time_account.database >= last(recording).duration
+
+
+@pytest.mark.parametrize("options", [{}, STREAM], ids=["plain", "stream"])
+@pytest.mark.parametrize(
+    "read",
+    [lambda result: [result.fetchone(), result.fetchone()], lambda result: result.all(), lambda r: r.fetchmany(5)],
+    ids=["one by one", "all", "many"],
+)
+def test_transaction_was_not_idle_while_a_fetch_was_interrupted(clock, read, options):
+    interrupted = False
+
+    class Cursor(sqlite3.Cursor):
+        def interrupt(self, *size):
+            clock.advance(1)
+            raise KeyboardInterrupt
+
+        def __getattribute__(self, name):
+            return super().__getattribute__("interrupt" if interrupted and name.startswith("fetch") else name)
+
+    class Connection(sqlite3.Connection):
+        def cursor(self):
+            return super().cursor(Cursor)
+
+    engine = create_engine("sqlite://", connect_args={"factory": Connection})
+    with recorded(clock) as recording, engine.connect() as connection:
+        result = connection.execute(select(literal(1)).union(select(literal(2))), execution_options=options)
+        interrupted = True
+        with pytest.raises(KeyboardInterrupt):
+            read(result)
+    engine.dispose()
+    sqltrace.uninstrument()
+
+    assert last(recording).duration == 1
+    assert recording.connections.idle_in_transaction == 0
+
+
+@pytest.mark.postgresql
+@pytest.mark.parametrize("driver", ["psycopg", "psycopg2", "asyncpg", "psycopg_async"])
+@thrice
+def test_first_row_of_a_server_side_cursor_comes_with_its_execution(databases, driver):
+    query = text("SELECT pg_sleep(CASE n WHEN 1 THEN 0.2 ELSE 0 END) FROM generate_series(1, 50) AS n")
+
+    with sqltrace.record() as recording:
+        Runner(driver, databases.url(driver)).connection(
+            lambda connection: connection.execute(query, execution_options=STREAM).all()
+        )
+
+    assert last(recording).fetch < 0.1 < last(recording).execute
+    assert last(recording).rows == 50
+    assert recording.time_account.database == pytest.approx(last(recording).duration, abs=0.05)
 
 
 @pytest.mark.postgresql

@@ -23,17 +23,18 @@ def begin(execution: Execution) -> None:
     execution.open = True
 
 
-def add_fetch(execution: Execution, result: Any, started: int, rows: int) -> None:
+def add_fetch(execution: Execution, result: Any, started: int, rows: int, context: Any = None) -> None:
     """
     Note a fetch that ends now, and its time in the time account. Never raises.
 
     Args:
         result: SQLAlchemy's; `None` where there is none yet.
+        context: In place of it, where the reply may have waited for the event loop.
     """
     try:
         ended = execution.collector.clock()
         execution.rows = (execution.rows or 0) + rows
-        spent = ended - started - _loop_wait(execution, result, started, ended, rows)
+        spent = ended - started - _loop_wait(execution, result, started, ended, rows, context)
         execution.fetch += spent
         execution.marked += spent
         mark(execution.collector, execution.dialect, "database", started, ended)
@@ -44,12 +45,23 @@ def add_fetch(execution: Execution, result: Any, started: int, rows: int) -> Non
         report_fault("counting rows", fault)
 
 
-def _loop_wait(execution: Execution, result: Any, started: int, ended: int, rows: int) -> int:
+def _add_to_execution(execution: Execution) -> None:
+    """The fetch of the first row: it is only then that the database begins to work on a server-side cursor."""
+    if not execution.folded:
+        execution.ended += execution.fetch
+        execution.fetch = execution.marked = 0
+
+
+def _loop_wait(execution: Execution, result: Any, started: int, ended: int, rows: int, context: Any = None) -> int:
     """How much of a fetch an asynchronous driver waited for the event loop with the rows at hand."""
-    if ended - started < replies.SLOW or result is None or not execution.dialect.is_async:
+    if result is not None:
+        context = result.context
+    if ended - started < replies.SLOW or context is None or not execution.dialect.is_async:
         return 0
-    proxy = internals.pooled_connection(result.context)
-    values = rows * len(result.keys())
+    if execution.failure is not None and execution.failure.code is None:
+        return 0  # as by a timeout: the reply has not come
+    proxy = internals.pooled_connection(context)
+    values = rows * (1 if result is None else len(result.keys()))
     return replies.loop_wait(execution.collector, proxy, execution.dialect, started, ended, values) or 0
 
 
@@ -97,7 +109,8 @@ class CountedFetch(Execution, CursorFetchStrategy):
         _fail(self, err)
         super().handle_exception(result, dbapi_cursor, err)
 
-    # Both are SQLAlchemy's own, written out: a call more would double the cost of a row.
+    # These are SQLAlchemy's own, written out: a call more would double the cost of a row, and a transaction has to
+    # know of a fetch that is interrupted before it ends with it.
 
     def fetchone(self, result: Any, dbapi_cursor: Any, hard_close: bool = False) -> Any:
         clock = self.collector.clock
@@ -187,16 +200,19 @@ class CountedFetch(Execution, CursorFetchStrategy):
 
     def fetchmany(self, result: Any, dbapi_cursor: Any, size: int | None = None) -> Any:
         started = self.collector.clock()
-        rows: Any = ()
         try:
-            rows = super().fetchmany(result, dbapi_cursor, size)
-        finally:
-            add_fetch(self, result, started, len(rows))
+            rows = dbapi_cursor.fetchmany() if size is None else dbapi_cursor.fetchmany(size)
+            if not rows:
+                internals.soft_close(result, hard=False)
+        except BaseException as error:
+            add_fetch(self, result, started, 0)
+            self.handle_exception(result, dbapi_cursor, error)
+        add_fetch(self, result, started, len(rows))
         return rows
 
     def yield_per(self, result: Any, dbapi_cursor: Any, num: int) -> None:
         super().yield_per(result, dbapi_cursor, num)
-        result.cursor_strategy = CountedStream(self, dbapi_cursor, {"max_row_buffer": num}, resumed=True)
+        result.cursor_strategy = CountedStream(self, {"max_row_buffer": num}, resumed=dbapi_cursor)
 
 
 class CountedReturning(CountedFetch):
@@ -210,16 +226,23 @@ class CountedReturning(CountedFetch):
 
 
 class CountedStream(BufferedRowCursorFetchStrategy):
-    """Reads a server-side cursor, or any with `yield_per`, through a buffer that grows."""
+    """
+    Reads a server-side cursor, or any with `yield_per`, through a buffer that grows.
 
-    __slots__ = ("cursor", "execution", "options")
+    Attributes:
+        asked: When the fetch that is running began.
+        context: The execution, until its first row is asked for.
+    """
 
-    def __init__(self, execution: Execution, cursor: Any, options: Any, *, resumed: bool = False) -> None:
+    __slots__ = ("asked", "context", "execution", "options")
+
+    def __init__(self, execution: Execution, options: Any, *, context: Any = None, resumed: Any = None) -> None:
+        self.asked: int | None = None
         self.execution = execution
-        self.cursor = None if resumed else cursor
+        self.context = context
         self.options = options
-        if resumed:
-            super().__init__(cursor, options, growth_factor=0, initial_buffer=deque())
+        if resumed is not None:
+            super().__init__(resumed, options, growth_factor=0, initial_buffer=deque())
 
     def soft_close(self, result: Any, dbapi_cursor: Any) -> None:
         super().soft_close(result, dbapi_cursor)
@@ -231,7 +254,13 @@ class CountedStream(BufferedRowCursorFetchStrategy):
 
     def handle_exception(self, result: Any, dbapi_cursor: Any, err: BaseException) -> NoReturn:
         _fail(self.execution, err)
+        self.end_fetch(result, 0)  # before the connection is given up, and its transaction counted
         super().handle_exception(result, dbapi_cursor, err)
+
+    def end_fetch(self, result: Any, rows: int) -> None:
+        started, self.asked = self.asked, None
+        if started is not None:
+            add_fetch(self.execution, result, started, rows)
 
     @property
     def alternate_cursor_description(self) -> None:  # type: ignore[override]  # SQLAlchemy only reads it
@@ -242,46 +271,47 @@ class CountedStream(BufferedRowCursorFetchStrategy):
         application expects them, and the description of some cursors comes
         with the first row only.
         """
-        cursor, self.cursor = self.cursor, None
-        if cursor is None:
+        context, self.context = self.context, None
+        if context is None:
             return
         begin(self.execution)
         started = self.execution.collector.clock()
         fetched = 0
         try:
-            super().__init__(cursor, self.options)
+            super().__init__(context.cursor, self.options)
             fetched = internals.buffered_rows(self)
         except BaseException as error:
             _fail(self.execution, error)
             raise
         finally:
-            add_fetch(self.execution, None, started, fetched)
+            add_fetch(self.execution, None, started, fetched, context)
+            _add_to_execution(self.execution)
 
     def _buffer_rows(self, result: Any, dbapi_cursor: Any) -> None:
-        started = self.execution.collector.clock()
+        self.asked = self.execution.collector.clock()
         try:
             internals.buffer_rows(self, result, dbapi_cursor)
         finally:
-            add_fetch(self.execution, result, started, internals.buffered_rows(self))
+            self.end_fetch(result, internals.buffered_rows(self))
 
     def fetchmany(self, result: Any, dbapi_cursor: Any, size: int | None = None) -> Any:
         if size is None:
             return self.fetchall(result, dbapi_cursor)
         before = internals.buffered_rows(self)
-        started = self.execution.collector.clock()
+        self.asked = self.execution.collector.clock()
         rows: Any = ()
         try:
             rows = super().fetchmany(result, dbapi_cursor, size)
         finally:
-            add_fetch(self.execution, result, started, len(rows) + internals.buffered_rows(self) - before)
+            self.end_fetch(result, len(rows) + internals.buffered_rows(self) - before)
         return rows
 
     def fetchall(self, result: Any, dbapi_cursor: Any) -> Any:
         before = internals.buffered_rows(self)
-        started = self.execution.collector.clock()
+        self.asked = self.execution.collector.clock()
         rows: Any = ()
         try:
             rows = super().fetchall(result, dbapi_cursor)
         finally:
-            add_fetch(self.execution, result, started, max(0, len(rows) - before))
+            self.end_fetch(result, max(0, len(rows) - before))
         return rows

@@ -50,7 +50,7 @@ def follow(execution: Execution, context: Any) -> None:
             if context.compiled.effective_returning:
                 _follow_batch(execution, context)
         elif _is_ours_to_choose(context) and internals.is_streamed(context):
-            context.cursor_fetch_strategy = CountedStream(execution, context.cursor, context.execution_options)
+            context.cursor_fetch_strategy = CountedStream(execution, context.execution_options, context=context)
             execution.open = execution.streamed = True
     except Exception as fault:
         report_fault("counting rows", fault)
