@@ -315,6 +315,27 @@ def test_what_is_done_before_and_after_a_flush_is_idle(clock, engine):
     assert finding.call_site.startswith(f"tests/test_findings_connections.py:{line_of('# and then the longest')} in ")
 
 
+@pytest.mark.parametrize(("waited", "told"), [(0.3, []), (0.6, [0.6])])
+def test_time_in_which_two_transactions_are_idle_at_once_counts_once(clock, waited, told):
+    reader, writer = (
+        create_engine("sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False}) for _ in range(2)
+    )
+    with recorded(clock) as recording, reader.connect() as one, writer.connect() as other:
+        one.execute(text("SELECT 1"))
+        other.execute(text("SELECT 1"))
+        clock.advance(waited)
+        other.commit()
+        one.commit()
+    reader.dispose()
+    writer.dispose()
+
+    findings = sqltrace.diagnose(recording, [idle_in_transaction])
+
+    assert recording.connections.idle_in_transaction == pytest.approx(2 * waited)
+    assert [finding.cost for finding in findings] == pytest.approx(told)
+    assert all("not counting" not in finding.message for finding in findings)
+
+
 def test_flush_that_failed_is_rolled_back_as_ever(clock, engine):
     def fail(*_):
         clock.advance(1)

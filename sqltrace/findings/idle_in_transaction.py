@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 
 from sqltrace.finding import Finding
 from sqltrace.findings.wording import line, time
@@ -22,8 +23,8 @@ def idle_in_transaction(recording: Recording, *, idle: float = 0.5, pause: float
     """
     Transactions that were open while nothing ran in them.
 
-    Making objects and waiting do not count: other findings tell what a pool, the event loop or a statement of
-    another connection took meanwhile.
+    Those of several connections at the same time count once. Making objects and waiting do not count: other findings
+    tell what a pool, the event loop or a statement of another connection took meanwhile.
 
     Args:
         idle: Seconds between the first statement and the end of transactions in which no statement ran.
@@ -37,10 +38,15 @@ def idle_in_transaction(recording: Recording, *, idle: float = 0.5, pause: float
     busy = recording.stretches("objects", "loop_wait")
     pauses = total - _pauses_told(recording, stretches, busy) / _SECOND
     _add_what_others_tell(busy, recording, idle)
-    own = max(0.0, pauses) + sum(_own(stretch, busy) for stretch in stretches) / _SECOND
+    pieces = [_own(stretch, busy) for stretch in stretches]
+    together = Coverage()
+    for start, end in chain.from_iterable(pieces):
+        together.add(start, end)
+    own = max(0.0, pauses) + together.total() / _SECOND
     if own >= idle and own >= pause * (recording.statement_count + 1):
-        worst = max(stretches, key=lambda stretch: _own(stretch, busy), default=None)
-        rest = total - own
+        lengths = list(map(_length, pieces))
+        worst = stretches[lengths.index(max(lengths))] if stretches else None
+        rest = total - own - (sum(lengths) - together.total()) / _SECOND
         told = f", not counting {time(rest)} of waiting, reading rows or making objects" if rest >= own / 10 else ""
         is_async = worst.is_async if worst is not None else all(group.is_async for group in recording.groups)
         yield Finding(
@@ -58,18 +64,22 @@ def _awaited(recording: Recording, worst: IdleStretch | None, busy: Coverage) ->
     if worst is None or recording.awaits is None:
         return ""
     lines = recording.awaits.within(worst.start, worst.end, busy)
-    return f", awaiting at {lines[0][0]}" if lines and lines[0][1] >= _own(worst, busy) / 2 else ""
+    return f", awaiting at {lines[0][0]}" if lines and lines[0][1] >= _length(_own(worst, busy)) / 2 else ""
 
 
-def _own(stretch: IdleStretch, busy: Coverage) -> int:
-    """The part of a stretch that is the request's own doing. That it reads from a server-side cursor is not."""
+def _own(stretch: IdleStretch, busy: Coverage) -> list[tuple[int, int]]:
+    """The pieces of a stretch that are the request's own doing. That it reads from a server-side cursor is not."""
     if stretch.reading:
-        return 0
+        return []
     excused = Coverage()
     excused.merge(busy)
     for start, end in stretch.loop_held:
         excused.add(start, end)
-    return stretch.end - stretch.start - excused.within(stretch.start, stretch.end)
+    return excused.gaps(stretch.start, stretch.end)
+
+
+def _length(pieces: list[tuple[int, int]]) -> int:
+    return sum(end - start for start, end in pieces)
 
 
 def _pauses_told(recording: Recording, stretches: Sequence[IdleStretch], busy: Coverage) -> int:
