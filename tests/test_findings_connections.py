@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 
 import pytest
-from sqlalchemy import create_engine, event, func, select, text
+from sqlalchemy import create_engine, event, func, insert, select, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
@@ -313,6 +313,26 @@ def test_what_is_done_before_and_after_a_flush_is_idle(clock, engine):
     assert recording.connections.idle_in_transaction == pytest.approx(0.6)
     assert (finding.kind, finding.cost) == ("idle_in_transaction", pytest.approx(0.6))
     assert finding.call_site.startswith(f"tests/test_findings_connections.py:{line_of('# and then the longest')} in ")
+
+
+@pytest.mark.parametrize(("pause", "told"), [(0.3, []), (0.6, [0.6])])
+def test_time_between_the_batches_of_an_insert_is_not_reported(clock, engine, pause, told):
+    many = insert(Job).returning(Job.id)
+    with (
+        listening(engine, "before_cursor_execute", lambda *_: clock.advance(0.04)),
+        recorded(clock) as recording,
+        engine.begin() as connection,
+    ):
+        for _ in range(2):
+            rows = connection.execute(many, [{"a": 1}] * 40, execution_options={"insertmanyvalues_page_size": 2})
+            assert len(rows.all()) == 40
+        clock.advance(pause)
+
+    findings = sqltrace.diagnose(recording, [idle_in_transaction])
+
+    assert recording.statement_count == 40
+    assert recording.connections.idle_in_transaction == pytest.approx(39 * 0.04 + pause)
+    assert [finding.cost for finding in findings] == pytest.approx(told)
 
 
 @pytest.mark.parametrize(("waited", "told"), [(0.3, []), (0.6, [0.6])])

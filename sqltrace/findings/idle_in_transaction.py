@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import chain
+from itertools import chain, pairwise
 
 from sqltrace.finding import Finding
 from sqltrace.findings.wording import line, time
-from sqltrace.idle import IdleStretch
+from sqltrace.idle import LEAST, IdleStretch
 from sqltrace.intervals import Coverage
 from sqltrace.recording import Recording
 
@@ -36,6 +36,7 @@ def idle_in_transaction(recording: Recording, *, idle: float = 0.5, pause: float
         return
     stretches = connections.idle_stretches
     busy = recording.stretches("objects", "loop_wait")
+    _add_making_of_batches(busy, recording)
     pauses = total - _pauses_told(recording, stretches, busy) / _SECOND
     _add_what_others_tell(busy, recording, idle)
     pieces = [_own(stretch, busy) for stretch in stretches]
@@ -93,6 +94,16 @@ def _pauses_told(recording: Recording, stretches: Sequence[IdleStretch], busy: C
     waits = sum(group.loop_wait for group in recording.groups)
     lengths = sum(stretch.end - stretch.start for stretch in stretches)
     return lengths + busy.total() - within + round(waits * _SECOND)
+
+
+def _add_making_of_batches(busy: Coverage, recording: Recording) -> None:
+    """When SQLAlchemy put the next batch of an INSERT of many rows together."""
+    for _, executions in recording.executions():
+        batches = [execution for execution in executions if execution.batch_size and not execution.executemany]
+        for one, following in pairwise(batches):
+            since = one.ended + one.fetch
+            if following.started - since < LEAST:
+                busy.add(since, following.started)
 
 
 def _add_what_others_tell(busy: Coverage, recording: Recording, idle: float) -> None:
