@@ -11,9 +11,10 @@ import pytest
 from fastapi import FastAPI
 from pydantic import BaseModel
 from sqlalchemy import column, create_engine, event, exc, insert, literal_column, orm, select, table, text
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, joinedload, mapped_column
-from sqlalchemy.pool import QueuePool, StaticPool
+from sqlalchemy.pool import NullPool, QueuePool, StaticPool
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
@@ -32,12 +33,14 @@ from sqltrace.findings import (
     slow_statement,
     waited_for_loop,
 )
+from sqltrace.findings.locking import remedy_for
 from sqltrace.label import Label
 from sqltrace.loop_log import LoopLog
 from sqltrace.recording import Recording
+from sqltrace.statement import Failure
 from tests import shelf as shelves
 from tests.asgi import recorded, timed
-from tests.databases import drivers
+from tests.databases import books, drivers
 from tests.loops import block, get, observed, respond, thrice
 
 
@@ -284,6 +287,70 @@ def test_select_for_update_may_have_waited_for_a_lock(postgres_url):
     [finding] = sqltrace.diagnose(recording, [slow_statement])
 
     assert finding.fix.endswith("; or shorter transactions, if it waited for the lock of another one")
+
+
+@pytest.mark.parametrize(
+    "database", drivers(lambda driver: not driver.is_async and driver.name != "psycopg2"), indirect=True
+)
+def test_slow_statement_that_waited_for_a_lock_in_vain_says_so(database):
+    database.run(lambda connection: (connection.execute(insert(books), {"title": "one"}), connection.commit()))
+    is_sqlite = database.driver.system == "sqlite"
+    sql = "DELETE FROM books" if is_sqlite else "SELECT * FROM books FOR UPDATE NOWAIT"
+    impatient = create_engine(database.url, poolclass=NullPool, connect_args={"timeout": 0} if is_sqlite else {})
+    with database.engine.connect() as holder, impatient.connect() as connection:
+        holder.execute(text("UPDATE books SET title = 'locked'"))
+        with sqltrace.record() as recording, pytest.raises(OperationalError):
+            connection.execute(text(sql))
+
+    [finding] = sqltrace.diagnose(recording, [partial(slow_statement, slow=1e-9)])
+    [*_, failed] = recording.statements
+
+    assert finding.message.endswith(f", and failed: {failed.failure}.")
+    assert finding.fix == "shorter transactions of those that held the lock for which it waited in vain"
+
+
+@pytest.mark.parametrize(
+    ("code", "remedy"),
+    [
+        ("40P01", "the same order in all transactions that lock several rows"),
+        ("1213", "the same order in all transactions that lock several rows"),
+        ("SQLITE_BUSY_SNAPSHOT", "shorter transactions of those that held the lock"),
+        ("57P01", "see in the database's log why the connection was lost"),
+        ("08003", "see in the database's log why the connection was lost"),
+        ("2013", "see in the database's log why the connection was lost"),
+        ("57014", "None"),
+        (None, "None"),
+    ],
+)
+def test_remedy_for_a_failure_is_one_for_its_code(code, remedy):
+    assert str(remedy_for(Failure("Error", code))).startswith(remedy)
+
+
+@pytest.mark.postgresql
+def test_statement_that_a_timeout_cancelled_is_slow_and_says_so(postgres_url):
+    engine = create_engine(postgres_url)
+    with sqltrace.record() as recording, engine.connect() as connection, pytest.raises(OperationalError):
+        connection.execute(text("SET statement_timeout = 500"))
+        connection.execute(text("SELECT pg_sleep(5)"))
+    engine.dispose()
+
+    [finding] = sqltrace.diagnose(recording, [slow_statement])
+
+    assert finding.message.endswith(" ms, and failed: psycopg.errors.QueryCanceled (57014).")
+    assert finding.fix == "an index, fewer rows or fewer columns: see EXPLAIN ANALYZE of it"
+
+
+@pytest.mark.parametrize(("failing", "failed"), [(0.9, True), (0.1, False)])
+def test_slow_statement_has_failed_only_if_the_longest_of_its_kind_has(clock, engine, failing, failed):
+    query = text("SELECT wait(:seconds), json(:document)")
+    with recorded(clock) as recording, engine.connect() as connection:
+        connection.execute(query, {"seconds": 0.7, "document": "{}"}).all()
+        with pytest.raises(OperationalError):
+            connection.execute(query, {"seconds": failing, "document": "{"}).all()
+
+    [finding] = sqltrace.diagnose(recording, [slow_statement])
+
+    assert ("and failed: sqlite3.OperationalError" in finding.message) is failed
 
 
 @pytest.mark.parametrize(

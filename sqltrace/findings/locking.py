@@ -1,14 +1,21 @@
-"""Whether a SELECT locks the rows that it finds, by its text."""
+"""Whether a SELECT locks the rows that it finds, by its text, and what to do where a lock was waited for in vain."""
 
 from __future__ import annotations
 
 import re
 from functools import lru_cache
 
+from sqltrace.statement import Failure
+
 _LOCK = re.compile(
     r"\bFOR\s+(?:NO\s+KEY\s+UPDATE|(?P<plain>UPDATE)|(?:KEY\s+)?SHARE)\b(?P<more>.*)|\bLOCK\s+IN\s+SHARE\s+MODE\b",
     re.IGNORECASE | re.DOTALL,
 )
+
+_DEADLOCKS = ("40P01", "1213")  # PostgreSQL; MySQL and MariaDB
+_TIMEOUTS = ("55P03", "1205", "SQLITE_BUSY", "SQLITE_LOCKED")
+_LOST = ("57P01", "57P02", "2006", "2013")
+_SQLSTATE = 5  # characters; those of lost connections begin with 08
 
 
 @lru_cache(maxsize=1_024)
@@ -22,3 +29,17 @@ def with_for_update(sql: str) -> str:
     if found is None:
         return ""
     return ".with_for_update()" if found["plain"] and not found["more"].strip() else ".with_for_update(…)"
+
+
+def remedy_for(failure: Failure | None) -> str | None:
+    """What to do about a failure that took long, where its code tells that no index would have made it shorter."""
+    code = failure.code if failure is not None else None
+    if code is None:
+        return None
+    if code in _DEADLOCKS:
+        return "the same order in all transactions that lock several rows, shorter ones, and a retry: it was a deadlock"
+    if code.startswith(_TIMEOUTS):
+        return "shorter transactions of those that held the lock for which it waited in vain"
+    if code in _LOST or (len(code) == _SQLSTATE and code.startswith("08")):
+        return "see in the database's log why the connection was lost, or what lies between"
+    return None

@@ -8,10 +8,10 @@ from operator import attrgetter
 from sqltrace.finding import Finding
 from sqltrace.findings.costs import cost, kept_of
 from sqltrace.findings.loader_options import left_out
-from sqltrace.findings.locking import locks
+from sqltrace.findings.locking import locks, remedy_for
 from sqltrace.findings.wording import line, name_and_line, place, place_of_longest, plural, subject, time
 from sqltrace.recording import Recording
-from sqltrace.statement import Group
+from sqltrace.statement import Failure, Group
 
 _SECOND = 1_000_000_000
 _STREAM = "more rows at a time, each of which is asked for: a larger yield_per; or fewer rows or columns"
@@ -34,14 +34,16 @@ def slow_statement(recording: Recording, *, slow: float = 0.5, rows: int = 1_000
         if group.max - _unseen_wait(group, loop_wait) >= slow:
             many = f", the longest of {group.count:,}" if group.count > 1 else ""
             for_rows = f"{',' if many else ''} for {plural(group.rows, 'row')}" if group.rows else ""
+            failure = _failure_of_longest(recording, group)
+            failed = f", and failed: {failure}" if failure is not None else ""
             yield Finding(
                 "slow_statement",
-                f"{subject(group)} took {time(group.max)}{many}{for_rows}.",
+                f"{subject(group)} took {time(group.max)}{many}{for_rows}{failed}.",
                 group.total,
                 place_of_longest(group),
                 relationship=group.origin.relationship,
                 parents=name_and_line(group.parents),
-                fix=_STREAM if _is_fetched_slowly(recording, group) else _fix(group),
+                fix=remedy_for(failure) or (_STREAM if _is_fetched_slowly(recording, group) else _fix(group)),
                 fingerprint=group.fingerprint or None,
             )
         elif (group.rows or 0) >= rows and group.objects >= slow and not (group.is_async or group.on_loop):
@@ -77,9 +79,16 @@ def _slow_objects(recording: Recording, group: Group, slow: float, rows: int) ->
     )
 
 
+def _failure_of_longest(recording: Recording, group: Group) -> Failure | None:
+    if group.failed in (0, group.count):
+        return group.failure
+    longest = max(kept_of(recording, group), key=attrgetter("elapsed"), default=None)
+    return longest.failure if longest is not None else None
+
+
 def _is_fetched_slowly(recording: Recording, group: Group) -> bool:
     """Whether most of its time went by asking the server for more of the rows, a few at a time."""
-    longest = max(kept_of(recording, group), key=lambda execution: execution.elapsed, default=None)
+    longest = max(kept_of(recording, group), key=attrgetter("elapsed"), default=None)
     return longest is not None and longest.streamed and 2 * longest.fetch > longest.elapsed
 
 
