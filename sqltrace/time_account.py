@@ -18,8 +18,8 @@ class TimeAccount(NamedTuple):
     A recording's duration, split into parts that add up to it. Wall-clock seconds; overlapping work counts once.
 
     Attributes:
-        connection: Waiting for the pool, connecting, pinging.
-        database: Execute and fetch: server, network, driver.
+        connection: Waiting for the pool, connecting, pinging, closing.
+        database: Execute and fetch, transactions and their isolation levels: server, network, driver.
         objects: Turning rows into ORM objects.
         loop_wait:
             The reply was there, or the task was ready, and the event loop busy with something else. `None` where there

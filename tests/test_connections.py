@@ -931,6 +931,49 @@ def test_idle_in_transaction_is_between_its_statements(work, clock):
     assert work.run(unit).connections.idle_in_transaction == 4 + 32
 
 
+def test_setting_an_isolation_level_is_time_of_the_database(clock):
+    class Cursor(sqlite3.Cursor):
+        def execute(self, sql, *parameters):
+            clock.advance("= " in sql)
+            return super().execute(sql, *parameters)
+
+    class Connection(sqlite3.Connection):
+        def cursor(self):
+            return super().cursor(Cursor)
+
+    engine = create_engine("sqlite://", connect_args={"factory": Connection})
+    with recorded(clock) as recording:
+        with engine.connect() as one:
+            one.execution_options(isolation_level="READ UNCOMMITTED")
+            clock.advance(4)
+        assert clock.now == recording.started + 6_000_000_000  # it is set again as the connection goes back
+    engine.dispose()
+
+    assert recording.time_account[:2] == (0, 2)
+    assert recording.time_account.python == 4
+
+
+@pytest.mark.parametrize("invalid", [False, True])
+def test_closing_a_connection_is_time_of_connections(clock, invalid):
+    class Connection(sqlite3.Connection):
+        def close(self):
+            clock.advance(2)
+            super().close()
+
+    engine = create_engine("sqlite://", connect_args={"factory": Connection}, poolclass=pool.NullPool)
+    with recorded(clock) as recording:
+        with engine.connect() as one:
+            clock.advance(4)
+            if invalid:
+                one.invalidate()
+        sqltrace.uninstrument()
+    engine.connect().close()
+
+    assert recording.time_account[:2] == (2, 0)
+    assert recording.time_account.python == 4
+    assert not {"do_close", "do_terminate", "set_isolation_level"} & vars(engine.dialect).keys()
+
+
 def test_autocommit_is_never_idle_in_transaction(work):
     engine = work.engine(isolation_level="AUTOCOMMIT")
 

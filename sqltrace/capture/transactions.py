@@ -1,5 +1,5 @@
 """
-Begin, commit and rollback, and how long a transaction was open while nothing ran in it.
+Begin, commit and rollback, and how long a transaction was open while nothing ran in it; isolation levels, and closing.
 
 The `Connection` events of the same names would make every statement of every
 engine slower. The methods of `~sqlalchemy.engine.Dialect` that they stand for
@@ -18,7 +18,7 @@ from sqlalchemy.engine import Connection, Dialect
 from sqlalchemy.engine.default import DefaultDialect
 
 from sqltrace.capture import internals, replies
-from sqltrace.collector import Collector, Execution, current, mark
+from sqltrace.collector import Collector, Execution, Part, current, mark
 from sqltrace.connection import NEGLIGIBLE, Checkout
 from sqltrace.faults import report_fault
 from sqltrace.locks import process_lock
@@ -36,7 +36,13 @@ _END: Final = {
     "do_rollback": "rollback",
     "do_rollback_twophase": "rollback",
 }
-_METHODS: Final = (*_BEGIN, *_END, "do_ping")
+_CALLS: Final[dict[str, Part]] = {
+    "get_isolation_level": "database",
+    "set_isolation_level": "database",
+    "do_close": "connection",
+    "do_terminate": "connection",
+}
+_METHODS: Final = (*_BEGIN, *_END, *_CALLS, "do_ping")
 _MARKER: Final = "_sqltrace_replaces"
 _collector: Final = current.get
 _lock: Final = process_lock()
@@ -66,6 +72,8 @@ def watch(dialect: Dialect) -> None:
             _replace(dialect, name, _measure_begin(dialect, getattr(dialect, name)))
         for name, kind in _END.items():
             _replace(dialect, name, _measure_end(dialect, getattr(dialect, name), kind))
+        for name, part in _CALLS.items():
+            _replace(dialect, name, _measure_call(dialect, getattr(dialect, name), part))
         _replace(dialect, "do_ping", _measure_ping(dialect.do_ping))
         internals.make_room(dialect)
 
@@ -182,6 +190,23 @@ def _measure_end(dialect: Dialect, end: Callable[..., None], kind: str) -> Calla
     return measured
 
 
+def _measure_call(dialect: Dialect, call: Callable[..., Any], part: Part) -> Callable[..., Any]:
+    """Of what no checkout has to know, and what may take a round trip as any statement does."""
+
+    @wraps(call)
+    def measured(connection: Any, *arguments: Any) -> Any:
+        collector = _collector()
+        if collector is None:
+            return call(connection, *arguments)
+        started = collector.clock()
+        try:
+            return call(connection, *arguments)
+        finally:
+            _mark(collector, dialect, connection, part, started)
+
+    return measured
+
+
 def checkout_of(connection: Any) -> Checkout | None:
     """The checkout of a `Connection`, which two-phase methods take, or of the pool's proxy of one. Never raises."""
     try:
@@ -199,17 +224,24 @@ def checkout_of(connection: Any) -> Checkout | None:
 def _note(
     collector: Collector, dialect: Dialect, connection: Any, checkout: Checkout | None, kind: str, started: int
 ) -> None:
+    spent = _mark(collector, dialect, connection, "database", started)
+    if checkout is not None:
+        setattr(checkout, kind, getattr(checkout, kind) + spent)
+
+
+def _mark(collector: Collector, dialect: Dialect, connection: Any, part: Part, started: int) -> int:
+    """Mark what ends now. Returns how long it took, without waiting for the event loop. Never raises."""
+    spent = 0
     try:
         ended = collector.clock()
         spent = ended - started
         if spent > NEGLIGIBLE and not _meets(dialect):
-            mark(collector, dialect, "database", started, ended)
+            mark(collector, dialect, part, started, ended)
             if dialect.is_async and spent >= replies.SLOW:
                 spent -= replies.loop_wait(collector, connection, dialect, started, ended, 0) or 0
-        if checkout is not None:
-            setattr(checkout, kind, getattr(checkout, kind) + spent)
     except Exception as fault:
         report_fault("measuring a transaction", fault)
+    return spent
 
 
 def _meets(dialect: Dialect) -> bool:
