@@ -268,6 +268,19 @@ def test_driver_that_reads_a_large_reply_does_not_wait(run, driver):
     assert inner.time_account.loop_wait <= inner.duration / 10 + 0.01
 
 
+@pytest.mark.parametrize("driver", ASYNCPG)
+@thrice
+def test_driver_that_decodes_a_large_document_does_not_wait(run, driver):
+    document = "SELECT json_agg(json_build_object('a', i, 'b', 'x')) FROM generate_series(1, 100000) AS i"
+
+    async def work(connection):
+        await connection.execute(text(document))
+
+    inner, _, _ = measure(run, driver, work, prepare=text(document), blocked=0)
+
+    assert inner.time_account.loop_wait <= inner.duration / 10
+
+
 @pytest.mark.parametrize("driver", OVER_TCP)
 @thrice
 def test_driver_that_reads_a_large_reply_in_a_child_task_does_not_wait(run, driver):

@@ -74,6 +74,11 @@ def fetch_strategy(context: Any) -> Any:
     return context.cursor_fetch_strategy
 
 
+def rows_at_hand(context: Any) -> Any:
+    """The rows that an asynchronous driver has fetched with the execution; nothing where that is not known."""
+    return getattr(context.cursor, "_rows", None) or ()
+
+
 def make_room(dialect: Dialect) -> None:
     """
     Have the executions of a dialect laid out with room for what we set on them, until `take_room_back`.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import socket
 import struct
 import sys
+from collections.abc import Iterable
 from typing import Any, Final
 
 from sqltrace import child_tasks
@@ -136,6 +137,20 @@ def _mark_waits(
 
 
 def value_count(context: Any) -> int:
-    """About how many values the reply to a statement has."""
+    """About how many values the reply to a statement has, with those inside of documents, which asyncpg decodes."""
     rows: int = context.cursor.rowcount
-    return max(0, rows) * len(context.cursor.description or ())
+    count = max(0, rows) * len(context.cursor.description or ())
+    return count if count > _LARGE else max(count, _count_nested(internals.rows_at_hand(context)))
+
+
+def _count_nested(rows: Iterable[Iterable[Any]]) -> int:
+    """As far as it takes to know that they are many."""
+    count, inner = 0, [*rows]
+    while inner and count <= _LARGE:
+        for value in inner.pop():
+            count += 1
+            if isinstance(value, dict | list):
+                inner.append(value.values() if isinstance(value, dict) else value)
+            if count > _LARGE:
+                break
+    return count
