@@ -242,7 +242,7 @@ class Collector:
         return True
 
     def close(self) -> None:
-        self.recording = None
+        self.recording = self.label.name_route = None
         self.probe = self.comment = self.unkept = None
         self.pending = None
         self.marks = _no_marks()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from sqltrace.callsite import CallSite
 
@@ -13,15 +13,17 @@ class Label:
 
     Attributes:
         known: `False` for what is not a recording, as other tasks that hold an event loop.
+        name_route: Sets `name` to the route of a request that still runs, once that is known. Never raises.
         call_site: The line at which something was seen that is no recording; `None` where it was not.
         turns: When the latest two stretches ended in which it held an event loop, the latest first.
     """
 
-    __slots__ = ("call_site", "known", "name", "turns")
+    __slots__ = ("call_site", "known", "name", "name_route", "turns")
 
     def __init__(self, name: str, *, known: bool = True, call_site: CallSite | None = None) -> None:
         self.name: str = name
         self.known: bool = known
+        self.name_route: Callable[[], None] | None = None
         self.call_site: CallSite | None = call_site
         self.turns: tuple[int, int] = (0, 0)
 

@@ -113,8 +113,7 @@ class Recording:
         """Take no more: later statements are counted as late. Called again, nothing changes. Never raises."""
         if self._ended is None:
             self._ended = self._clock()
-            if self._response_ended is None:
-                self._response_ended = self._ended
+            self._response_ended = self._response_ended or self._ended
             try:
                 self._collector.settle()
                 self.fold()
@@ -134,6 +133,7 @@ class Recording:
 
     def observe_loop(self, name_route: Callable[[], None] | None = None) -> LoopShare:
         """What `event_loop.stepped` is to write into. `name_route` sets `name` once that is known; must not raise."""
+        self._label.name_route = name_route
         self._loop = self._collector.loop = LoopShare(self._collector, name_route)
         return self._loop
 

@@ -356,6 +356,38 @@ def test_time_in_which_two_transactions_are_idle_at_once_counts_once(clock, wait
     assert all("not counting" not in finding.message for finding in findings)
 
 
+def test_request_that_still_holds_a_connection_is_called_by_its_route(tmp_path):
+    engine = create_engine(f"sqlite:///{tmp_path}/app.db", pool_size=1, max_overflow=0, pool_timeout=0.01)
+    holds, answered = threading.Event(), threading.Event()
+
+    def hold(request):
+        with engine.connect():
+            holds.set()
+            assert answered.wait(30)
+        return PlainTextResponse("ok")
+
+    def ask(request):
+        assert holds.wait(30)
+        with pytest.raises(PoolTimeoutError):
+            engine.connect()
+        return PlainTextResponse("ok")
+
+    app, records = observed(Starlette(routes=[Route("/hold/{number}", hold), Route("/ask", ask)]))
+
+    async def main():
+        holding = asyncio.create_task(get(app, "/hold/1"))
+        await get(app, "/ask")
+        findings = sqltrace.diagnose(records["/ask"], [pool_wait])
+        answered.set()
+        await holding
+        return findings
+
+    [finding] = run_by_clock(main())
+    engine.dispose()
+
+    assert ", held by GET /hold/{number} (" in finding.message
+
+
 def test_flush_that_failed_is_rolled_back_as_ever(clock, engine):
     def fail(*_):
         clock.advance(1)
