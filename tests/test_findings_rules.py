@@ -1018,9 +1018,12 @@ def test_waits_at_once_are_not_told_as_if_they_came_one_after_the_other(tmp_path
     )
 
 
-def test_tasks_of_a_request_that_use_up_the_pool_are_told_to_be_fewer_at_once(tmp_path):
+@pytest.mark.parametrize(("pool_size", "max_overflow"), [(4, 0), (1, 3)])
+def test_tasks_of_a_request_that_use_up_the_pool_are_told_to_be_fewer_at_once(tmp_path, pool_size, max_overflow):
     async def main(limit):
-        engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path}/app.db", pool_size=4, max_overflow=0)
+        engine = create_async_engine(
+            f"sqlite+aiosqlite:///{tmp_path}/app.db", pool_size=pool_size, max_overflow=max_overflow
+        )
 
         async def work():
             async with limit, engine.connect():

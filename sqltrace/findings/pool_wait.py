@@ -92,4 +92,5 @@ def _fewer_at_once(worst: PoolWait) -> str:
     why = "each of which waits for the others; or one query for all of them"
     if not worst.is_async:
         return f"fewer threads at once, {why}"
-    return f"limit = asyncio.Semaphore({max(1, worst.pool_size // 2)})  # and async with limit: in the tasks, {why}"
+    half = max(1, (worst.pool_size + (worst.max_overflow or 0)) // 2)
+    return f"limit = asyncio.Semaphore({half})  # and async with limit: in the tasks, {why}"
