@@ -19,6 +19,7 @@ from sqltrace.capture.record import current_recording, record
 from sqltrace.collector import MissedStatements, missed_statements
 from sqltrace.connection import ConnectionUse, Holder, PoolWait
 from sqltrace.database import Database
+from sqltrace.failed_commit import FailedCommit
 from sqltrace.failed_load import FailedLoad
 from sqltrace.finding import Finding
 from sqltrace.findings import diagnose
@@ -39,6 +40,7 @@ __all__ = [
     "ConnectionUse",
     "Database",
     "EagerJoin",
+    "FailedCommit",
     "FailedLoad",
     "Failure",
     "Finding",

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from sqltrace.callsite import CallSite
+from sqltrace.failed_commit import FailedCommit
 from sqltrace.idle import LEAST, IdleStretch, Transactions
 from sqltrace.label import Label
 from sqltrace.statement import Failure
@@ -121,6 +122,7 @@ class ConnectionUse:
         waits: The 10 longest waits, the longest first.
         rollbacks: Transactions rolled back by the application, as opposed to those that ended with their connection.
         idle_stretches: The 10 longest of `idle_in_transaction` from 50 ms on, the longest first.
+        failed_commits: The first 10.
     """
 
     checkouts: int = 0
@@ -138,6 +140,7 @@ class ConnectionUse:
     waits: list[PoolWait] = field(default_factory=list)
     rollbacks: int = 0
     idle_stretches: list[IdleStretch] = field(default_factory=list)
+    failed_commits: list[FailedCommit] = field(default_factory=list)
 
     @property
     def was_asked_for(self) -> bool:
@@ -152,6 +155,7 @@ class ConnectionTotals:
     Attributes:
         acquired: The longest, of a millisecond or more, or that failed.
         committed: Of `commit`, what was over at the end of the response; `None` before.
+        responded: Reading of the clock at that end.
     """
 
     # Attributes of the class: most requests without SQL set none.
@@ -161,10 +165,13 @@ class ConnectionTotals:
     waits: Sequence[PoolWait] = ()
     idle_stretches: Sequence[IdleStretch] = ()
     acquired: Sequence[Acquisition] = ()
+    failed_commits: Sequence[FailedCommit] = ()
     committed: int | None = None
+    responded: int | None = None
 
-    def end_response(self, still_open: Sequence[Checkout]) -> None:
+    def end_response(self, still_open: Sequence[Checkout], now: int) -> None:
         """What is committed from now on is after the response."""
+        self.responded = now
         self.committed = self.commit + sum(checkout.commit for checkout in still_open)
 
     def add(self, checkout: Checkout, now: int) -> None:
@@ -185,6 +192,8 @@ class ConnectionTotals:
         idle = checkout.idle(now)
         self.idle_in_transaction += idle
         self.rollbacks += checkout.rollbacks
+        if checkout.failed_commits is not None:
+            self.failed_commits = [*self.failed_commits, *checkout.failed_commits][:WORST]
         if idle >= LEAST:
             longest = [*self.idle_stretches, *checkout.idle_stretches(now)]
             self.idle_stretches = sorted(longest, key=lambda one: one.start - one.end)[:WORST]
@@ -216,6 +225,10 @@ class ConnectionTotals:
             commit_after_response=later,
             rollbacks=totals.rollbacks,
             idle_stretches=list(totals.idle_stretches),
+            failed_commits=[
+                replace(one, after_response=totals.responded is not None and one.ended > totals.responded)
+                for one in totals.failed_commits
+            ],
             **seconds,
         )
 
@@ -264,9 +277,9 @@ class Checkout(Transactions):
     """
 
     __slots__ = (
-        "asked", "begin", "calling", "clock", "commit", "connect", "ended", "failure", "labels", "neighbours",
-        "opening", "ping", "pool_wait", "proxy", "repeated", "rollback", "rollbacks", "rolled_back", "span", "taken",
-        "wait", "wait_ended", "wait_started",
+        "asked", "begin", "calling", "clock", "commit", "connect", "ended", "failed_commits", "failure", "labels",
+        "neighbours", "opening", "ping", "pool_wait", "proxy", "repeated", "rollback", "rollbacks", "rolled_back",
+        "span", "taken", "wait", "wait_ended", "wait_started",
     )  # fmt: skip
 
     def __init__(self, clock: Callable[[], int], labels: tuple[Label, ...], neighbours: Occupants) -> None:
@@ -282,6 +295,7 @@ class Checkout(Transactions):
         self.wait_started: int | None = None
         self.wait_ended: int | None = None
         self.pool_wait: PoolWait | None = None
+        self.failed_commits: list[FailedCommit] | None = None
         self.failure: Failure | None = None
         self.span: Any = None
         self.opening: Any = None

@@ -105,7 +105,7 @@ class Recording:
             self._response_ended = self._clock()
             self._collector.settle()
             with self._lock:
-                self._tally.connections.end_response(self._collector.checkouts)
+                self._tally.connections.end_response(self._collector.checkouts, self._response_ended)
             if self._loop is not None:
                 self._loop.responded = True
 

@@ -11,7 +11,7 @@ import pytest
 from fastapi import FastAPI
 from pydantic import BaseModel
 from sqlalchemy import column, create_engine, event, exc, insert, literal_column, orm, select, table, text
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, joinedload, mapped_column
 from sqlalchemy.pool import NullPool, QueuePool, StaticPool
@@ -41,6 +41,7 @@ from sqltrace.statement import Failure
 from tests import shelf as shelves
 from tests.asgi import recorded, timed
 from tests.databases import books, drivers
+from tests.drivers import Runner
 from tests.loops import block, get, observed, respond, thrice
 
 
@@ -911,6 +912,30 @@ def test_sql_after_the_response(witness, clock, engine, sql, found):
     findings = visit(witness, clock, lambda request: JSONResponse({}, background=BackgroundTask(work)))
 
     assert [finding.kind for finding in findings] == found
+
+
+@pytest.mark.parametrize("driver", drivers(lambda driver: driver.name in {"psycopg", "asyncpg"}))
+@pytest.mark.parametrize("responded", [True, False])
+def test_commit_that_failed_after_the_response_is_told_with_its_line(driver, responded):
+    def work(connection):
+        connection.execute(text("CREATE TEMPORARY TABLE once (id integer UNIQUE DEFERRABLE INITIALLY DEFERRED)"))
+        connection.execute(text("INSERT INTO once VALUES (1), (1)"))
+        if responded:
+            recording.end_response()
+        with pytest.raises(IntegrityError):
+            connection.commit()  # in vain
+
+    with sqltrace.record() as recording:
+        Runner(driver.name, driver.url()).connection(work)
+
+    [failed] = recording.connections.failed_commits
+    told = [f"COMMIT after the response failed: {failed.failure}. The client was told otherwise."]
+    findings = sqltrace.diagnose(recording)
+
+    assert (failed.failure.code, failed.after_response) == ("23505", responded)
+    assert failed.call_site.function == "test_commit_that_failed_after_the_response_is_told_with_its_line.<locals>.work"
+    assert [finding.message for finding in findings] == (told if responded else [])
+    assert all(finding.kind == "after_response_sql" and finding.call_site for finding in findings)
 
 
 def test_remedy_for_what_failed_after_the_response_fits_a_background_task(witness, clock, engine):

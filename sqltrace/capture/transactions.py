@@ -17,9 +17,12 @@ from weakref import WeakSet
 from sqlalchemy.engine import Connection, Dialect
 from sqlalchemy.engine.default import DefaultDialect
 
+from sqltrace.callsite import find_call_site
 from sqltrace.capture import internals, replies
+from sqltrace.capture.failure import describe_failure
 from sqltrace.collector import Collector, Execution, Part, current, mark
 from sqltrace.connection import NEGLIGIBLE, Checkout
+from sqltrace.failed_commit import FailedCommit
 from sqltrace.faults import report_fault
 from sqltrace.locks import process_lock
 from sqltrace.shares import held_by_others
@@ -182,12 +185,24 @@ def _measure_end(dialect: Dialect, end: Callable[..., None], kind: str) -> Calla
                 checkout.rolled_back = kind == "rollback"
         try:
             end(connection, *arguments, **options)
+        except BaseException as error:
+            if checkout is not None and kind == "commit":
+                _note_failed_commit(checkout, error)
+            raise
         finally:
             if checkout is not None:
                 checkout.calling = False
             _note(collector, dialect, connection, checkout, kind, started)
 
     return measured
+
+
+def _note_failed_commit(checkout: Checkout, error: BaseException) -> None:
+    try:
+        found = FailedCommit(describe_failure(error), find_call_site(), ended=checkout.clock())
+        checkout.failed_commits = [*(checkout.failed_commits or ()), found]
+    except Exception as fault:
+        report_fault("describing a failed commit", fault)
 
 
 def _measure_call(dialect: Dialect, call: Callable[..., Any], part: Part) -> Callable[..., Any]:

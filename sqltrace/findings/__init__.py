@@ -136,7 +136,7 @@ def _is_quiet(recording: Recording) -> bool:
         if group.count >= _FEW or (group.widening is not None and group.widening.joins) or group.phase != "response":
             return False
     connections = recording.connections
-    return not connections.waits and (connections.idle_in_transaction or 0.0) < _QUICK
+    return not (connections.waits or connections.failed_commits) and (connections.idle_in_transaction or 0.0) < _QUICK
 
 
 def _checked(findings: Iterable[Finding]) -> list[Finding]:
