@@ -430,6 +430,25 @@ def test_slow_commit_is_told_as_a_statement_is(clock, before, after, message):
     assert finding.cost == pytest.approx(0.7 * (before + after))
 
 
+def test_slow_commit_that_failed_says_so(clock):
+    class Broken(sqlite3.Connection):
+        def commit(self):
+            clock.advance(0.7)
+            raise sqlite3.OperationalError("disk I/O error")
+
+    engine = create_engine("sqlite://", connect_args={"factory": Broken})
+    with recorded(clock) as recording, engine.connect() as connection:
+        connection.execute(text("SELECT 1"))
+        with pytest.raises(OperationalError):
+            connection.commit()
+    engine.dispose()
+
+    [finding] = sqltrace.diagnose(recording)
+
+    assert finding.message == "COMMIT took 700.0 ms, and failed: sqlite3.OperationalError."
+    assert finding.call_site.endswith(" in test_slow_commit_that_failed_says_so")
+
+
 @pytest.mark.parametrize(("pause", "found"), [(0.0, ["repeated_statement"]), (0.1, [])], ids=["loop", "poll"])
 def test_poll_is_no_repeated_statement(clock, engine, pause, found):
     with recorded(clock) as recording, engine.connect() as connection:

@@ -98,10 +98,13 @@ def _slow_commit(recording: Recording, slow: float) -> Iterator[Finding]:
     commit, later = use.commit or 0.0, use.commit_after_response
     if commit >= slow:
         after = f", {'' if later == commit else f'{time(later)} of it '}after the response" if later else ""
+        failed = next(iter(use.failed_commits), None)
+        vain = f", and {'one ' if use.checkouts > 1 else ''}failed: {failed.failure}" if failed is not None else ""
         yield Finding(
             "slow_statement",
-            f"COMMIT took {time(commit)}{' in all' if use.checkouts > 1 else ''}{after}.",
+            f"COMMIT took {time(commit)}{' in all' if use.checkouts > 1 else ''}{after}{vain}.",
             commit,
+            line(failed.call_site) if failed is not None else None,
             fix="see what it waited for: deferred constraints and triggers, replicas, or the disk",
         )
 
