@@ -1,8 +1,11 @@
 """The rules about time, with a clock that the test moves; and those that need a whole request."""
 
 import asyncio
+import os
 import re
+import socket
 import sqlite3
+import threading
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from tempfile import mkdtemp
@@ -325,6 +328,27 @@ def test_slow_statement_that_waited_for_a_lock_in_vain_says_so(database):
 )
 def test_remedy_for_a_failure_is_one_for_its_code(code, remedy):
     assert str(remedy_for(Failure("Error", code))).startswith(remedy)
+
+
+@pytest.mark.parametrize("driver", drivers(lambda driver: driver.system == "postgresql" and not driver.is_async))
+def test_statement_whose_connection_is_cut_is_told_to_see_why(driver):
+    def cut():
+        with socket.socket(fileno=os.dup(descriptor)) as connected:
+            connected.shutdown(socket.SHUT_RDWR)
+
+    engine = create_engine(driver.url())
+    with sqltrace.record() as recording, engine.connect() as connection:
+        descriptor = connection.connection.driver_connection.fileno()
+        cutter = threading.Timer(0.1, cut)
+        cutter.start()
+        with pytest.raises(OperationalError):
+            connection.execute(text("SELECT pg_sleep(5)"))
+        cutter.join()
+    engine.dispose()
+
+    [finding] = sqltrace.diagnose(recording, [partial(slow_statement, slow=1e-9)])
+
+    assert finding.fix == "see in the database's log why the connection was lost, or what lies between"
 
 
 @pytest.mark.postgresql

@@ -15,7 +15,9 @@ _LOCK = re.compile(
 _DEADLOCKS = ("40P01", "1213")  # PostgreSQL; MySQL and MariaDB
 _TIMEOUTS = ("55P03", "1205", "SQLITE_BUSY", "SQLITE_LOCKED")
 _LOST = ("57P01", "57P02", "2006", "2013")
+_LOST_WITHOUT_CODE = ("psycopg.OperationalError", "psycopg2.OperationalError")
 _SQLSTATE = 5  # characters; those of lost connections begin with 08
+_SEE_LOG = "see in the database's log why the connection was lost, or what lies between"
 
 
 @lru_cache(maxsize=1_024)
@@ -33,13 +35,15 @@ def with_for_update(sql: str) -> str:
 
 def remedy_for(failure: Failure | None) -> str | None:
     """What to do about a failure that took long, where its code tells that no index would have made it shorter."""
-    code = failure.code if failure is not None else None
-    if code is None:
+    if failure is None:
         return None
+    code = failure.code
+    if code is None:
+        return _SEE_LOG if failure.type in _LOST_WITHOUT_CODE else None
     if code in _DEADLOCKS:
         return "the same order in all transactions that lock several rows, shorter ones, and a retry: it was a deadlock"
     if code.startswith(_TIMEOUTS):
         return "shorter transactions of those that held the lock for which it waited in vain"
     if code in _LOST or (len(code) == _SQLSTATE and code.startswith("08")):
-        return "see in the database's log why the connection was lost, or what lies between"
+        return _SEE_LOG
     return None
