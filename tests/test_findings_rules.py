@@ -413,6 +413,22 @@ def test_server_side_cursor_whose_first_row_is_found_slowly_wants_an_index(postg
     assert finding.fix == "an index, fewer rows or fewer columns: see EXPLAIN ANALYZE of it"
 
 
+@pytest.mark.parametrize("driver", drivers(lambda driver: driver.name in {"pymysql", "aiomysql"}))
+def test_stream_that_is_left_early_wants_fewer_rows_where_the_server_sends_them_all(driver):
+    def work(connection):
+        result = connection.execution_options(stream_results=True).execute(text("SELECT seq FROM seq_1_to_50000"))
+        result.fetchone()
+        result.close()
+
+    runner = Runner(driver.name, driver.url())
+    with sqltrace.record() as recording:
+        runner.connection(work)
+
+    [finding] = sqltrace.diagnose(recording, [partial(slow_statement, slow=1e-9)])
+
+    assert finding.fix == "fewer rows or columns: of a stream the server sends all, also what nobody reads"
+
+
 def test_slow_statement_whose_rows_nobody_fetched_tells_none(clock, engine):
     with recorded(clock) as recording, engine.connect() as connection:
         connection.execute(text("SELECT wait(0.7)"))
@@ -968,8 +984,9 @@ def test_commit_that_failed_after_the_response_is_told_with_its_line(driver, res
         with pytest.raises(IntegrityError):
             connection.commit()  # in vain
 
+    runner = Runner(driver.name, driver.url())
     with sqltrace.record() as recording:
-        Runner(driver.name, driver.url()).connection(work)
+        runner.connection(work)
 
     [failed] = recording.connections.failed_commits
     told = [f"COMMIT after the response failed: {failed.failure}. The client was told otherwise."]

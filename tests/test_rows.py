@@ -418,6 +418,44 @@ def test_transaction_was_not_idle_while_a_fetch_was_interrupted(clock, read, opt
     assert recording.connections.idle_in_transaction == 0
 
 
+@pytest.mark.parametrize(
+    "read",
+    [lambda result: result.fetchone(), lambda result: result.all(), list, lambda result: result.fetchmany(9)],
+    ids=["one", "all", "one by one", "many"],
+)
+@pytest.mark.parametrize("fails", [False, True])
+def test_closing_of_a_streamed_result_is_time_of_its_statement(clock, caplog, read, fails):
+    class Cursor(sqlite3.Cursor):
+        def close(self):
+            clock.advance(2 if streamed else 0)
+            super().close()
+            if streamed and fails:
+                raise sqlite3.OperationalError("disk I/O error")
+
+    class Connection(sqlite3.Connection):
+        def cursor(self):
+            return super().cursor(Cursor)
+
+    streamed = False
+    engine = create_engine("sqlite://", connect_args={"factory": Connection})
+    with recorded(clock) as recording, engine.connect() as connection:
+        connection.execute(text("SELECT 1")).all()
+        streamed = True
+        result = connection.execute(select(literal(1)).union(select(literal(2))), execution_options=STREAM)
+        read(result)
+        result.close()
+        closed = clock.now
+        assert recording.row_count == 1 + last(recording).rows
+    engine.dispose()
+    sqltrace.uninstrument()
+
+    assert closed == recording.started + 2_000_000_000
+    assert (last(recording).duration, recording.time_account.database) == (2, 2)
+    assert recording.connections.idle_in_transaction == 0
+    assert sum("Error closing cursor" in record.message for record in caplog.records) == fails
+    assert [group.total for group in recording.groups] == [2, 0]
+
+
 @pytest.mark.postgresql
 @pytest.mark.parametrize("driver", ["psycopg", "psycopg2", "asyncpg", "psycopg_async"])
 @thrice

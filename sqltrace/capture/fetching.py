@@ -7,7 +7,7 @@ A row counts when it is taken from the driver's cursor, also if nobody asks for 
 from __future__ import annotations
 
 from collections import deque
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NamedTuple, NoReturn
 
 from sqltrace.capture import internals, replies
 from sqltrace.capture.building import building
@@ -43,13 +43,6 @@ def add_fetch(execution: Execution, result: Any, started: int, rows: int, contex
             block.leave_out(started, ended)
     except Exception as fault:
         report_fault("counting rows", fault)
-
-
-def _add_to_execution(execution: Execution) -> None:
-    """The fetch of the first row: it is only then that the database begins to work on a server-side cursor."""
-    if not execution.folded:
-        execution.ended += execution.fetch
-        execution.fetch = execution.marked = 0
 
 
 def _loop_wait(execution: Execution, result: Any, started: int, ended: int, rows: int, context: Any = None) -> int:
@@ -109,8 +102,7 @@ class CountedFetch(Execution, CursorFetchStrategy):
         _fail(self, err)
         super().handle_exception(result, dbapi_cursor, err)
 
-    # These are SQLAlchemy's own, written out: a call more would double the cost of a row, and a transaction has to
-    # know of a fetch that is interrupted before it ends with it.
+    # SQLAlchemy's own, written out: a call more would double the cost of a row, or come after the transaction's end.
 
     def fetchone(self, result: Any, dbapi_cursor: Any, hard_close: bool = False) -> Any:
         clock = self.collector.clock
@@ -225,13 +217,26 @@ class CountedReturning(CountedFetch):
         begin(self)
 
 
+class _Closing(NamedTuple):
+    """Stands for a cursor that is only to be closed."""
+
+    execution: Execution
+    cursor: Any
+
+    def close(self) -> None:
+        started = self.execution.collector.clock()
+        try:
+            self.cursor.close()
+        finally:
+            add_fetch(self.execution, None, started, 0)
+            _close(self.execution)
+
+
 class CountedStream(BufferedRowCursorFetchStrategy):
     """
     Reads a server-side cursor, or any with `yield_per`, through a buffer that grows.
 
-    Attributes:
-        asked: When the fetch that is running began.
-        context: The execution, until its first row is asked for.
+    `asked` is when the fetch that runs began, `context` what is executed, until its first row is asked for.
     """
 
     __slots__ = ("asked", "context", "execution", "options")
@@ -246,11 +251,18 @@ class CountedStream(BufferedRowCursorFetchStrategy):
 
     def soft_close(self, result: Any, dbapi_cursor: Any) -> None:
         super().soft_close(result, dbapi_cursor)
-        _close(self.execution)
+        self.close(result, dbapi_cursor)
 
     def hard_close(self, result: Any, dbapi_cursor: Any) -> None:
         super().hard_close(result, dbapi_cursor)
-        _close(self.execution)
+        self.close(result, dbapi_cursor)
+
+    def close(self, result: Any, dbapi_cursor: Any) -> None:
+        """Its cursor is closed next, which takes a round trip, or as long as all the rows that nobody has read."""
+        if self.asked is None and dbapi_cursor is not None:
+            result.cursor = _Closing(self.execution, dbapi_cursor)
+        else:  # within a fetch, whose time it is
+            _close(self.execution)
 
     def handle_exception(self, result: Any, dbapi_cursor: Any, err: BaseException) -> NoReturn:
         _fail(self.execution, err)
@@ -258,8 +270,8 @@ class CountedStream(BufferedRowCursorFetchStrategy):
         super().handle_exception(result, dbapi_cursor, err)
 
     def end_fetch(self, result: Any, rows: int) -> None:
-        started, self.asked = self.asked, None
-        if started is not None:
+        if (started := self.asked) is not None:
+            self.asked = None
             add_fetch(self.execution, result, started, rows)
 
     @property
@@ -274,18 +286,21 @@ class CountedStream(BufferedRowCursorFetchStrategy):
         context, self.context = self.context, None
         if context is None:
             return
-        begin(self.execution)
-        started = self.execution.collector.clock()
+        execution = self.execution
+        begin(execution)
+        started = execution.collector.clock()
         fetched = 0
         try:
             super().__init__(context.cursor, self.options)
             fetched = internals.buffered_rows(self)
         except BaseException as error:
-            _fail(self.execution, error)
+            _fail(execution, error)
             raise
         finally:
-            add_fetch(self.execution, None, started, fetched, context)
-            _add_to_execution(self.execution)
+            add_fetch(execution, None, started, fetched, context)
+            if not execution.folded:  # only now the database begins to work on a server-side cursor
+                execution.ended += execution.fetch
+                execution.fetch = execution.marked = 0
 
     def _buffer_rows(self, result: Any, dbapi_cursor: Any) -> None:
         self.asked = self.execution.collector.clock()
@@ -297,9 +312,8 @@ class CountedStream(BufferedRowCursorFetchStrategy):
     def fetchmany(self, result: Any, dbapi_cursor: Any, size: int | None = None) -> Any:
         if size is None:
             return self.fetchall(result, dbapi_cursor)
-        before = internals.buffered_rows(self)
+        before, rows = internals.buffered_rows(self), []
         self.asked = self.execution.collector.clock()
-        rows: Any = ()
         try:
             rows = super().fetchmany(result, dbapi_cursor, size)
         finally:
@@ -307,9 +321,8 @@ class CountedStream(BufferedRowCursorFetchStrategy):
         return rows
 
     def fetchall(self, result: Any, dbapi_cursor: Any) -> Any:
-        before = internals.buffered_rows(self)
+        before, rows = internals.buffered_rows(self), []
         self.asked = self.execution.collector.clock()
-        rows: Any = ()
         try:
             rows = super().fetchall(result, dbapi_cursor)
         finally:

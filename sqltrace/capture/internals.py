@@ -169,8 +169,9 @@ def stand_in_context(rows: list[tuple[int, ...]], *, server_side: bool) -> Any:
         fetchone=lambda: next(iter(take(1)), None),
         fetchmany=take,
         fetchall=lambda: take(len(pending)),
+        close=lambda: None,
     )
-    context.root_connection = SimpleNamespace(_echo=False, _safe_close_cursor=lambda _: None)
+    context.root_connection = SimpleNamespace(_echo=False, _safe_close_cursor=lambda cursor: cursor.close())
     return context
 
 

@@ -14,6 +14,7 @@ from sqltrace.recording import Recording
 from sqltrace.statement import Failure, Group
 
 _SECOND = 1_000_000_000
+_SENT_ALL = "fewer rows or columns: of a stream the server sends all, also what nobody reads"
 _STREAM = "more rows at a time, each of which is asked for: a larger yield_per; or fewer rows or columns"
 
 
@@ -43,7 +44,8 @@ def slow_statement(recording: Recording, *, slow: float = 0.5, rows: int = 1_000
                 place_of_longest(group),
                 relationship=group.origin.relationship,
                 parents=name_and_line(group.parents),
-                fix=remedy_for(failure) or (_STREAM if _is_fetched_slowly(recording, group) else _fix(group)),
+                fix=remedy_for(failure)
+                or (_stream_fix(group) if _is_fetched_slowly(recording, group) else _fix(group)),
                 fingerprint=group.fingerprint or None,
             )
         elif (group.rows or 0) >= rows and group.objects >= slow and not (group.is_async or group.on_loop):
@@ -84,6 +86,10 @@ def _failure_of_longest(recording: Recording, group: Group) -> Failure | None:
         return group.failure
     longest = max(kept_of(recording, group), key=attrgetter("elapsed"), default=None)
     return longest.failure if longest is not None else None
+
+
+def _stream_fix(group: Group) -> str:
+    return _SENT_ALL if group.system in ("mysql", "mariadb") else _STREAM
 
 
 def _is_fetched_slowly(recording: Recording, group: Group) -> bool:
