@@ -19,7 +19,7 @@ only those holds count that are known to be of others.
 from __future__ import annotations
 
 from asyncio import _get_running_loop, current_task
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Generator
 from threading import get_ident
 from types import coroutine
 from typing import Any, Final
@@ -47,7 +47,6 @@ class LoopShare:
     One request's share of its event loop. Written by the thread of the loop only. Nanoseconds.
 
     Attributes:
-        name_route: Called before others may want to tell the name of the request. Must not raise.
         awaits: Where it has waited for a while; `None` for nowhere.
         observed: Whether an asyncio loop ran the request: elsewhere waiting is not known.
         held: All steps that have ended, and what is known of child tasks.
@@ -67,14 +66,13 @@ class LoopShare:
 
     __slots__ = (
         "__weakref__", "_blamed", "_estimates", "_waited_for", "awaits", "began", "collector", "held", "label", "late",
-        "left", "log", "longest", "name_route", "observed", "ready", "responded", "sightings", "suspended",
+        "left", "log", "longest", "observed", "ready", "responded", "sightings", "suspended",
         "suspensions", "task", "thread", "thread_waits",
     )  # fmt: skip
 
-    def __init__(self, collector: Collector, name_route: Callable[[], None] | None = None) -> None:
+    def __init__(self, collector: Collector) -> None:
         self.collector = collector
         self.label = collector.label
-        self.name_route = name_route
         self.log: LoopLog | None = None
         self.observed = self.responded = False
         self.held = self.longest = self.began = self.left = self.thread = self.task = 0
@@ -88,11 +86,6 @@ class LoopShare:
         self._waited_for: dict[Label, int] = {}
         self._blamed = Coverage()
         self._estimates: list[tuple[int, int]] = []
-
-    def name(self) -> None:
-        """See to it that the label has the name of the route, if that is known by now."""
-        if self.name_route is not None:
-            self.name_route()
 
     def held_until(self, now: int) -> tuple[int, int]:
         """Time held in all, and at most at a stretch, with the running step."""
@@ -121,7 +114,8 @@ class LoopShare:
     def leave(self) -> None:
         """Never raises."""
         release(self)
-        log, self.log, self.name_route, self.collector.loop, self.thread = self.log, None, None, None, 0
+        log, self.log, self.label.name_route, self.collector.loop = self.log, None, None, None
+        self.thread = 0
         try:
             if log is not None:
                 log.leave()
@@ -250,7 +244,7 @@ class LoopShare:
         try:
             self.settle()
             if end - start >= HOLD:
-                self.name()
+                self.label.find_route()
                 log.add(start, end, self.label)
         except Exception as fault:
             report_fault("observing the event loop", fault)

@@ -27,6 +27,11 @@ class Label:
         self.call_site: CallSite | None = call_site
         self.turns: tuple[int, int] = (0, 0)
 
+    def find_route(self) -> None:
+        """See to it that `name` is the route, if that is known by now. For any thread."""
+        if self.name_route is not None:
+            self.name_route()
+
 
 def longest_by_name(times: Mapping[Label, int]) -> list[tuple[Label, int]]:
     """A label of each name, and the time of all of that name; the longest first."""

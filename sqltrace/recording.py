@@ -134,7 +134,7 @@ class Recording:
     def observe_loop(self, name_route: Callable[[], None] | None = None) -> LoopShare:
         """What `event_loop.stepped` is to write into. `name_route` sets `name` once that is known; must not raise."""
         self._label.name_route = name_route
-        self._loop = self._collector.loop = LoopShare(self._collector, name_route)
+        self._loop = self._collector.loop = LoopShare(self._collector)
         return self._loop
 
     @property

@@ -50,9 +50,6 @@ class User(Protocol):
     task: int
     thread_waits: ThreadWaits | None
 
-    def name(self) -> None:
-        """Sees to it that the label has the name of the route, if that is known by now."""
-
 
 @dataclass(frozen=True, slots=True)
 class ThreadWait:
@@ -126,7 +123,7 @@ class ThreadUses:
         """
         if frames and _is(frames[-1], RUN_IN_THREAD):
             if current_task() in _default_limiter().statistics().borrowers:
-                share.name()
+                share.label.find_route()
                 self._ended.append((paused, now, share.label.name))
                 self._running.pop(share.task, None)
         elif len(frames) > 1 and _is(frames[-2], _ACQUIRE) and frames[-1].f_code.co_name == "wait":
@@ -181,7 +178,7 @@ def _running(limiter: Any, shares: Iterable[User], before: Running) -> Running:
             frames = [*suspended_frames(share.suspended)]
             if not frames or not _is(frames[-1], RUN_IN_THREAD):
                 continue  # it runs now, or is about to go on, having been given the thread at this moment
-            share.name()
+            share.label.find_route()
             use = share.left, share.label.name
         running[share.task] = use
     return running

@@ -952,7 +952,7 @@ class TestNothingRemains:
 
         run_by_clock(main())
 
-        assert (left.log, left.name_route, left.collector.loop) == (None, None, None)
+        assert (left.log, left.label.name_route, left.collector.loop) == (None, None, None)
         assert (left.thread, left.began, left.suspended) == (0, 0, None)
 
     def test_of_a_request_that_a_task_inside_outlives(self):

@@ -90,8 +90,7 @@ def _describe(checkout: Checkout, pool: QueuePool, holders: set[Checkout], timed
         Holder(label, max(0, held) / _SECOND, own) for own, held, label in sorted(named, key=_HELD, reverse=True)
     ]
     for _, _, named_by in named:
-        if named_by.name_route is not None:
-            named_by.name_route()
+        named_by.find_route()
     overflow = max(0, pool.overflow(), in_use - pool.size())
     return PoolWait(
         checkout.wait / _SECOND,
