@@ -953,6 +953,14 @@ def test_setting_an_isolation_level_is_time_of_the_database(clock):
     assert recording.time_account.python == 4
 
 
+def test_methods_of_a_dialect_can_be_called_with_keywords_meanwhile(sqlite):
+    engine = sqlite.engine()
+    with sqltrace.record(), engine.connect() as one:
+        connection = one.connection.dbapi_connection
+        engine.dialect.set_isolation_level(dbapi_connection=connection, level="READ UNCOMMITTED")
+        assert engine.dialect.get_isolation_level(dbapi_connection=connection) == "READ UNCOMMITTED"
+
+
 @pytest.mark.parametrize("invalid", [False, True])
 def test_closing_a_connection_is_time_of_connections(clock, invalid):
     class Connection(sqlite3.Connection):

@@ -209,15 +209,15 @@ def _measure_call(dialect: Dialect, call: Callable[..., Any], part: Part) -> Cal
     """Of what no checkout has to know, and what may take a round trip as any statement does."""
 
     @wraps(call)
-    def measured(connection: Any, *arguments: Any) -> Any:
+    def measured(*arguments: Any, **options: Any) -> Any:
         collector = _collector()
         if collector is None:
-            return call(connection, *arguments)
+            return call(*arguments, **options)
         started = collector.clock()
         try:
-            return call(connection, *arguments)
+            return call(*arguments, **options)
         finally:
-            _mark(collector, dialect, connection, part, started)
+            _mark(collector, dialect, arguments[0] if arguments else None, part, started)
 
     return measured
 
