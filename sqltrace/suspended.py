@@ -10,6 +10,7 @@ from types import FrameType
 from typing import Any, Final
 
 _COPIES: Final = sys.version_info < (3, 13)
+_KINDS: Final = (("cr_frame", "cr_await"), ("gi_frame", "gi_yieldfrom"), ("ag_frame", "ag_await"))
 _STEPS_OF_GENERATORS: Final = frozenset({"async_generator_asend", "async_generator_athrow"})
 
 
@@ -23,11 +24,11 @@ def suspended_frames(suspended: Any) -> Iterator[FrameType]:
     while suspended is not None:
         if type(suspended).__name__ in _STEPS_OF_GENERATORS:
             suspended = next(filter(isasyncgen, get_referents(suspended)), None)  # nothing else leads to it
-        for kind, awaits in (("cr", "cr_await"), ("gi", "gi_yieldfrom"), ("ag", "ag_await")):
-            frame = getattr(suspended, f"{kind}_frame", None)
+        for own, awaited in _KINDS:
+            frame = getattr(suspended, own, None)
             if frame is not None:
                 yield frame
-                suspended = getattr(suspended, awaits)
+                suspended = getattr(suspended, awaited)
                 break
         else:
             return
