@@ -322,7 +322,8 @@ def test_serving_ends_cleanly_on_a_signal(stop):
     ) as process:
         next(line for line in process.stdout if line.strip().endswith(f"/mended/async{CALLS[-1].path}"))
         process.send_signal(stop)
-        output, errors = process.communicate(timeout=60)
+        # Not communicate(), which loses what was read together with that line.
+        output, errors = process.stdout.read(), process.stderr.read()
 
     assert (process.returncode, errors) == (0, "")
     assert "/async/loading/{joined,select," in output
@@ -402,7 +403,7 @@ def test_interrupted_run_tells_where_its_lines_are_and_leaves_nothing_else(tmp_p
     with process:
         next(line for line in process.stdout if " /guilty/sync/" in line)
         process.send_signal(signal.SIGINT)
-        output, errors = process.communicate(timeout=60)
+        output, errors = process.stdout.read(), process.stderr.read()
 
     assert (process.returncode, errors) == (130, "")
     [left] = tmp_path.iterdir()
