@@ -32,6 +32,7 @@ from sqltrace.thread_waits import User
 _PAUSE: Final = 0.05  # seconds
 _PAUSES: Final = 100  # of what a look takes, at least: of thousands of websockets it is a millisecond
 _MAX_LINES: Final = 100
+_THREAD_CLOCK: Final = 0b110  # include/linux/posix-timers_types.h: of a thread, by what the scheduler gave it
 _LITTLE: Final = 0.02  # less of it is CPU time while a call blocks
 _has_gil: Final[Callable[[], bool]] = getattr(sys, "_is_gil_enabled", lambda: True)
 _COLLECTS_ANYWHERE: Final = sys.version_info < (3, 12)  # later between two instructions of Python only
@@ -140,8 +141,11 @@ def release(share: Guarded) -> None:
 
 def guarded_on(log: LoopLog) -> list[Guarded]:
     """Those that are active on an event loop. For its own thread."""
-    shares = [share for reference in list(_guarded.values()) if (share := reference()) is not None]
-    return [share for share in shares if share.log is log]
+    return [share for share in _shares() if share.log is log]
+
+
+def _shares() -> list[Guarded]:
+    return [share for reference in list(_guarded.values()) if (share := reference()) is not None]
 
 
 def _wake() -> None:
@@ -188,14 +192,13 @@ class _Look(NamedTuple):
 def _look(before: _Look) -> _Look:
     """Note where those are that have not let go of the loop for a while."""
     at = time.monotonic()
-    shares = [share for reference in list(_guarded.values()) if (share := reference()) is not None]
+    shares = _shares()
     running = [(share, began, share.thread) for share in shares if (began := share.began)]
     held = [(step, seen) for step in running if (seen := _see(*step)) is not None]
     busy = {thread for _, _, thread in running}
     for log, thread in {share.log: share.thread for share in shares}.items():
         if log is not None and thread not in busy and log.is_overdue():
             _see_another(log, thread)
-    # After that: a file that is read lets others have the lock, and the step go on.
     computed = {each.ident: _cpu_time(each) for each in enumerate_threads()} if held else {}
     since = _since(before.computed, computed)
     for (share, began, thread), (site, lasted) in held:
@@ -254,11 +257,18 @@ def _frame_of(thread: int) -> FrameType | None:
 
 
 def _cpu_time(thread: Thread) -> float | None:
-    """Seconds, by the kernel of Linux; `None` elsewhere. To ask the clock of a thread that has ended might crash."""
+    """
+    Seconds, by the kernel of Linux; `None` elsewhere, and of a thread that has ended.
+
+    By the kernel's number of the thread, as `pthread_getcpuclockid` makes a clock of it: that itself might crash for a
+    thread that has ended. Nobody gets the interpreter's lock meanwhile, as where a file of /proc is read: with many
+    threads that want it a look would last longer than what it looks at.
+    """
+    if sys.platform != "linux" or thread.native_id is None:
+        return None
     try:
-        with open(f"/proc/self/task/{thread.native_id}/schedstat", encoding="ascii") as file:
-            return int(file.read().split()[0]) / 1_000_000_000
-    except (LookupError, OSError, ValueError):
+        return time.clock_gettime(~thread.native_id << 3 | _THREAD_CLOCK)
+    except OSError:
         return None
 
 
