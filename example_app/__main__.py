@@ -140,7 +140,7 @@ def _replay_all(
     for flavour in FLAVOURS:
         console.print()
         console.rule(f"[bold]{flavour}[/]: a page of {len(calls)} requests")
-        request_ids = [flavour.request_id(number) for number in range(len(calls))]
+        request_ids = flavour.request_ids(calls)
         log.await_requests(request_ids)
         with _progress(console) as progress:
             task = progress.add_task(f"{flavour}", total=len(calls))
@@ -151,7 +151,8 @@ def _replay_all(
 
             failures += asyncio.run(replay(url, flavour, calls, answered))
             lines |= log.take(request_ids)
-    failures += [f"{request_id}: no log line" for request_id in _ids(calls) if request_id not in lines]
+    asked = [request_id for flavour in FLAVOURS for request_id in flavour.request_ids(calls)]
+    failures += [f"{request_id}: no log line" for request_id in asked if request_id not in lines]
     return failures, lines, waited
 
 
@@ -180,10 +181,6 @@ def _print_urls(console: Console, url: str, calls: tuple[Call, ...]) -> None:
     for session in ("sync", "async"):
         console.print(f"  {url}/{session}/loading/{{{','.join(STRATEGIES)}}}", soft_wrap=True)
     console.print()
-
-
-def _ids(calls: tuple[Call, ...]) -> Iterator[str]:
-    return (flavour.request_id(number) for flavour in FLAVOURS for number in range(len(calls)))
 
 
 def _listen(port: int) -> socket.socket:

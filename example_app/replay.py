@@ -48,8 +48,12 @@ class Flavour:
         """The `x-request-id` of the page's nth request, which finds its log line."""
         return f"{self.mapping}-{self.session}-{number}"
 
+    def request_ids(self, calls: tuple[Call, ...], call: str | None = None) -> list[str]:
+        """Of all calls, or of one that may be made several times."""
+        return [self.request_id(number) for number, each in enumerate(calls) if call in (None, str(each))]
 
-_REFRESHES = (0.5, 1.0, 2.0, 600.0)  # seconds: for fast machines, and for slow ones
+
+_REFRESHES = (0.5, 1.0, 2.0, 600.0)  # seconds: for fast machines, for slow ones, and to wait for an answer
 
 FLAVOURS = tuple(Flavour(mapping, session) for mapping in ("guilty", "mended") for session in ("sync", "async"))
 

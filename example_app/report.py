@@ -34,10 +34,10 @@ def print_results(console: Console, calls: tuple[Call, ...], lines: Lines, waite
     console.print(_findings(calls, lines))
     console.print()
     for session in _SESSIONS:
-        slowest = [_slowest(_ids(Flavour(mapping, session), calls), lines) for mapping in _MAPPINGS]
+        slowest = [_slowest(Flavour(mapping, session).request_ids(calls), lines) for mapping in _MAPPINGS]
         guilty, mended = (_cells(line)[0] for line in slowest)
         console.print(f"Slowest request, {session + ':':6} {guilty:>8} guilty, {mended:>7} mended.")
-    refreshes = [_ids(Flavour(mapping, "async"), calls, str(calls[0])) for mapping in _MAPPINGS]
+    refreshes = [Flavour(mapping, "async").request_ids(calls, str(calls[0])) for mapping in _MAPPINGS]
     guilty, mended = (_cells(_slowest(ids, lines))[0] for ids in refreshes)
     console.print(f"One-row refresh, async: {guilty:>8} guilty, {mended:>7} mended.")
     guilty, mended = (f"{max(waited.get(request_id, 0.0) for request_id in ids):.3f} s" for ids in refreshes)
@@ -55,7 +55,9 @@ def _table(calls: tuple[Call, ...], lines: Lines, *, wide: bool) -> Table:
     for mapping, description in _MAPPINGS.items():
         table.add_row(f"[bold]{description}[/]")
         for call in dict.fromkeys(map(str, calls)):
-            cells = [_cells(_slowest(_ids(Flavour(mapping, session), calls, call), lines)) for session in _SESSIONS]
+            cells = [
+                _cells(_slowest(Flavour(mapping, session).request_ids(calls, call), lines)) for session in _SESSIONS
+            ]
             table.add_row(call, *cells[0], *cells[1])
         table.add_row()
     return table
@@ -65,7 +67,8 @@ def _findings(calls: tuple[Call, ...], lines: Lines) -> Table:
     """Each kind of finding, and how many requests of each flavour have it."""
     flavours = [Flavour(mapping, session) for mapping in _MAPPINGS for session in _SESSIONS]
     found = {
-        str(flavour): [_kinds(lines.get(request_id)) for request_id in _ids(flavour, calls)] for flavour in flavours
+        str(flavour): [_kinds(lines.get(request_id)) for request_id in flavour.request_ids(calls)]
+        for flavour in flavours
     }
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     table.add_column("finding in … requests")
@@ -88,11 +91,6 @@ def _cells(line: LogLine | None) -> tuple[str, str, str]:
     if line is None:
         return ("–", "–", "–")
     return _seconds(line["duration_ms"]), str(line["sql.count"]), _seconds(line["time.database_ms"])
-
-
-def _ids(flavour: Flavour, calls: tuple[Call, ...], call: str | None = None) -> list[str]:
-    """The request ids of all calls, or of one that may be made several times."""
-    return [flavour.request_id(number) for number, each in enumerate(calls) if call in (None, str(each))]
 
 
 def _slowest(ids: list[str], lines: Lines) -> LogLine | None:
