@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from operator import attrgetter
 
+from sqltrace.collector import Execution
 from sqltrace.finding import Finding
 from sqltrace.findings.costs import cost, kept_of
 from sqltrace.findings.loader_options import left_out
@@ -84,8 +85,12 @@ def _slow_objects(recording: Recording, group: Group, slow: float, rows: int) ->
 def _failure_of_longest(recording: Recording, group: Group) -> Failure | None:
     if group.failed in (0, group.count):
         return group.failure
-    longest = max(kept_of(recording, group), key=attrgetter("elapsed"), default=None)
+    longest = _longest(recording, group)
     return longest.failure if longest is not None else None
+
+
+def _longest(recording: Recording, group: Group) -> Execution | None:
+    return max(kept_of(recording, group), key=attrgetter("elapsed"), default=None)
 
 
 def _stream_fix(group: Group) -> str:
@@ -94,7 +99,7 @@ def _stream_fix(group: Group) -> str:
 
 def _is_fetched_slowly(recording: Recording, group: Group) -> bool:
     """Whether most of its time went by asking the server for more of the rows, a few at a time."""
-    longest = max(kept_of(recording, group), key=attrgetter("elapsed"), default=None)
+    longest = _longest(recording, group)
     return longest is not None and longest.streamed and 2 * longest.fetch > longest.elapsed
 
 
