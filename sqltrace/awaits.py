@@ -13,7 +13,7 @@ from sqltrace.faults import report_fault
 from sqltrace.intervals import Coverage
 from sqltrace.loop_log import LoopLog
 from sqltrace.suspended import local_of, suspended_frames
-from sqltrace.thread_waits import RUN_IN_THREAD, ThreadUses, User
+from sqltrace.thread_waits import ThreadUses, User, works_in_thread
 from sqltrace.watchdog import guarded_on
 
 SHORT: Final = 20_000_000  # nanoseconds of a suspension; to read its frames takes some 30 microseconds
@@ -107,10 +107,7 @@ class Awaits:
 
 def _function_in_thread(frames: Sequence[FrameType]) -> CallSite | None:
     """An endpoint or a dependency that a thread has worked on: there is no line that awaits it."""
-    innermost = frames[-1] if frames else None
-    if innermost is None or innermost.f_code.co_name != RUN_IN_THREAD:
-        return None
-    return site_of_function(local_of(innermost, "func"))
+    return site_of_function(local_of(frames[-1], "func")) if works_in_thread(frames) else None
 
 
 def _length(stretch: Stretch) -> int:

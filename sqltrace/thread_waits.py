@@ -19,7 +19,7 @@ from typing import Any, Final, Protocol
 from sqltrace.label import Label
 from sqltrace.suspended import local_of, suspended_frames
 
-RUN_IN_THREAD: Final = "run_sync_in_worker_thread"
+_RUN: Final = "run_sync_in_worker_thread"
 _ACQUIRE: Final = "acquire_on_behalf_of"
 _BACKEND: Final = "anyio._backends._asyncio"
 _LOOK: Final = 20_000_000  # nanoseconds from one look to the next: of 1,000 open requests it takes some 0.4 ms
@@ -122,7 +122,7 @@ class ThreadUses:
             frames: Of the task, from the outermost inwards.
             others: All requests that are active on the loop.
         """
-        if frames and _is(frames[-1], RUN_IN_THREAD):
+        if works_in_thread(frames):
             if current_task() in _default_limiter().statistics().borrowers:
                 share.label.find_route()
                 self._ended.append((paused, now, share.label.name))
@@ -142,13 +142,12 @@ class ThreadUses:
         Those who wait at once go on one after the other, as they came: the answer to one holds for the next.
         """
         at, of, users = self._answer
-        if now - at < _LOOK:
-            if abs(since - of) <= (now - since) // _ALIKE:
-                return users
-        else:
-            self._running = _running(limiter, others(), self._running)
+        if now - at >= _LOOK:
+            at, self._running = now, _running(limiter, others(), self._running)
+        elif abs(since - of) <= (now - since) // _ALIKE:
+            return users
         users = self._add_up(since, now)
-        self._answer = (now if now - at >= _LOOK else at), since, users
+        self._answer = at, since, users
         return users
 
     def _add_up(self, since: int, now: int) -> dict[str, float]:
@@ -162,6 +161,11 @@ class ThreadUses:
         for start, name in self._running.values():
             used[name] = used.get(name, 0) + max(0, now - max(start, since))
         return {name: time / (now - since) for name, time in used.items()}
+
+
+def works_in_thread(frames: Sequence[FrameType]) -> bool:
+    """Whether a thread works for a suspended task, by the frames of that from the outermost inwards."""
+    return bool(frames) and _is(frames[-1], _RUN)
 
 
 def _is(frame: FrameType, name: str) -> bool:
@@ -188,8 +192,7 @@ def _running(limiter: Any, shares: Iterable[User], before: Running) -> Running:
             continue
         use = before.get(share.task)
         if use is None or use[0] != share.left:
-            frames = [*suspended_frames(share.suspended)]
-            if not frames or not _is(frames[-1], RUN_IN_THREAD):
+            if not works_in_thread([*suspended_frames(share.suspended)]):
                 continue  # it runs now, or is about to go on, having been given the thread at this moment
             share.label.find_route()
             use = share.left, share.label.name

@@ -114,6 +114,17 @@ def in_time(few, run, scenario):
     run(main())
 
 
+def wait_behind_one(few, path):
+    """For half a second."""
+
+    async def scenario():
+        await few.request("/use/one")
+        await few.request(path)
+        few.clock.advance(0.5)
+
+    in_time(few, asyncio.run, scenario)
+
+
 def test_wait_for_a_thread_is_measured_with_who_used_them(run):
     few = FewThreads(threads=2)
 
@@ -196,12 +207,7 @@ def test_dependencies_wait_for_the_same_threads():
 
     few.serve(app)
 
-    async def scenario():
-        await few.request("/use/one")
-        await few.request("/quick")
-        few.clock.advance(0.5)
-
-    in_time(few, asyncio.run, scenario)
+    wait_behind_one(few, "/quick")
 
     assert few.waited() == sqltrace.ThreadWait(0.5, 1, (("GET /use/{user}", 1.0),))
 
@@ -440,12 +446,7 @@ def test_default_limiter_is_that_of_all_however_it_was_given():
 
     few.serve(Starlette(routes=[*few.routes, Route("/explicit", explicit)]))
 
-    async def scenario():
-        await few.request("/use/one")
-        await few.request("/explicit")
-        few.clock.advance(0.5)
-
-    in_time(few, asyncio.run, scenario)
+    wait_behind_one(few, "/explicit")
 
     assert few.waited("/explicit") == sqltrace.ThreadWait(0.5, 1, (("GET /use/{user}", 1.0),))
 
