@@ -6,17 +6,17 @@ from collections.abc import Sequence
 from functools import partial
 from operator import itemgetter
 from types import FrameType
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from sqltrace.callsite import CallSite, site_awaited, site_of_function
 from sqltrace.faults import report_fault
 from sqltrace.intervals import Coverage
 from sqltrace.loop_log import LoopLog
-from sqltrace.suspended import local_of, suspended_frames
+from sqltrace.suspended import Suspension, local_of
 from sqltrace.thread_waits import ThreadUses, User, works_in_thread
 from sqltrace.watchdog import guarded_on
 
-SHORT: Final = 20_000_000  # nanoseconds of a suspension; to read its frames takes some 30 microseconds
+SHORT: Final = 20_000_000  # nanoseconds of a suspension; to read its frames takes some 10 microseconds
 _MAX_KEPT: Final = 64  # waits one by one, from which other parts of the account can be taken; and lines of the others
 _OF_SQLALCHEMY: Final = "greenlet_spawn"  # waits for nothing but the database and its connections
 
@@ -29,21 +29,21 @@ class Waiting(User, Protocol):
     awaits: Awaits | None
 
 
-def note_wait(share: Waiting, log: LoopLog, suspended: Any, paused: int, now: int) -> None:
+def note_wait(share: Waiting, log: LoopLog, suspension: Suspension, paused: int, now: int) -> None:
     """
     A task of a request goes on now that was suspended since `paused`, for `SHORT` at least. Never raises.
 
     Args:
         log: Of its event loop.
-        suspended: The coroutine that it goes on with.
     """
     try:
-        frames = [*suspended_frames(suspended)]
+        if _OF_SQLALCHEMY in suspension.functions:
+            return
         if not share.responded:
             share.awaits = share.awaits or Awaits()
-            share.awaits.note(frames, paused, now)
+            share.awaits.note(suspension.frames, paused, now)
         log.thread_uses = log.thread_uses or ThreadUses()
-        log.thread_uses.note(share, frames, paused, now, partial(guarded_on, log))
+        log.thread_uses.note(share, suspension.frames, paused, now, partial(guarded_on, log))
     except Exception as fault:
         report_fault("observing the event loop", fault)
 
@@ -69,8 +69,6 @@ class Awaits:
         Args:
             frames: Of the task, from the outermost inwards.
         """
-        if any(frame.f_code.co_name == _OF_SQLALCHEMY for frame in frames):
-            return
         site = site_awaited(frames) or _function_in_thread(frames)
         if site is not None:
             self.kept.append((start, end, site))

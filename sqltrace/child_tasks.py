@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import sys
 from asyncio import Task, all_tasks
-from collections.abc import Callable, Iterator
-from types import CodeType
+from collections.abc import Callable
 from typing import Any, Final
 
 from sqltrace.callsite import CallSite, call_site_of
 from sqltrace.collector import Collector, current, outwards
 from sqltrace.loop_log import LoopLog
-from sqltrace.suspended import suspended_frames
+from sqltrace.suspended import Suspension, suspended_frames
 
 # Functions of libraries, by qualified name, which wait for tasks or threads of their caller.
 _WAITS_FOR_OWN: Final = frozenset(
@@ -30,7 +29,7 @@ TICK: Final = 5_000_000  # nanoseconds by which the kernel may be wrong about wh
 reply_age: Callable[[Any, bool], int | None] | None = None
 
 
-def ready_since(suspended: Any, collector: Collector, log: LoopLog, left: int, now: int) -> int | None:
+def ready_since(suspension: Suspension, collector: Collector, log: LoopLog, left: int, now: int) -> int | None:
     """
     When the reply of the database came in that the task was suspended for since `left`.
 
@@ -39,11 +38,11 @@ def ready_since(suspended: Any, collector: Collector, log: LoopLog, left: int, n
     """
     if now - left < SLOW or not log.holds or log.holds[-1][1] <= left:
         return None  # nothing to be waited for
-    names = {code.co_qualname for code in _suspended_codes(suspended)}
-    polls = "wait_async" in names
+    functions = suspension.functions
+    polls = "wait_async" in functions
     nothing = now if polls and now - left >= _POLL else None
     checkouts = collector.checkouts
-    if reply_age is None or not checkouts or "greenlet_spawn" not in names:
+    if reply_age is None or not checkouts or "greenlet_spawn" not in functions:
         return nothing
     if [checkout for checkout in checkouts if checkout.ended is None] != checkouts[-1:]:
         return nothing  # of several connections it is not known which
@@ -54,7 +53,7 @@ def ready_since(suspended: Any, collector: Collector, log: LoopLog, left: int, n
     return max(left, now - max(age, 1))
 
 
-def waits_for_own(awaited: Any, suspended: Any, collector: Collector, log: LoopLog, left: int) -> bool:
+def waits_for_own(suspension: Suspension, collector: Collector, log: LoopLog, left: int) -> bool:
     """
     Whether a request may be waiting for tasks or threads of its own.
 
@@ -63,15 +62,14 @@ def waits_for_own(awaited: Any, suspended: Any, collector: Collector, log: LoopL
     not awaiting now, stays unknown.
 
     Args:
-        awaited: What the task yielded to the event loop.
-        suspended: The coroutine, or what else it awaits from the inside.
+        suspension: Of its task.
         collector: That of the request.
         log: That of its loop.
         left: When the task was suspended.
     """
-    if isinstance(awaited, Task) or hasattr(awaited, "_children"):  # asyncio.gather()
+    if isinstance(suspension.awaited, Task) or hasattr(suspension.awaited, "_children"):  # asyncio.gather()
         return True
-    if any(code.co_qualname in _WAITS_FOR_OWN for code in _suspended_codes(suspended)):
+    if not suspension.functions.isdisjoint(_WAITS_FOR_OWN):
         return True
     return _has_tasks(collector, log, left)
 
@@ -92,11 +90,6 @@ def site_awaiting(suspended: Any) -> CallSite | None:
         if own is None and name != "wait_for" and name not in _WAITS_FOR_OWN:
             waits = False
     return site if waits else None
-
-
-def _suspended_codes(suspended: Any) -> Iterator[CodeType]:
-    """The code of each coroutine that awaits the next, from the outermost inwards."""
-    return (frame.f_code for frame in suspended_frames(suspended))
 
 
 def _has_tasks(collector: Collector, log: LoopLog, left: int) -> bool:

@@ -31,6 +31,7 @@ from sqltrace.faults import report_fault
 from sqltrace.intervals import Coverage
 from sqltrace.label import Label, longest_by_name
 from sqltrace.loop_log import HOLD, LoopLog, log_of
+from sqltrace.suspended import Suspension
 from sqltrace.thread_waits import ThreadWaits
 from sqltrace.watchdog import Sightings, guard, release
 
@@ -127,15 +128,20 @@ class LoopShare:
         log = self.log  # read once: the loop's own thread may leave it just now
         return log is not None and _get_running_loop() is log.loop
 
-    def resume(self, log: LoopLog, left: int, now: int, awaited: Any, suspended: Any) -> None:
-        """The task goes on now, having been suspended for a while."""
+    def resume(self, log: LoopLog, suspension: Suspension, paused: int, now: int) -> None:
+        """A task goes on now that was suspended since `paused`, for a while."""
+        if now - self.left > HOLD:
+            self._look_back(log, suspension, self.left, now)
+        if now - paused >= SHORT:
+            note_wait(self, log, suspension, paused, now)
+
+    def _look_back(self, log: LoopLog, suspension: Suspension, left: int, now: int) -> None:
+        """No task of the request has run since `left`: who held the loop meanwhile."""
         try:
             self.suspensions = [*self.suspensions[1 - _MAX_SUSPENSIONS :], (left, now)]
             log.notice(now)
-            waits = log.tail(
-                left, now, self.label, lambda: not waits_for_own(awaited, suspended, self.collector, log, left)
-            )
-            self.ready = ready_since(suspended, self.collector, log, left, now)
+            waits = log.tail(left, now, self.label, lambda: not waits_for_own(suspension, self.collector, log, left))
+            self.ready = ready_since(suspension, self.collector, log, left, now)
             if self.ready == now:
                 return
             worked = self._latest_work()
@@ -195,21 +201,24 @@ class LoopShare:
 
         Returns for how long other requests held it.
         """
-        known = 0
-        if self.log is not None:
-            for label, held in self.log.holders(since, until):
-                known += held if label is not self.label and label.known else 0
-            pieces = [] if self.responded else self._blamed.gaps(since, until)
-            for label, held in (holder for piece in pieces for holder in self.log.holders(*piece)):
-                if label is not self.label and (unknown or label.known):
-                    self._waited_for[label] = self._waited_for.get(label, 0) + held
-            for piece in pieces:
-                self._blamed.add(*piece)
+        log = self.log
+        if log is None:
+            return 0
+        own, waited_for = self.label, self._waited_for
+        holders = [*log.holders(since, until)]
+        if not self.responded:
+            gaps = self._blamed.gaps(since, until)
+            new = holders if gaps == [(since, until)] else [holder for gap in gaps for holder in log.holders(*gap)]
+            for label, held in new:
+                if label is not own and (unknown or label.known):
+                    waited_for[label] = waited_for.get(label, 0) + held
+            for gap in gaps:
+                self._blamed.add(*gap)
             if len(self._blamed) > _MAX_BLAMED:
                 self._blamed.forget(self._blamed.middle())
         if len(self._waited_for) > _MAX_WAITED_FOR:  # there are many others, or it lasts, as a websocket does
             self._waited_for = dict(longest_by_name(self._waited_for)[: _MAX_WAITED_FOR // 2])
-        return known
+        return sum([held for label, held in holders if label is not own and label.known])
 
     def held_by_others(self, since: int, until: int) -> list[tuple[int, int]]:
         """The parts of a stretch in which other requests are known to have held the loop."""
@@ -291,10 +300,8 @@ def stepped(awaitable: Awaitable[Any], share: LoopShare, *, within: bool = False
     try:
         while True:
             began = share.began = clock()
-            if began - share.left > HOLD and log is not None:
-                share.resume(log, share.left, began, awaited, inner)
-            if began - paused >= SHORT and log is not None:
-                note_wait(share, log, inner, paused, began)
+            if log is not None and (began - share.left > HOLD or began - paused >= SHORT):
+                share.resume(log, Suspension(awaited, inner), paused, began)
             awaited = None  # a future may hold its result, which the application wants to let go of
             try:
                 if error is None:

@@ -6,12 +6,43 @@ import sys
 from collections.abc import Iterator
 from gc import get_referents
 from inspect import isasyncgen
-from types import FrameType
+from types import CoroutineType, FrameType
 from typing import Any, Final
 
 _COPIES: Final = sys.version_info < (3, 13)
 _KINDS: Final = (("cr_frame", "cr_await"), ("gi_frame", "gi_yieldfrom"), ("ag_frame", "ag_await"))
 _STEPS_OF_GENERATORS: Final = frozenset({"async_generator_asend", "async_generator_athrow"})
+
+
+class Suspension:
+    """
+    What a task has waited for that is about to go on. Not to be kept: the frames have the application's objects.
+
+    Attributes:
+        awaited: What it yielded to the event loop.
+    """
+
+    __slots__ = ("_frames", "_functions", "_suspended", "awaited")
+
+    def __init__(self, awaited: Any, suspended: Any) -> None:
+        self.awaited = awaited
+        self._suspended = suspended
+        self._frames: list[FrameType] | None = None
+        self._functions: set[str] | None = None
+
+    @property
+    def frames(self) -> list[FrameType]:
+        """Of the task, from the outermost inwards. Read once, for on a busy loop several ask of every request."""
+        if self._frames is None:
+            self._frames = [*suspended_frames(self._suspended)]
+        return self._frames
+
+    @property
+    def functions(self) -> set[str]:
+        """Qualified names of their functions."""
+        if self._functions is None:
+            self._functions = {frame.f_code.co_qualname for frame in self.frames}
+        return self._functions
 
 
 def suspended_frames(suspended: Any) -> Iterator[FrameType]:
@@ -22,6 +53,12 @@ def suspended_frames(suspended: Any) -> Iterator[FrameType]:
         suspended: The outermost. It must not run meanwhile.
     """
     while suspended is not None:
+        if type(suspended) is CoroutineType:  # what most are
+            frame, suspended = suspended.cr_frame, suspended.cr_await
+            if frame is None:
+                return
+            yield frame
+            continue
         if type(suspended).__name__ in _STEPS_OF_GENERATORS:
             suspended = next(filter(isasyncgen, get_referents(suspended)), None)  # nothing else leads to it
         for own, awaited in _KINDS:

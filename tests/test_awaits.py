@@ -475,7 +475,7 @@ def test_terminal_has_what_can_be_seen_of_it(waited, seen):
 @pytest.mark.parametrize(
     ("broken", "told"),
     [
-        ("awaits.suspended_frames", {}),
+        ("suspended.suspended_frames", {}),
         ("awaits.site_awaited", {}),
         ("thread_waits.ThreadUses.note", {"price": 0.3}),
         ("watchdog.ref", {"price": 0.3}),

@@ -26,6 +26,7 @@ from sqltrace.label import Label
 from sqltrace.loop_log import UNKNOWN, LoopLog
 from sqltrace.recording import Recording
 from sqltrace.sinks.log_line import log_line
+from sqltrace.suspended import Suspension
 from tests.asgi import Clock, Witness
 from tests.loops import (
     CLOCKED,
@@ -721,10 +722,10 @@ class TestLoopWait:
             with sqltrace.record() as recording:
                 log = LoopLog(lambda: next(now))
                 log.enter(asyncio.get_running_loop())
-                nothing = asyncio.Future()
-                answers = [waits_for_own(nothing, None, recording.collector, log, 50)]
+                nothing = Suspension(asyncio.Future(), None)
+                answers = [waits_for_own(nothing, recording.collector, log, 50)]
                 task = asyncio.create_task(asyncio.sleep(60))
-                answers += [waits_for_own(nothing, None, recording.collector, log, left) for left in (99, 101, 150)]
+                answers += [waits_for_own(nothing, recording.collector, log, left) for left in (99, 101, 150)]
                 task.cancel()
                 return answers
 
