@@ -208,7 +208,7 @@ class LoopLog:
             turns[one] = turns.get(one, 0) + 1
             if end <= since or label is own or turns[one] > _TURNS:
                 break
-            if self._rested(start, end, reach):
+            if reach - end > _GAP and self._rested(start, end, reach):
                 break
             if not label.known and not unknown_counts():
                 break

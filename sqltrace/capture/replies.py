@@ -23,6 +23,7 @@ SLOW: Final = child_tasks.SLOW
 _RESOLUTION: Final = 4_000_000  # of the kernel's answer: a tick of its clock, at 250 Hz
 _LARGE: Final = 1_000  # values in a reply that a driver needs milliseconds to read
 _LAST_DATA_RECEIVED: Final = struct.Struct("=52xI")  # struct tcp_info of linux/tcp.h: milliseconds ago
+_DOCUMENTS: Final = (dict, list)  # a union would be made anew for every value
 _COUNT: Final = struct.Struct("=i")
 _TCP_INFO: Final[int | None] = getattr(socket, "TCP_INFO", None) if sys.platform == "linux" else None
 
@@ -149,7 +150,7 @@ def _count_nested(rows: Iterable[Iterable[Any]]) -> int:
     while inner and count <= _LARGE:
         for value in inner.pop():
             count += 1
-            if isinstance(value, dict | list):
+            if isinstance(value, _DOCUMENTS):
                 inner.append(value.values() if isinstance(value, dict) else value)
             if count > _LARGE:
                 break
