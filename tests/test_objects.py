@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session, contains_eager, joinedload, loading, selectinload
 
 import sqltrace
-from sqltrace.capture import orm_internals
+from sqltrace.capture import objects, orm_internals
 from sqltrace.collector import LEAST_MARK
 from tests.asgi import Clock, recorded
 from tests.drivers import ROWS, Author, Book, Runner
@@ -401,6 +401,36 @@ def test_nothing_outlives_its_owner(engine, options):
 
     assert alive == [None, None]
     assert recording.statement_count == 1
+
+
+class TakenOut(dict):
+    """As if another thread were faster each time."""
+
+    def __delitem__(self, key):
+        super().__delitem__(key)
+        super().__delitem__(key)
+
+
+class PutIn(dict):
+    """As if another thread put one in each time."""
+
+    def __iter__(self):
+        iterator = super().__iter__()
+        self[-len(self)] = None
+        return iterator
+
+
+@pytest.mark.usefixtures("no_faults")
+@pytest.mark.parametrize("loads", [TakenOut, PutIn])
+def test_oldest_load_is_forgotten_while_another_thread_does_the_same(engine, loads, monkeypatch):
+    monkeypatch.setattr(objects, "_MAX_LOADS", 1)
+    with sqltrace.record() as recording, Session(engine) as session:
+        recording.collector.loads = loads()
+        session.scalars(QUERY).all()
+        session.scalars(QUERY).all()
+        latest = [*recording.collector.loads.values()][-1]
+
+    assert latest.started == recording.started + round(last(recording).start * 1e9)
 
 
 def test_installing_is_idempotent_and_undone(engine):

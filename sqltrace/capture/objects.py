@@ -156,10 +156,17 @@ def _remember(execution: Execution, context: Any) -> None:
         loads, number = execution.collector.loads, orm_internals.load_number(context)
         if number is not None and execution.collector.pending is not None:
             if len(loads) >= _MAX_LOADS:
-                del loads[next(iter(loads))]
+                _forget_oldest(loads)
             loads[number] = execution
     except Exception as fault:
         report_fault("noting which objects a statement made", fault)
+
+
+def _forget_oldest(loads: dict[int, Execution]) -> None:
+    try:
+        del loads[next(iter(loads))]
+    except (KeyError, RuntimeError):  # another thread of the recording has taken it out, or has put one in
+        pass
 
 
 @self_test("makes its objects in a way that is not known here: their time is not measured")
