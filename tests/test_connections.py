@@ -1150,6 +1150,7 @@ def test_nothing_stays_in_the_pool_when_a_connection_is_back(sqlite):
         (connections, "_neighbours"),
         (connection.Checkout, "note"),
         (connection.Checkout, "end"),
+        (connection.Checkout, "end_transaction"),
         (pool_wait, "_describe"),
         (transactions, "mark"),
         (internals, "pooled_connection"),

@@ -181,8 +181,7 @@ def _measure_end(dialect: Dialect, end: Callable[..., None], kind: str) -> Calla
                 return
             checkout.calling = True
             if checkout.transaction:
-                checkout.end_transaction(started, partial(held_by_others, collector))
-                checkout.rolled_back = kind == "rollback"
+                _end_transaction(checkout, started, collector, kind)
         try:
             end(connection, *arguments, **options)
         except BaseException as error:
@@ -195,6 +194,15 @@ def _measure_end(dialect: Dialect, end: Callable[..., None], kind: str) -> Calla
             _note(collector, dialect, connection, checkout, kind, started)
 
     return measured
+
+
+def _end_transaction(checkout: Checkout, now: int, collector: Collector, kind: str) -> None:
+    """Never raises."""
+    try:
+        checkout.end_transaction(now, partial(held_by_others, collector))
+        checkout.rolled_back = kind == "rollback"
+    except Exception as fault:
+        report_fault("measuring a transaction", fault)
 
 
 def _note_failed_commit(checkout: Checkout, error: BaseException) -> None:
