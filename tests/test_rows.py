@@ -136,17 +136,19 @@ def test_rows_of_an_async_stream(runner, way, orm):
     assert last(recording).fetch > 0
 
 
-def test_statement_without_rows_has_no_number(runner):
+@pytest.mark.parametrize("capture_parameters", [False, True])
+def test_statement_without_rows_has_no_number(runner, capture_parameters):
     def work(connection):
         connection.execute(insert(Author.__table__), {"id": ROWS + 1, "name": "x"})
         connection.execute(update(Author.__table__).where(Author.id == ROWS + 1).values(name="y"))
         connection.execute(text(f"UPDATE {Author.__tablename__} SET name = 'z' WHERE id = {ROWS + 1}"))
+        connection.begin_nested().rollback()
         connection.rollback()
 
-    with sqltrace.record() as recording:
+    with sqltrace.record(capture_parameters=capture_parameters) as recording:
         runner.connection(work)
 
-    assert [statement.rows for statement in recording.statements[-3:]] == [None, None, None]
+    assert [statement.rows for statement in recording.statements[-5:]] == [None] * 5
 
 
 def test_rows_of_returning(runner):

@@ -87,7 +87,7 @@ def purpose_of(context: Any) -> Purpose:
     try:
         purpose.key = without_number(compiled.string)
         purpose.is_async = bool(context.dialect.is_async)
-        purpose.reads = rows.work() and not (context.is_crud or context.is_text or context.isddl)
+        purpose.reads = rows.work() and rows.is_made_to_return_rows(context) and not context.is_crud
         compiled._sqltrace_purpose = purpose
         if load_internals.goes_through_orm(compiled):
             purpose.study(compiled)

@@ -14,6 +14,7 @@ from itertools import count
 from typing import Any, Final
 
 from sqlalchemy.engine.interfaces import ExecuteStyle
+from sqlalchemy.sql.expression import ReturnsRows
 
 from sqltrace.capture import internals
 from sqltrace.capture.compatibility import self_test
@@ -30,7 +31,7 @@ def kind_of(context: Any) -> Callable[..., Execution]:
         if _is_ours_to_choose(context) and not internals.is_streamed(context):
             if context.is_crud:
                 return CountedReturning if context.compiled.effective_returning else Execution
-            if _returns_rows(context):
+            if is_made_to_return_rows(context) or context.cursor.description is not None:
                 return CountedFetch
     except Exception as fault:
         report_fault("counting rows", fault)
@@ -63,17 +64,16 @@ def execution_of(context: Any) -> Execution | None:
     return strategy if isinstance(strategy, Execution) else getattr(context, "_sqltrace", None)
 
 
+def is_made_to_return_rows(context: Any) -> bool:
+    """Whether SQLAlchemy knows that of a statement: not of text, and never of DDL and savepoints."""
+    return isinstance(getattr(context.compiled, "statement", None), ReturnsRows)
+
+
 def _is_ours_to_choose(context: Any) -> bool:
     strategy = internals.fetch_strategy(context)
     # A strategy of ours was meant for the sequence or default of an INSERT, which was run before it.
     ours = strategy is internals.DEFAULT_FETCH or isinstance(strategy, CountedFetch | CountedStream)
     return ours and context.execute_style is not _INSERTMANYVALUES
-
-
-def _returns_rows(context: Any) -> bool:
-    if context.is_text:
-        return context.cursor.description is not None
-    return context.compiled is not None and not context.isddl
 
 
 def _follow_batch(execution: Execution, context: Any) -> None:
