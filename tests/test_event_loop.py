@@ -884,6 +884,35 @@ def test_waiting_for_the_loop_is_known_of_a_recording_within_a_request_and_else_
     assert [recording.time_account.loop_wait is None for recording in recordings] == [True, False]
 
 
+@pytest.mark.parametrize("run", RUNNERS)
+def test_what_was_waited_for_the_loop_before_a_recording_within_a_request_is_not_in_it(run):
+    async def victim(scope, receive, send):
+        await asyncio.sleep(0.01)
+        with sqltrace.record() as inner:
+            pass
+        recordings.append(inner)
+        await respond(send)
+
+    async def guilty(scope, receive, send):
+        block(0.05)
+        await respond(send)
+
+    async def main():
+        await asyncio.gather(get(app, "/victim"), get(app, "/guilty"))
+
+    async def either(scope, receive, send):
+        await (victim if scope["path"] == "/victim" else guilty)(scope, receive, send)
+
+    recordings = []
+    app, records = observed(either)
+    run(main())
+
+    [inner] = recordings
+    assert inner.time_account.loop_wait == 0
+    assert sum(part or 0 for part in inner.time_account) == pytest.approx(inner.duration)
+    assert records["/victim"].time_account.loop_wait > 0.03
+
+
 @thrice
 def test_parts_add_up_on_a_mix_of_requests(run_with_threads, tmp_path):
     engine = create_engine(f"sqlite:///{tmp_path}/mix.db")

@@ -10,6 +10,7 @@ from sqltrace.capture.failed_loads import note_exception
 from sqltrace.capture.instrument import dialect_of, instrument, is_instrumented
 from sqltrace.checks import checked_engines, checked_flag, checked_size
 from sqltrace.collector import Collector, current, outwards
+from sqltrace.faults import report_fault
 from sqltrace.locks import call_in_forked_child
 from sqltrace.recording import Recording
 
@@ -72,6 +73,7 @@ class record:  # noqa: N801 - used as a verb, like contextlib.suppress
             raise RuntimeError("this record() was entered before; make a new one for each block")
         if not is_instrumented():
             instrument()
+        _settle_wait()
         self._entered = (recording, recording.open())
         return recording
 
@@ -92,6 +94,16 @@ class record:  # noqa: N801 - used as a verb, like contextlib.suppress
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.__exit__(exc_type, exc, traceback)
+
+
+def _settle_wait() -> None:
+    """What a request has waited for the event loop until now is not a part of the block. Never raises."""
+    try:
+        around = current.get()
+        if around is not None:
+            around.settle()
+    except Exception as fault:
+        report_fault("observing the event loop", fault)
 
 
 def _unlock() -> None:
