@@ -182,21 +182,9 @@ def _lookup(state: Any, binds: Any) -> Lookup | None:
     if "pk_1" in binds:  # by the name of its parameter: nothing else tells
         equal = [_name(mapper, mapper.get_property_by_column(column).key) for column in key]
         return Lookup(("",), tuple(equal), alone=True, is_key=True, by_get=True, joinable=joinable, options=options)
-    equal = []
-    columns = []
-    others = []
-    waiting = list(state.statement._where_criteria)
-    while waiting:
-        clause = waiting.pop(0)
-        operator = getattr(clause, "operator", None)
-        if operator is operators.and_:
-            waiting += clause.clauses
-        elif operator is operators.eq and (compared := _compared(clause, mapper)) is not None:
-            owner, name = compared
-            equal.append(_name(owner, name))
-            columns.append(owner.columns[name])
-        elif not _is_of_inheritance(clause, operator):
-            others.append(clause)
+    compared, others = _sorted_out(state.statement._where_criteria, mapper)
+    equal = [_name(*attribute) for attribute in compared]
+    columns = [owner.columns[name] for owner, name in compared]
     is_key = len(asked) == 1 and set(columns) >= set(key)
     alone = len(asked) == 1 and not others
     if is_key and len(columns) > len(key):  # a key needs no more: what else there is, as a tenant, is the same for all
@@ -214,6 +202,21 @@ def _lookup(state: Any, binds: Any) -> Lookup | None:
         values=_have_values([*others, *(join[1] for join in asked_for._setup_joins)]),
         options=options,
     )
+
+
+def _sorted_out(conditions: Iterable[Any], asked: Any) -> tuple[list[tuple[Any, str]], list[Any]]:
+    """What `_compared` says of those that compare, and the others, without those of the mapping."""
+    compared, others, waiting = [], [], list(conditions)
+    while waiting:
+        clause = waiting.pop(0)
+        operator = getattr(clause, "operator", None)
+        if operator is operators.and_:
+            waiting += clause.clauses
+        elif operator is operators.eq and (attribute := _compared(clause, asked)) is not None:
+            compared.append(attribute)
+        elif not _is_of_inheritance(clause, operator):
+            others.append(clause)
+    return compared, others
 
 
 def _name(mapper: Any, key: str) -> str:

@@ -22,7 +22,7 @@ def cost_at_once(recording: Recording, group: Group) -> float:
     samples = group.samples
     if cost(group) <= (samples.last - samples.first) / _SECOND:
         return cost(group)  # as in a loop; the rest takes a while to find out
-    kept, together = kept_of(recording, group), Coverage()
+    kept = kept_of(recording, group)
     lengths = [execution.elapsed + execution.objects for execution in kept]
     starts = [execution.started for execution in kept]
     ends = list(map(add, starts, lengths))
@@ -31,8 +31,8 @@ def cost_at_once(recording: Recording, group: Group) -> float:
         latest = max(ends, default=latest)
     if cost(group) <= (latest - samples.first) / _SECOND:
         return cost(group)
+    together, apart = Coverage(), sum(lengths)
     together.add_all(starts, ends)
-    apart = sum(lengths)
     return cost(group) * together.total() / apart if apart else cost(group)
 
 
