@@ -998,6 +998,25 @@ def test_autocommit_is_never_idle_in_transaction(work):
     assert use.held > 0.02
 
 
+@pytest.mark.parametrize("driver", ["sqlite3", "aiosqlite"])
+def test_transaction_that_the_application_begins_itself_may_be_idle(driver, tmp_path, clock):
+    work = make_work(driver, tmp_path)
+    engine = work.engine()
+    event.listen(engine, "connect", lambda connection, _: setattr(connection, "isolation_level", None))
+    event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
+
+    def unit():
+        with recorded(clock) as recording, engine.begin() as one:
+            one.execute(text("SELECT 1"))
+            clock.advance(1)
+        return recording
+
+    recording = work.run(unit)
+    work.close()
+
+    assert recording.connections.idle_in_transaction == 1.0
+
+
 def test_dialect_that_cannot_tell_of_autocommit_has_transactions(sqlite, monkeypatch, clock):
     engine = sqlite.engine()
 

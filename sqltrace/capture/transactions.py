@@ -274,10 +274,15 @@ def _meets(dialect: Dialect) -> bool:
 
 
 def _commits_itself(dialect: Dialect, connection: Any) -> bool:
-    """Whether the connection is in the driver's autocommit mode, where `begin` begins nothing."""
+    """
+    Whether the connection is in the driver's autocommit mode, where `begin` begins nothing.
+
+    With SQLite an application may have sent its own BEGIN, as SQLAlchemy's documentation has it for savepoints.
+    """
     if isinstance(connection, Connection):
         return False
     try:
-        return bool(dialect.detect_autocommit_setting(connection))
+        autocommit = bool(dialect.detect_autocommit_setting(connection))
+        return autocommit and not getattr(connection.driver_connection, "in_transaction", False)
     except Exception:  # SQLAlchemy before 2.0.44, or a dialect that cannot tell
         return False
