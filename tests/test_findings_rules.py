@@ -735,6 +735,23 @@ def test_of_statements_that_run_here_and_there_only_those_on_the_loop_block(witn
     assert visit(witness, clock, endpoint) == []
 
 
+def test_statement_that_blocks_most_is_named_and_not_one_that_ran_in_threads_for_longer(witness, clock, engine):
+    def wait(sql):
+        with engine.connect() as connection:
+            connection.execute(text(sql))
+
+    async def endpoint(request):
+        wait("SELECT wait(0.2), count(*) FROM jobs")
+        wait("SELECT wait(0.1)")
+        for _ in range(9):
+            await run_in_threadpool(wait, "SELECT wait(0.1)")
+        return JSONResponse({})
+
+    [finding] = [one for one in visit(witness, clock, endpoint) if one.kind == "blocked_loop"]
+
+    assert finding.message == ("2 synchronous statements held the event loop for 300.0 ms, most of it SELECT jobs.")
+
+
 def test_synchronous_sql_in_a_thread_does_not_block(witness, clock, engine):
     def endpoint(request):
         with engine.connect() as connection:

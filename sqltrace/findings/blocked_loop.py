@@ -33,7 +33,7 @@ def blocked_loop(recording: Recording, *, sql: float = 0.1, hold: float = 0.25) 
         hold: Seconds at a stretch, of anything.
     """
     groups = [group for group in recording.groups if group.on_loop]
-    blocked = sum(group.total * group.on_loop / group.count for group in groups)
+    blocked = sum(map(_blocked_by, groups))
     held = recording.longest_hold or 0.0
     if blocked >= sql:
         yield _by_sql(groups, blocked)
@@ -41,9 +41,14 @@ def blocked_loop(recording: Recording, *, sql: float = 0.1, hold: float = 0.25) 
         yield _by_python(recording, held)
 
 
+def _blocked_by(group: Group) -> float:
+    """Seconds; where some of its statements ran in threads, their share by number is taken off."""
+    return group.total * group.on_loop / group.count
+
+
 def _by_sql(groups: list[Group], blocked: float) -> Finding:
     count = sum(group.on_loop for group in groups)
-    worst = max(groups, key=lambda group: group.total)
+    worst = max(groups, key=_blocked_by)
     return Finding(
         "blocked_loop",
         f"{plural(count, 'synchronous statement')} held the event loop for {time(blocked)}{mostly(worst, groups)}",
