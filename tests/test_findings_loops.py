@@ -65,6 +65,16 @@ class TestTheSameAgain:
 
         assert findings(engine, work) == []
 
+    def test_is_told_of_all_that_recordings_within_have_compared(self, engine):
+        def work(session):
+            for _ in range(20):
+                with sqltrace.record():
+                    session.execute(text("SELECT count(*) FROM topics")).scalar()
+
+        [finding] = findings(engine, work)
+
+        assert finding.message.startswith("SELECT topics ran 20 times with the same parameters, in ")
+
     @pytest.mark.parametrize("rows", ["VALUES ({}, 'new')", "SELECT {}, 'new'"])
     def test_is_told_where_another_table_was_written(self, engine, rows):
         def work(session):

@@ -48,7 +48,8 @@ def repeated_statement(recording: Recording, *, times: int = 4, pause: float = 0
             continue  # a loop over what is in the order of what it asks for, which is no repetition
         busiest = group.samples.busiest(group.count)
         lines = ", at different lines" if busiest is not None and busiest[1] < group.count else ""
-        seen = equal if group.count <= DIGESTS else f"{equal} of the first {DIGESTS} times"
+        first = max(DIGESTS, group.samples.compared)  # more where recordings within had the first of their own compared
+        seen = equal if group.count <= first else f"{equal} of the first {first} times"
         often = f"{seen} times" if isinstance(seen, int) else f"{group.count:,} times, {seen}"
         took = cost_at_once(recording, group) * equal / group.samples.compared
         yield Finding(
