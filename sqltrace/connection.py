@@ -242,13 +242,10 @@ class Occupants(set["Checkout"]):
         waiting: Those that wait for a place.
     """
 
-    pool_name = ""
-    waiting: set[Checkout]
-
     def __init__(self, pool_name: str = "") -> None:
         super().__init__()
         self.pool_name = pool_name
-        self.waiting = set()
+        self.waiting: set[Checkout] = set()
 
 
 # Are told of each checkout that has ended, in its thread. Must be cheap, and must not raise.
@@ -270,7 +267,7 @@ class Checkout(Transactions):
         span: What `Collector.probe` has said of it; `None` where there is none.
         repeated: Whether it is a connection that was handed out before, and is counted there.
         proxy: Identity of the proxy that SQLAlchemy handed out.
-        calling: Whether a begin, commit or rollback is running.
+        calling: Whether a commit or rollback is running: those in two phases call others, and begin anew.
         opening: The dialect, until the pool has answered.
         rolled_back: Whether its latest transaction was rolled back, and no other has begun since.
         rollbacks: How often the application has rolled back, which closing does not count for.
