@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import threading
 import weakref
 from dataclasses import replace
 from inspect import currentframe
@@ -30,8 +31,9 @@ from sqlalchemy.pool import StaticPool
 import sqltrace
 from sqltrace import Origin
 from sqltrace.capture import join_internals, load_internals, objects
+from sqltrace.capture.joins import find_widening
 from sqltrace.origin import QUERY
-from tests.shelf import mapping, open_async_shelf, open_shelf
+from tests.shelf import fill, mapping, open_async_shelf, open_shelf
 
 pytestmark = pytest.mark.usefixtures("no_faults")
 
@@ -330,6 +332,35 @@ def test_object_that_was_refreshed_still_comes_from_its_query(run):
         "lazy Author.books",
     ]
     assert {other.parents.fingerprint for other in others} == {query.fingerprint}
+
+
+def test_thread_that_runs_a_statement_as_another_meets_it_for_the_first_time_knows_its_origin(monkeypatch, tmp_path):
+    shelf = mapping(books="select")
+    engine = create_engine(f"sqlite:///{tmp_path}/shelf.db")
+    with engine.connect() as connection:
+        fill(connection, shelf)
+    studying, recordings = threading.Event(), []
+
+    def work():
+        with sqltrace.record() as recording, Session(engine) as session:
+            session.get(shelf.Author, 1).books
+        recordings.append(recording)
+
+    def study(compiled):
+        if "books" in compiled.string and not studying.is_set():
+            studying.set()
+            other = threading.Thread(target=work)
+            other.start()
+            other.join()
+        return find_widening(compiled)
+
+    monkeypatch.setattr("sqltrace.capture.origin.find_widening", study)
+    work()
+    engine.dispose()
+
+    assert [[str(one.origin) for one in recording.statements] for recording in recordings] == [
+        ["query", "lazy Author.books"]
+    ] * 2
 
 
 def test_parents_beyond_the_latest_thousand_loads_are_forgotten(monkeypatch):

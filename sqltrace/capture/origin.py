@@ -61,7 +61,6 @@ class Purpose:
         self.widening = find_widening(compiled)
         if not work():
             return
-        self.loads = True
         self.path = load_internals.current_path(compiled)
         last = self.path[-1] if self.path else None
         self.relationship = last if hasattr(last, "uselist") else None
@@ -73,6 +72,7 @@ class Purpose:
         self.attributes = load_internals.only_attributes(compiled)
         self.for_one: OriginKind | None = "query"
         self.origins: dict[Any, Origin] = {}
+        self.loads = True
 
 
 NOTHING: Final = Purpose()  # of SQL that was not compiled
@@ -88,11 +88,11 @@ def purpose_of(context: Any) -> Purpose:
         purpose.key = without_number(compiled.string)
         purpose.is_async = bool(context.dialect.is_async)
         purpose.reads = rows.work() and rows.is_made_to_return_rows(context) and not context.is_crud
-        compiled._sqltrace_purpose = purpose
         if load_internals.goes_through_orm(compiled):
             purpose.study(compiled)
     except Exception as fault:
         report_fault("finding the origin of a statement", fault)
+    compiled._sqltrace_purpose = purpose  # only now: other threads take it as it is
     return purpose
 
 
