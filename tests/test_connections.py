@@ -1334,6 +1334,40 @@ def test_dialect_that_two_threads_meet_at_once_is_measured_once(sqlite, monkeypa
     assert set(transactions._METHODS) & vars(engine.dialect).keys() == set()
 
 
+def test_thread_that_meets_a_dialect_while_another_does_finds_it_measured(sqlite, monkeypatch):
+    class Lock:
+        lock = threading.RLock()
+
+        def __enter__(self):
+            if not self.lock.acquire(blocking=False):
+                waits_or_is_through.set()
+                self.lock.acquire()
+
+        def __exit__(self, *_):
+            self.lock.release()
+
+    def meet():
+        transactions.watch(engine.dialect)
+        missing.append(set(transactions._METHODS) - vars(engine.dialect).keys())
+        waits_or_is_through.set()
+
+    def replace(*arguments):
+        if other.ident is None:
+            other.start()
+            waits_or_is_through.wait(30)
+        original(*arguments)
+
+    engine, original, missing = sqlite.engine(), transactions._replace, []
+    other, waits_or_is_through = threading.Thread(target=meet), threading.Event()
+    with monkeypatch.context() as changed:
+        changed.setattr(transactions, "_lock", Lock())
+        changed.setattr(transactions, "_replace", replace)
+        transactions.watch(engine.dialect)
+        other.join()
+
+    assert missing == [set()]
+
+
 def test_connection_that_comes_back_after_its_measuring_has_ended_changes_nothing(sqlite):
     engine = sqlite.engine()
     with sqltrace.record() as recording:

@@ -65,8 +65,6 @@ def opening() -> Checkout | None:
 
 def watch(dialect: Dialect) -> None:
     """Measure the transactions of this dialect, and make room in its executions. Called again, nothing changes."""
-    if dialect in _watched:
-        return
     with _lock:
         if dialect in _watched:
             return
