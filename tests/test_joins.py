@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import pytest
 from sqlalchemy import (
@@ -43,6 +44,7 @@ from sqlalchemy.pool import StaticPool
 import sqltrace
 from example_app import guilty
 from sqltrace import Lookup, Widening
+from sqltrace.capture import join_internals
 from sqltrace.capture.joins import link_of
 from sqltrace.sql_text import redact
 from tests.shelf import mapping, open_shelf
@@ -386,6 +388,19 @@ def test_explicit_joins_and_contains_eager_are_asked_for(engine):
     assert (str(contained), contained.tables, contained.columns) == ("Company.staff", 0, 0)
     assert widening(engine, query).joins == ()
     assert (with_eager.asked_tables, with_eager.sent_tables, paths(with_eager)) == (3, 5, ["Garage.cars"])
+
+
+def test_statement_is_analysed_while_another_thread_adds_to_what_it_was_compiled_to():
+    class Key(tuple):
+        __slots__ = ()
+
+        def __getitem__(self, place):
+            state.attributes["loader", place] = None
+            return super().__getitem__(place)
+
+    state = SimpleNamespace(attributes={Key(("user_defined_eager_row_processor", (G, G.cars))): True})
+
+    assert join_internals._contained(state) == ((G.cars,),)
 
 
 def test_columns_of_what_contains_eager_loads_are_asked_for(engine):

@@ -146,7 +146,8 @@ def _eager_target(attributes: Any, path: Any, target: Any) -> EagerTarget:
 
 
 def _contained(state: Any) -> tuple[tuple[Any, ...], ...]:
-    return tuple([key[1][1::2] for key in state.attributes if key[0] == _CONTAINED])
+    attributes = list(state.attributes)  # in one C call: another thread, that runs the same, may add to them
+    return tuple([key[1][1::2] for key in attributes if key[0] == _CONTAINED])
 
 
 def _of_own_statement(state: Any, compiled: Any) -> SelectState | None:
