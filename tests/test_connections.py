@@ -10,7 +10,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from contextvars import Context
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 
 import jsonschema
@@ -1309,6 +1309,24 @@ def test_wrapper_of_somebody_else_around_ours_stays(sqlite, monkeypatch):
     sql(engine)
 
     assert (Engine.raw_connection, called) == (theirs, [engine])
+
+
+def test_wrapper_of_somebody_else_around_ours_stays_on_a_dialect(sqlite):
+    engine, called = sqlite.engine(), []
+    with sqltrace.record():
+        sql(engine)
+    ours = engine.dialect.do_rollback
+
+    @wraps(ours)
+    def theirs(connection):
+        called.append(connection)
+        ours(connection)
+
+    engine.dialect.do_rollback = theirs
+    sqltrace.uninstrument()
+    sql(engine)
+
+    assert (engine.dialect.do_rollback, len(called)) == (theirs, 1)
 
 
 def test_dialect_that_two_threads_meet_at_once_is_measured_once(sqlite, monkeypatch):

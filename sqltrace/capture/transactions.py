@@ -85,11 +85,12 @@ def release(dialect: Dialect) -> None:
         _watched.discard(dialect)
         internals.take_room_back(dialect)
         for name in _METHODS:
-            replaced = getattr(vars(dialect).get(name), _MARKER, None)
-            if replaced is None:
+            found = vars(dialect).get(name)
+            ours, original = getattr(found, _MARKER, (None, None))
+            if found is None or found is not ours:  # functools.wraps() copies the marker
                 continue
-            if replaced[0] is not None:
-                setattr(dialect, name, replaced[0])
+            if original is not None:
+                setattr(dialect, name, original)
             else:
                 delattr(dialect, name)
 
@@ -122,7 +123,7 @@ def abandon(context: Any) -> None:
 
 
 def _replace(dialect: Dialect, name: str, ours: Callable[..., Any]) -> None:
-    setattr(ours, _MARKER, (vars(dialect).get(name),))
+    setattr(ours, _MARKER, (ours, vars(dialect).get(name)))
     setattr(dialect, name, ours)
 
 
