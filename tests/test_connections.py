@@ -747,6 +747,20 @@ def test_sql_on_another_engine_while_a_connection_is_opened_counts(tmp_path, mom
     secrets.dispose()
 
 
+def test_connection_of_an_engine_that_is_not_recorded_counts_once_for_that_which_it_helps_to_open(tmp_path, clock):
+    engine = create_engine(f"sqlite:///{tmp_path}/one.db")
+    secrets = create_engine(f"sqlite:///{tmp_path}/two.db")
+    event.listen(engine, "connect", lambda *_: sql(secrets))
+    event.listen(secrets, "connect", lambda *_: clock.advance(1))
+
+    with recorded(clock, dialects=frozenset({engine.dialect})) as recording:
+        sql(engine)
+
+    assert (recording.connections.checkouts, recording.connections.connect) == (1, 1.0)
+    engine.dispose()
+    secrets.dispose()
+
+
 def test_task_that_is_started_while_a_connection_is_opened_is_recorded(sqlite, tmp_path):
     engine = sqlite.engine()
     secrets = create_engine(f"sqlite:///{tmp_path}/two.db", poolclass=pool.QueuePool)

@@ -120,7 +120,7 @@ def _measure_checkout(original: Wrapper) -> Wrapper:
             return original(engine)  # type: ignore[no-any-return]  # what SQLAlchemy itself returns
         checkout = _ask(collector, engine)
         if checkout is None:
-            return original(engine)  # type: ignore[no-any-return]  # likewise
+            return _pass_by(original, engine)
         outer = asking.get()
         checkout.opening = engine.dialect
         asking.set(checkout)
@@ -133,6 +133,16 @@ def _measure_checkout(original: Wrapper) -> Wrapper:
         return connection  # type: ignore[no-any-return]  # likewise
 
     return raw_connection
+
+
+def _pass_by(original: Wrapper, engine: Engine) -> PoolProxiedConnection:
+    """Measure nothing, also not as a part of another connection that is being opened in this context."""
+    outer = asking.get()
+    asking.set(None)
+    try:
+        return original(engine)  # type: ignore[no-any-return]  # likewise
+    finally:
+        asking.set(outer)
 
 
 def _ask(collector: Collector, engine: Engine) -> Checkout | None:
