@@ -31,7 +31,7 @@ def kind_of(context: Any) -> Callable[..., Execution]:
         if _is_ours_to_choose(context) and not internals.is_streamed(context):
             if context.is_crud:
                 return CountedReturning if context.compiled.effective_returning else Execution
-            if is_made_to_return_rows(context) or context.cursor.description is not None:
+            if is_made_to_return_rows(context) or _has_returned_rows(context):
                 return CountedFetch
     except Exception as fault:
         report_fault("counting rows", fault)
@@ -67,6 +67,11 @@ def execution_of(context: Any) -> Execution | None:
 def is_made_to_return_rows(context: Any) -> bool:
     """Whether SQLAlchemy knows that of a statement: not of text, and never of DDL and savepoints."""
     return isinstance(getattr(context.compiled, "statement", None), ReturnsRows)
+
+
+def _has_returned_rows(context: Any) -> bool:
+    # A sequence that is asked for by itself is neither: SQLAlchemy fetches its value past any strategy.
+    return (context.is_text or context.compiled is not None) and context.cursor.description is not None
 
 
 def _is_ours_to_choose(context: Any) -> bool:
