@@ -9,17 +9,10 @@ from operator import attrgetter
 
 from sqltrace.finding import Finding
 from sqltrace.findings.costs import cost_at_once, kept_of, mean_pause
-from sqltrace.findings.loader_options import (
-    in_a_query,
-    in_place_of,
-    loaders_for,
-    options,
-    paths_from_query,
-    query_above,
-    times_asked,
-)
+from sqltrace.findings.loader_options import in_place_of, loaders_for, options
 from sqltrace.findings.locking import locks
 from sqltrace.findings.one_for_all import EQUAL, LIMIT, is_one_in_each_transaction, one_for_all
+from sqltrace.findings.paths import in_a_query, paths_from_query, query_above, times_asked
 from sqltrace.findings.refreshes import cost_with_loads, eager_defaults, is_within, refreshed_one_by_one
 from sqltrace.findings.wording import line, listed, name_and_line, name_of, of_subclass, place, plural, time
 from sqltrace.literals import IN_SCHEMA

@@ -6,7 +6,8 @@ import json
 
 from sqltrace.failed_load import FailedLoad, LoadError
 from sqltrace.finding import Finding
-from sqltrace.findings.loader_options import in_place_of, loaders_for, names_of_query, options
+from sqltrace.findings.loader_options import in_place_of, loaders_for, options
+from sqltrace.findings.paths import names_of_query
 from sqltrace.findings.refreshes import eager_defaults
 from sqltrace.findings.wording import kept_after_commit, line, listed, name_and_line, of_subclass
 from sqltrace.recording import Recording

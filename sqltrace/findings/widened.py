@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 
 from sqltrace.finding import Finding
 from sqltrace.findings.costs import cost
-from sqltrace.findings.loader_options import Path, loader_for_unused, options, paths_from_query
+from sqltrace.findings.loader_options import loader_for_unused, options
+from sqltrace.findings.paths import Path, paths_from_query
 from sqltrace.findings.wording import listed, name_and_line, place, plural, subject, time
 from sqltrace.recording import Recording
 from sqltrace.statement import Group
