@@ -25,7 +25,7 @@ class FailedLoad:
 
         attribute: ``Content.user``, which was touched.
         origin: What the load would have been: ``lazy`` with its relationship, or one of attributes.
-        path: Relationships from the entity of a query to the object: ``("Tag.articles",)``; empty for that entity.
+        path: From the entity of a query to the object, as `Origin.step`: ``("Tag.articles",)``; empty for that entity.
         root: Name of that entity.
         call_site: The application's line that touched the attribute; `None` where none is known.
         parents: The statement that loaded the object; `None` where it is not known.

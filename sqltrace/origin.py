@@ -41,6 +41,9 @@ class Origin:
         base: Name of the class that the query had asked for, where that does not have the relationship or attributes.
         key: The attribute that is the primary key, if `Session.refresh` asks; `None` where the key is several.
         root: Name of the class at the top of its inheritance, for what expired with a ``flush``; `None` for itself.
+        step:
+            How options below it name the relationship: ``Author.books as aliased(Book)`` where the mapping leads there,
+            ``Author.books.of_type(aliased(Book))`` where an option of the query does; else as `relationship`.
         by_options: Options of the query that leave this for later: ``("lazyload(Author.books)",)``; no wildcards.
     """
 
@@ -57,6 +60,7 @@ class Origin:
     key: str | None = None
     by_options: tuple[str, ...] = ()
     root: str | None = None
+    step: str | None = None
 
     def __str__(self) -> str:
         """Different for each group: all that tells origins apart."""

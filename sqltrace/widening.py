@@ -22,7 +22,7 @@ class EagerJoin:
         tables: Added to the statement, a secondary one included.
         columns: Added to the statement.
         declaration: Where the relationship is declared.
-        written: `path` as an option has to name it: ``("Log.user.of_type(Admin)", "Admin.grants")``.
+        written: `path` as an option has to name it: ``("Log.user.of_type(Admin)", "Admin.grants")``, or `Origin.step`.
         subclass: Name of the class that has the first of `path`, where that is one of those a load is for; else `None`.
     """
 

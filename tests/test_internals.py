@@ -177,6 +177,7 @@ def test_unchanged_sqlalchemy_tells_everything(copy):
         (["_from_objects"], NO_JOINS),
         (["entity_zero"], NO_JOINS),
         (["_annotations"], NO_JOINS),
+        (["_use_mapper_path"], NO_JOINS),
         (["_connections"], {}),
         (["_flush"], {}),
     ],

@@ -18,16 +18,15 @@ from sqlalchemy.exc import InvalidRequestError, MissingGreenlet
 from sqltrace.callsite import CallSite, call_site_in, find_call_site, in_resolver
 from sqltrace.capture import expiry, load_internals, sessions
 from sqltrace.capture.compatibility import self_test
-from sqltrace.capture.joins import link_of
+from sqltrace.capture.joins import written_step
 from sqltrace.capture.origin import (
     base_of_relationship,
     kind_for_one,
-    of_attributes,
-    of_relationship,
     owner_of_attributes,
     parents_of_one,
     root_of,
 )
+from sqltrace.capture.origins import of_attributes, of_relationship
 from sqltrace.capture.replacements import ORMReplacements, Replacements
 from sqltrace.capture.wanted import is_wanted
 from sqltrace.collector import Collector, current, outwards
@@ -132,13 +131,13 @@ def _note(
         return  # SQL of its own, no load
     prop, state, names, key = found
     parents = parents_of_one(innermost, state)
-    path, root = load_internals.path_to(state)
+    properties, entities, root = load_internals.path_to(state)
     origin = _origin(innermost, prop, state, names)
     failed = FailedLoad(
         error,
         origin.relationship or ".".join(filter(None, (origin.entity, key or next(iter(origin.attributes), None)))),
         origin,
-        path=tuple(link_of(step).name for step in path),
+        path=tuple(map(written_step, properties, entities)),
         root=root,
         call_site=call_site,
         parents=parents_of(parents),

@@ -29,7 +29,7 @@ _RANGES = {operators.lt, operators.le, operators.gt, operators.ge}
 def joins_are_told() -> bool:
     """Self-test: whether the names by which a SELECT tells its eager joins are known. Imports `sqlalchemy.orm`."""
     try:
-        from sqlalchemy.orm import context, path_registry, strategies
+        from sqlalchemy.orm import context, path_registry, strategies, util
 
         loader = _class(strategies, "JoinedLoader")
         return bool(
@@ -41,6 +41,7 @@ def joins_are_told() -> bool:
             and hasattr(selectable.FromClause, "_from_objects")
             and hasattr(elements.ColumnElement, "_annotations")
             and "entity_zero" in names_in(context._MapperEntity)
+            and "_use_mapper_path" in names_in(util.AliasedInsp)
             and "requested_statement" in names_in(_class(context, "ORMFromStatementCompileState"))
         )
     except Exception:
@@ -155,7 +156,7 @@ def _of_own_statement(state: Any, compiled: Any) -> SelectState | None:
     entities = [(entity.mapper, entity.selectable) for entity in state._entities if hasattr(entity, "selectable")]
     if not entities:
         return None
-    aliases = tuple([_alias(entity.entity_zero) for entity in state._entities if hasattr(entity, "selectable")])
+    aliases = tuple([alias_of(entity.entity_zero) for entity in state._entities if hasattr(entity, "selectable")])
     return SelectState(
         entities,
         joins=[],
@@ -191,7 +192,7 @@ def _lookup(state: Any, binds: Any) -> Lookup | None:
     if is_key and len(columns) > len(key):  # a key needs no more: what else there is, as a tenant, is the same for all
         alone, of_key = False, set(key)
         equal = [name for name, column in zip(equal, columns, strict=True) if column in of_key]
-    aliases = tuple(map(_alias, asked))
+    aliases = tuple(map(alias_of, asked))
     if joinable and not (equal or any(aliases)):
         return None
     return Lookup(
@@ -265,12 +266,18 @@ def _is_of_inheritance(clause: Any, operator: Any) -> bool:
     return operator is operators.in_op and "parentmapper" in about and "proxy_key" not in about
 
 
-def _alias(entity: Any) -> str:
-    if not entity.is_aliased_class:
+def alias_of(entity: Any) -> str:
+    """``aliased(Book)``, ``with_polymorphic(Book, [Novel])``; empty for the class itself."""
+    if not entity.is_aliased_class or getattr(entity, "_use_mapper_path", True):  # SQLAlchemy makes the latter itself
         return ""
     name = entity.mapper.class_.__name__
     others = [mapper.class_.__name__ for mapper in entity.with_polymorphic_mappers if mapper is not entity.mapper]
     return f"with_polymorphic({name}, [{', '.join(others)}])" if others else f"aliased({name})"
+
+
+def loaded_entity(compiled: Any, subquery: bool) -> Any:
+    """What a load of a relationship loads: a mapper, or an alias of one."""
+    return compiled.compile_state._entities[0 if subquery else -1].entity_zero
 
 
 def sources(elements: Iterable[Any]) -> set[Any]:

@@ -73,12 +73,7 @@ def _eager_join(join: join_internals.EagerTarget, sources: set[Any], columns: in
     links = [link_of(prop) for prop in join.properties]
     last = links[-1]
     path = tuple([link.name for link in links])
-    written = path
-    for place, entity in enumerate(join.entities[1:]):
-        mapper, prop = entity.mapper, join.properties[place]
-        if mapper is not prop.mapper and mapper.isa(prop.mapper):
-            of_type = f"{path[place]}.of_type({mapper.class_.__name__})"
-            written = (*written[:place], of_type, *written[place + 1 :])
+    written = (*map(written_step, join.properties, join.entities[1:]), last.step)
     owner = join.properties[0].parent
     below = target is not None and owner is not target and owner.isa(target)
     return EagerJoin(
@@ -101,20 +96,38 @@ def _contained(properties: tuple[Any, ...]) -> EagerJoin:
     last = links[-1]
     return EagerJoin(
         path, last.entity, last.uselist, by_option=True, tables=0, columns=0, declaration=last.declaration, named=True,
-        written=path,
+        written=tuple([link.step for link in links]),
     )  # fmt: skip
 
 
-class Link:
-    """A relationship in words."""
+def step_of(prop: Any, compiled: Any, subquery: bool) -> str:
+    """How options have to name a relationship that a statement loads."""
+    return written_step(prop, join_internals.loaded_entity(compiled, subquery) if work() else prop.entity)
 
-    __slots__ = ("declaration", "entity", "name", "owner", "secondary_tables", "uselist")
+
+def written_step(prop: Any, entity: Any) -> str:
+    """How an option has to name a relationship that was loaded as this entity: of a subclass, or of an alias."""
+    link, mapper = link_of(prop), entity.mapper
+    if entity is prop.entity:
+        return link.step
+    if alias := join_internals.alias_of(entity):
+        return f"{link.name}.of_type({alias})"
+    subclass = mapper is not prop.mapper and mapper.isa(prop.mapper)
+    return f"{link.name}.of_type({mapper.class_.__name__})" if subclass else link.step
+
+
+class Link:
+    """A relationship in words; `step` is `name`, and what it leads to where that is an alias: ``A.b as aliased(B)``."""
+
+    __slots__ = ("declaration", "entity", "name", "owner", "secondary_tables", "step", "uselist")
 
     def __init__(self, prop: Any) -> None:
         owner, key = prop.parent.class_, prop.key
         self.owner: str = owner.__name__
         self.name = f"{self.owner}.{key}"
         self.entity: str = prop.mapper.class_.__name__
+        alias = join_internals.alias_of(prop.entity)
+        self.step = f"{self.name} as {alias}" if alias else self.name
         self.uselist = bool(prop.uselist)
         secondary = prop.secondary
         self.secondary_tables = 0 if secondary is None else _count_tables((secondary,))

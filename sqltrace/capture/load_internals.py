@@ -241,10 +241,14 @@ def property_of(loader: Any) -> Any:
     return loader.parent_property
 
 
-def path_to(state: Any) -> tuple[tuple[Any, ...], str | None]:
-    """The relationships from the entity of a query to an object that it loaded, and the name of that entity."""
+def path_to(state: Any) -> tuple[tuple[Any, ...], tuple[Any, ...], str | None]:
+    """
+    The relationships from the entity of a query to an object that it loaded, and what each was loaded as.
+
+    The last is the name of that entity.
+    """
     path = state.load_path.path
-    return path[1::2], path[0].mapper.class_.__name__ if path else None
+    return path[1::2], path[2::2], path[0].mapper.class_.__name__ if path else None
 
 
 def failed_loads_are_told() -> bool:

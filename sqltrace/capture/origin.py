@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any, Final
 
 from sqltrace.capture import expiry, load_internals, rows
 from sqltrace.capture.building import building
 from sqltrace.capture.compatibility import self_test
-from sqltrace.capture.joins import find_widening, link_of
+from sqltrace.capture.joins import find_widening, step_of
+from sqltrace.capture.origins import of_attributes, of_relationship
 from sqltrace.capture.orm_internals import load_number
 from sqltrace.collector import Collector, Execution, ParentKey
-from sqltrace.declaration import Declaration
 from sqltrace.faults import report_fault
 from sqltrace.origin import ExpiredBy, Origin, OriginKind
 from sqltrace.sql_text import without_number
@@ -40,12 +39,13 @@ class Purpose:
         attributes: What is loaded into one object; empty for all.
         for_one: The kind, if it is a load into one object: ``query`` until there was one, `None` where objects differ.
         inherits: Whether the relationship belongs to a class that has a base.
+        step: How options name the relationship, as `Origin.step`.
         origins: Of its executions, by what these differ in. Equal ones are one object: recordings compare identities.
     """
 
     __slots__ = (
         "attributes", "entity", "for_many", "for_one", "inherits", "is_async", "key", "loads", "of_subclass", "origins",
-        "path", "reads", "relationship", "through_orm", "widening",
+        "path", "reads", "relationship", "step", "through_orm", "widening",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -69,6 +69,9 @@ class Purpose:
         self.entity = load_internals.loaded_class(compiled)
         subquery = self.relationship is not None and load_internals.is_subquery_load(compiled)
         self.for_many: OriginKind = "subquery" if subquery else "selectin"
+        self.step = None
+        if self.relationship is not None:
+            self.step = step_of(self.relationship, compiled, subquery)
         self.attributes = load_internals.only_attributes(compiled)
         self.for_one: OriginKind | None = "query"
         self.origins: dict[Any, Origin] = {}
@@ -270,57 +273,4 @@ def _origin(
         return of_attributes(*words, root_of(state, expired_by))
     if state is not None:
         by_options = load_internals.options_leaving(state, prop.key)
-    return of_relationship(kind, prop, asked_for, expired_by, base, by_options)
-
-
-def of_relationship(
-    kind: OriginKind,
-    prop: Any,
-    asked_for: bool = False,
-    expired_by: ExpiredBy | None = None,
-    base: str | None = None,
-    by_options: tuple[str, ...] = (),
-) -> Origin:
-    link = link_of(prop)
-    words = kind, link.name, str(prop.lazy), link.uselist, link.owner, link.declaration
-    return _of_words(*words, asked_for, expired_by, base, by_options)
-
-
-# By words, not by SQLAlchemy's objects: classes that an application makes as it runs are not kept alive.
-
-
-@lru_cache(maxsize=4_096)
-def _of_words(
-    kind: OriginKind,
-    name: str,
-    lazy: str,
-    uselist: bool,
-    owner: str,
-    declared: Declaration,
-    asked_for: bool,
-    expired_by: ExpiredBy | None,
-    base: str | None,
-    by_options: tuple[str, ...],
-) -> Origin:
-    return Origin(
-        kind, name, lazy, uselist, entity=owner, declaration=declared, asked_for=asked_for, expired_by=expired_by,
-        base=base, by_options=by_options,
-    )  # fmt: skip
-
-
-@lru_cache(maxsize=4_096)
-def of_attributes(
-    kind: OriginKind,
-    entity: str | None,
-    attributes: frozenset[str],
-    asked_for: bool,
-    expired_by: ExpiredBy | None,
-    base: str | None,
-    key: str | None,
-    by_options: tuple[str, ...],
-    root: str | None,
-) -> Origin:
-    return Origin(
-        kind, entity=entity, attributes=tuple(sorted(attributes)), asked_for=asked_for, expired_by=expired_by,
-        base=base, key=key, by_options=by_options, root=root,
-    )  # fmt: skip
+    return of_relationship(kind, prop, asked_for, expired_by, base, by_options, step=purpose.step)

@@ -16,6 +16,7 @@ Chosen = tuple[Path, str]
 _LEVELS = 3  # as many, and it is a tree; fewer may have been written one by one
 _FOR_ALL_LEVELS = "selectinload({}, recursion_depth=-1)"
 _ALIAS = re.compile(r"(?P<written>\w+\((?P<entity>\w+)(?:, \[(?P<others>[^]]*)\])?\))")
+_TO_ALIAS = re.compile(rf"(?P<relationship>\w+\.\w+)(?: as |(?P<of_type>\.of_type\()){_ALIAS.pattern}(?(of_type)\))")
 
 
 def options(chosen: Iterable[Chosen]) -> str:
@@ -32,14 +33,13 @@ def options(chosen: Iterable[Chosen]) -> str:
     for path, loader in chosen:
         loaders[path] = max(loader, loaders.get(path, ""), key=len)  # of two, the one with a recursion
     for asked, loader in loaders.items():
-        path, note = _as_written(asked)
+        path, names = _as_written(asked)
         below.setdefault(path[:-1], []).append(loader.format(path[-1]))
-        notes[note] = None
+        notes.update(dict.fromkeys(names))
         if loader == _FOR_ALL_LEVELS:
             notes["a statement for each level; a recursive CTE is one for all"] = None
         got.add(asked[0] if isinstance(asked[0], Asked) and asked[0].startswith(GET) else "")
     text = ", ".join(_under(above, names) for above, names in below.items())
-    notes.pop("", None)
     written = f".options({text})"
     if len(got) == 1 and "" not in got:
         written = f"{got.pop()[:-1]}, …, options=[{text}])  # session.merge() takes them, too"
@@ -48,19 +48,36 @@ def options(chosen: Iterable[Chosen]) -> str:
     return written + "".join(f"  # {note}" for note in notes)
 
 
-def _as_written(path: Path) -> tuple[Path, str]:
-    """A path in the names of its query, and a note on what these are."""
-    asked, steps = path[0], path[1:]
-    if not isinstance(asked, Asked):
-        return path, ""
-    owner, _, key = steps[0].partition(".")
-    aliases = list(_ALIAS.finditer(asked))
-    own = [alias for alias in aliases if alias["entity"] == owner or not asked.startswith(ONE_OF)]
-    if asked.startswith(GET) or not own or not key:  # a class has no key: its loader names it
-        return steps, ""
-    name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", own[0]["entity"]).lower() + "_alias"
-    subclass = f".{owner}" if owner in (own[0]["others"] or "").split(", ") else ""
-    return (f"{name}{subclass}.{key}", *steps[1:]), f"{name}: the {own[0]['written']} of the query"
+def _as_written(path: Path) -> tuple[Path, list[str]]:
+    """A path in the names of its query and of the mapping, and notes on what these are."""
+    steps, notes = list(path), []
+    if isinstance(path[0], Asked):
+        owner = steps.pop(0) and steps[0].partition(".")[0]
+        own = [
+            alias for alias in _ALIAS.finditer(path[0]) if alias["entity"] == owner or not path[0].startswith(ONE_OF)
+        ]
+        if own and "." in steps[0] and not path[0].startswith(GET):  # a class has no key: its loader names it
+            name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", own[0]["entity"]).lower() + "_alias"
+            steps[0] = _of_alias(name, own[0], steps[0])
+            notes.append(f"{name}: the {own[0]['written']} of the query")
+    for place, step in enumerate(steps):
+        found = _TO_ALIAS.fullmatch(step)
+        if found is None:
+            continue
+        steps[place] = found["relationship"]
+        if place + 1 < len(steps) and "." in steps[place + 1]:
+            name = found["relationship"].rpartition(".")[2] + "_alias"
+            steps[place] += f".of_type({name})" if found["of_type"] else ""
+            steps[place + 1] = _of_alias(name, found, steps[place + 1])
+            notes.append(f"{name}: the {found['written']} of {found['relationship']}")
+    return tuple(steps), notes
+
+
+def _of_alias(name: str, alias: re.Match[str], step: str) -> str:
+    """``book_alias.topics`` in place of ``Book.topics``."""
+    owner, _, key = step.partition(".")
+    subclass = f".{owner}" if owner in (alias["others"] or "").split(", ") else ""
+    return f"{name}{subclass}.{key}"
 
 
 def _under(above: Path, loaders: list[str]) -> str:

@@ -39,7 +39,7 @@ def paths_from_query(recording: Recording, group: Group) -> list[Path]:
             parents_of.setdefault((statement.fingerprint, statement.origin), {})[statement.parents] = None
     widenings = {(other.fingerprint, other.origin): other.widening for other in recording.groups}
     found = _paths(group.fingerprint, group.origin, parents_of, widenings, _MAX_DEPTH)
-    own: Path = () if group.origin.relationship is None else (group.origin.relationship,)
+    own: Path = () if group.origin.step is None else (group.origin.step,)
     return list(dict.fromkeys(found)) or [own]
 
 
@@ -98,7 +98,7 @@ def _paths(
     widenings: dict[tuple[str, Origin], Widening | None],
     depth: int,
 ) -> Iterator[Path]:
-    own: Path = () if origin.relationship is None else (origin.relationship,)
+    own: Path = () if origin.step is None else (origin.step,)
     if origin.kind == "query":
         own = _asked(widenings.get((fingerprint, origin)))
     found = False
