@@ -395,10 +395,25 @@ def test_option_of_what_was_loaded_at_another_line_says_of_which_query(engine):
 
     items, products = by_line["Order.items"], by_line["Item.product"]
     assert items.fix == ".options(selectinload(Order.items))"
-    assert products.fix == (f".options(defaultload(Order.items).joinedload(Item.product))  # of the {items.parents}")
+    assert products.fix == (
+        f".options(defaultload(Order.items).joinedload(Item.product))  # of the {items.parents}"
+        "  # together with what is told of Order.items"
+    )
     assert innermost(items.parents).endswith("in findings")
     assert innermost(products.parents).endswith("touch")
     assert findings(engine, query, touch) == []
+
+
+def test_option_below_what_is_loaded_one_by_one_says_that_alone_it_is_not_enough(engine):
+    def touch(order):
+        if order.id % 2:
+            for item in order.items:
+                item.product.id
+
+    by_line = {finding.relationship: finding.fix for finding in findings(engine, select(Order), touch)}
+
+    assert by_line["Order.items"] == ".options(selectinload(Order.items))"
+    assert by_line["Item.product"].endswith("  # together with what is told of Order.items")
 
 
 def test_columns_that_are_loaded_together_are_told_as_several(engine):

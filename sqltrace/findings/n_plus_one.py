@@ -12,7 +12,7 @@ from sqltrace.findings.costs import cost_at_once, kept_of, mean_pause
 from sqltrace.findings.loader_options import in_place_of, loaders_for, options
 from sqltrace.findings.locking import locks
 from sqltrace.findings.one_for_all import EQUAL, LIMIT, is_one_in_each_transaction, one_for_all
-from sqltrace.findings.paths import in_a_query, paths_from_query, query_above, times_asked
+from sqltrace.findings.paths import in_a_query, loads_above, paths_from_query, query_above, times_asked
 from sqltrace.findings.refreshes import cost_with_loads, eager_defaults, is_within, refreshed_one_by_one
 from sqltrace.findings.wording import line, listed, name_and_line, name_of, of_subclass, place, plural, time
 from sqltrace.literals import IN_SCHEMA
@@ -65,7 +65,7 @@ def n_plus_one(recording: Recording, *, loads: int = 5, queries: int = 10, pause
                 if group.origin.kind == "subclass":
                     of_subclasses.setdefault((group.origin.base, group.parents, group.site), []).append(group)
                 elif not group.origin.asked_for:
-                    yield _of_load(recording, group)
+                    yield _of_load(recording, loads, group)
                 elif not _same_each_time(group) and mean_pause(group, loop_wait) < pause:
                     yield refreshed_one_by_one(recording, group)
         elif each >= queries and group.origin.kind == "query" and _asks_for_one(group):
@@ -73,7 +73,7 @@ def n_plus_one(recording: Recording, *, loads: int = 5, queries: int = 10, pause
             if not meant and mean_pause(group, loop_wait) < pause:
                 yield _of_query(recording, group)
     for groups in of_subclasses.values():
-        yield _of_load(recording, *groups)
+        yield _of_load(recording, loads, *groups)
 
 
 def _at_one_place(group: Group) -> int:
@@ -153,9 +153,10 @@ def _goes_on(sql: str) -> bool:
     return LIMIT.search(sql) is not None or not EQUAL.search(compared)
 
 
-def _of_load(recording: Recording, group: Group, *others: Group) -> Finding:
+def _of_load(recording: Recording, loads: int, group: Group, *others: Group) -> Finding:
     """
     Args:
+        loads: Least number of those that are told.
         others: Those of other subclasses of the same base.
     """
     origin = group.origin
@@ -172,7 +173,7 @@ def _of_load(recording: Recording, group: Group, *others: Group) -> Finding:
         place(group),
         relationship=origin.relationship,
         parents=name_and_line(group.parents),
-        fix=_fix_of_load(recording, group),
+        fix=_fix_of_load(recording, group, loads),
         fingerprint=group.fingerprint,
     )
 
@@ -188,13 +189,14 @@ def _when(origin: Origin) -> str:
     return "as it was touched"
 
 
-def _fix_of_load(recording: Recording, group: Group) -> str:
+def _fix_of_load(recording: Recording, group: Group, loads: int) -> str:
     origin = group.origin
     if origin.expired_by == "flush" and group.system not in _UPDATES_TELL_NOTHING:
         return eager_defaults(origin)
     if origin.kind == "refresh":
         return _at_once(group, _EXPIRE_AT_ONCE.get(origin.expired_by, "after all have expired"))
-    return _options_for(recording, group)
+    fix = _options_for(recording, group)
+    return fix + _together(recording, group, loads) if fix.startswith(".options") else fix
 
 
 def _options_for(recording: Recording, group: Group) -> str:
@@ -214,6 +216,17 @@ def _options_for(recording: Recording, group: Group) -> str:
         fix += _of_query_above(recording, group)
         fix += f"  # of one query for all, in place of {asked:,}" if for_each else ""
     return fix
+
+
+def _together(recording: Recording, group: Group, loads: int) -> str:
+    """For the end of a fix: which others it needs, as alone it adds a statement to each of their loads."""
+    above = dict.fromkeys(
+        str(load.origin.relationship)
+        for load in loads_above(recording, group)
+        if load.origin.kind in ("lazy", "immediate") and _at_one_place(load) >= loads
+    )
+    above.pop(str(group.origin.relationship), None)  # of a tree, whose option is for all levels
+    return f"  # together with what is told of {listed(list(above))}" if above else ""
 
 
 def _at_once(group: Group, when: str, loads: str = "") -> str:

@@ -59,6 +59,23 @@ def query_above(recording: Recording, parents: Parents | None) -> Parents | None
     return None
 
 
+def loads_above(recording: Recording, group: Group) -> list[Group]:
+    """The loads by which the objects came that a group was for, and those above them; the nearest first."""
+    found, waiting = list[Group](), [group]
+    while waiting:
+        load = waiting.pop(0)
+        loaded_for = {one.parents for one in recording.statements if (one.fingerprint, one.origin) == _key(load)}
+        keys = {(parents.fingerprint, parents.origin) for parents in loaded_for if parents is not None}
+        above = [one for one in recording.groups if _key(one) in keys and one.origin is not QUERY and one not in found]
+        found += above
+        waiting += above
+    return found
+
+
+def _key(group: Group) -> tuple[str, Origin]:
+    return group.fingerprint, group.origin
+
+
 def times_asked(recording: Recording, parents: Parents | None) -> int:
     """How often the query ran that led to some objects; 0 where it is not known."""
     return sum(group.count for group in _groups_of(recording, query_above(recording, parents)))
