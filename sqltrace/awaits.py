@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ContextDecorator
 from functools import partial
+from inspect import unwrap
 from operator import itemgetter
-from types import FrameType
-from typing import Final, Protocol
+from types import FrameType, FunctionType, GeneratorType, MethodType
+from typing import Any, Final, Protocol
 
-from sqltrace.callsite import CallSite, site_awaited, site_of_function
+from sqltrace.callsite import CallSite, call_site_at, site_awaited
 from sqltrace.faults import report_fault
 from sqltrace.intervals import Coverage
 from sqltrace.loop_log import LoopLog
@@ -106,6 +108,28 @@ class Awaits:
 def _function_in_thread(frames: Sequence[FrameType]) -> CallSite | None:
     """An endpoint or a dependency that a thread has worked on: there is no line that awaits it."""
     return site_of_function(local_of(frames[-1], "func")) if works_in_thread(frames) else None
+
+
+def site_of_function(function: Any) -> CallSite | None:
+    """The first line of a function of the application: of what is called, or else is given to it by a `partial`."""
+    given: list[Any] = []
+    while isinstance(function, partial):
+        given = [*function.args, *function.keywords.values(), *given]
+        function = function.func
+    return next(filter(None, map(_first_line_of, (function, *given))), None)
+
+
+def _first_line_of(function: Any) -> CallSite | None:
+    if isinstance(function, MethodType):
+        manager = function.__self__
+        generator = getattr(manager, "__dict__", {}).get("gen") if isinstance(manager, ContextDecorator) else None
+        function = generator if isinstance(generator, GeneratorType) else function.__func__
+    if isinstance(function, FunctionType):
+        function = unwrap(function)
+    if not isinstance(function, FunctionType | GeneratorType):
+        return None
+    code = function.gi_code if isinstance(function, GeneratorType) else function.__code__
+    return call_site_at(code.co_filename, code.co_firstlineno, code.co_qualname)
 
 
 def _length(stretch: Stretch) -> int:

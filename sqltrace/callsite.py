@@ -6,12 +6,11 @@ import os
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ContextDecorator
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
-from inspect import CO_ASYNC_GENERATOR, CO_COROUTINE, CO_GENERATOR, CO_ITERABLE_COROUTINE, unwrap
+from functools import lru_cache
+from inspect import CO_ASYNC_GENERATOR, CO_COROUTINE, CO_GENERATOR, CO_ITERABLE_COROUTINE
 from itertools import chain
-from types import FrameType, FunctionType, GeneratorType, MethodType, TracebackType
+from types import FrameType, TracebackType
 from typing import Any
 
 from sqltrace.libraries import HELPERS, INFRASTRUCTURE
@@ -186,28 +185,9 @@ def site_awaited(frames: Sequence[FrameType]) -> CallSite | None:
     return None if site is None or site.in_framework else site
 
 
-def site_of_function(function: Any) -> CallSite | None:
-    """The first line of a function of the application: of what is called, or else is given to it by a `partial`."""
-    given: list[Any] = []
-    while isinstance(function, partial):
-        given = [*function.args, *function.keywords.values(), *given]
-        function = function.func
-    return next(filter(None, map(_first_line_of, (function, *given))), None)
-
-
-def _first_line_of(function: Any) -> CallSite | None:
-    if isinstance(function, MethodType):
-        manager = function.__self__
-        generator = getattr(manager, "__dict__", {}).get("gen") if isinstance(manager, ContextDecorator) else None
-        function = generator if isinstance(generator, GeneratorType) else function.__func__
-    if isinstance(function, FunctionType):
-        function = unwrap(function)
-    if not isinstance(function, FunctionType | GeneratorType):
-        return None
-    code = function.gi_code if isinstance(function, GeneratorType) else function.__code__
-    if _kinds[code.co_filename] != _APPLICATION:
-        return None
-    return _call_site((code.co_filename, code.co_firstlineno, code.co_qualname))
+def call_site_at(file: str, line: int, function: str) -> CallSite | None:
+    """The same of a line that is known, if it is the application's."""
+    return _call_site((file, line, function)) if _kinds[file] == _APPLICATION else None
 
 
 def _callers(frame: FrameType | None) -> Iterator[FrameType]:

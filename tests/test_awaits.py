@@ -25,8 +25,8 @@ from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Route
 
 import sqltrace
-from sqltrace.awaits import Awaits
-from sqltrace.callsite import CallSite, site_of_function
+from sqltrace.awaits import Awaits, site_of_function
+from sqltrace.callsite import CallSite
 from sqltrace.collector import mark
 from sqltrace.findings import idle_in_transaction
 from sqltrace.intervals import Coverage
