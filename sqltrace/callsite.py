@@ -34,6 +34,8 @@ _OUTERMOST = (
     *(os.sep + os.path.join("trio", "_core", file) for file in ("_run.py", "_generated_run.py")),
 )
 
+_FLUSHING = os.path.join(_PACKAGE, "capture", "sessions.py")  # whoever is above has flushed
+
 # Whoever is above these is middleware, and has not called the endpoint, nor touched what an answer is made of.
 _ROUTERS = tuple(os.sep + os.path.join(framework, "routing.py") for framework in ("starlette", "fastapi"))
 
@@ -72,6 +74,7 @@ class CallSite:
         function: Qualified name (``Class.method``).
         callers: Lines of the application that it was called from, without a library in between: at most two.
         in_resolver: Whether GraphQL has called it, without another library in between, to resolve a field.
+        in_flush: Whether a flush of the ORM has called it, or what called it: a listener, of a library or its own.
     """
 
     file: str
@@ -79,6 +82,7 @@ class CallSite:
     function: str
     callers: tuple[CallSite, ...] = field(default=(), compare=False)
     in_resolver: bool = field(default=False, compare=False)
+    in_flush: bool = field(default=False, compare=False)
 
     @property
     def in_framework(self) -> bool:
@@ -88,6 +92,12 @@ class CallSite:
     def in_helper(self) -> bool:
         """Whether it is that of a library which is known, as nobody of the application has called it."""
         return _kinds[self.file] == _HELPER
+
+    @property
+    def in_library(self) -> bool:
+        """Whether it is that of a library, which a line of the application has led to."""
+        kinds = [_kinds[site.file] for site in (self, *self.callers)]
+        return kinds[0] in (_HELPER, _LIBRARY) and _APPLICATION in kinds
 
     def __str__(self) -> str:
         return f"{shorten(self.file)}:{self.line} in {self.function}"
@@ -138,6 +148,21 @@ def find_call_site(skip: int = 0) -> CallSite | None:
                 break
         frame = caller
     return _site(best) if best is not None else None
+
+
+def site_in_flush(site: CallSite | None) -> CallSite | None:
+    """What a flush has called that led to the caller, if it is no less than a library's; else `find_call_site`'s."""
+    listener, best_kind = None, _SKIP
+    for frame in _callers(sys._getframe(1)):
+        if (filename := frame.f_code.co_filename) == _FLUSHING:
+            break
+        if best_kind < (kind := _kinds[filename]) <= _APPLICATION:
+            listener, best_kind = frame, kind
+    if listener is None or site is None:
+        return site
+    lines = [(one.file, one.line, one.function) for one in (site, *site.callers)]
+    own = _line_of(listener)
+    return _call_site(own, *[line for line in lines if line != own][:_MAX_CALLERS], in_flush=True)
 
 
 def in_resolver() -> bool:
@@ -266,10 +291,10 @@ def _line_of(frame: FrameType) -> _Line:
 
 
 @lru_cache(maxsize=10_000)
-def _call_site(*lines: _Line, in_resolver: bool = False) -> CallSite:
+def _call_site(*lines: _Line, in_resolver: bool = False, in_flush: bool = False) -> CallSite:
     """One object for the same lines, as a rule: making it takes longer than finding it, and identity tells it apart."""
     innermost, *callers = lines
-    return CallSite(*innermost, tuple(CallSite(*line) for line in callers), in_resolver)
+    return CallSite(*innermost, tuple(CallSite(*line) for line in callers), in_resolver, in_flush)
 
 
 def _current_greenlet() -> Any:

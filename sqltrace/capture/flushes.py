@@ -7,7 +7,8 @@ for it, a rollback by the application looks like one by closing.
 
 from __future__ import annotations
 
-from typing import Any
+from contextvars import ContextVar
+from typing import Any, Final
 
 from sqltrace.capture import orm_internals
 from sqltrace.capture.compatibility import self_test
@@ -16,6 +17,7 @@ from sqltrace.collector import current
 from sqltrace.connection import Checkout
 from sqltrace.faults import report_fault
 
+going_on: Final[ContextVar[bool]] = ContextVar("sqltrace_flush", default=False)
 Begun = tuple[int, dict[Checkout, tuple[int, int]]]
 
 

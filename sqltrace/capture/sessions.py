@@ -36,9 +36,15 @@ def _flush(original: Callable[..., None]) -> Callable[..., None]:
     @wraps(original)
     def flush(self: Any, *arguments: Any, **options: Any) -> None:
         begun = flushes.begin(self)
-        original(self, *arguments, **options)
-        if begun is not None:
-            flushes.end(self, begun)
+        if begun is None:
+            original(self, *arguments, **options)
+            return
+        token = flushes.going_on.set(True)
+        try:
+            original(self, *arguments, **options)
+        finally:
+            flushes.going_on.reset(token)
+        flushes.end(self, begun)
 
     return flush
 

@@ -12,8 +12,8 @@ from typing import Any, Final
 
 from sqlalchemy.engine.interfaces import ExecuteStyle
 
-from sqltrace.callsite import CallSite, find_call_site
-from sqltrace.capture import failed_loads, internals, objects, replies, rows, transactions
+from sqltrace.callsite import CallSite, find_call_site, site_in_flush
+from sqltrace.capture import failed_loads, flushes, internals, objects, replies, rows, transactions
 from sqltrace.capture.building import building
 from sqltrace.capture.failure import describe_failure
 from sqltrace.capture.fetching import CountedFetch
@@ -235,7 +235,8 @@ def _take_sample(
         sites_taken[kind] = taken + 1
     elif execution.ended - execution.started <= SLOW_STATEMENT and execution.failure is None:
         return
-    execution.call_site = find_call_site(skip=_OURS) or _awaiting(collector)
+    site = find_call_site(skip=_OURS) or _awaiting(collector)
+    execution.call_site = site_in_flush(site) if flushes.going_on.get() else site
 
 
 def _awaiting(collector: Collector) -> CallSite | None:

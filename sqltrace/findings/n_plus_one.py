@@ -260,10 +260,11 @@ def _of_query_above(recording: Recording, group: Group) -> str:
 def _of_query(recording: Recording, group: Group) -> Finding:
     site, count = group.samples.busiest(group.count) or (group.site, group.count)
     where = "at the same line" if count == group.count else "at several lines"  # of most it is not known
+    within = ", in what a flush calls," if site is not None and site.in_flush else ""
     took = cost_at_once(recording, group)
     return Finding(
         "n_plus_one",
-        f"{name_of(group)} ran {group.count:,} times {where} with different parameters, in {time(took)}.",
+        f"{name_of(group)} ran {group.count:,} times {where}{within} with different parameters, in {time(took)}.",
         took,
         line(site),
         fix=one_for_all(recording, group),

@@ -27,6 +27,8 @@ _VALUE = re.compile(
 )
 _EXISTS = re.compile(r"\s*SELECT\s+EXISTS\b", re.IGNORECASE)
 _NAMED = re.compile(rf"\w(?<!id)[\"`]? = {_PLACEHOLDER}", re.IGNORECASE)  # a column that has no other object's key
+_FLUSH = "in before_flush, for all objects of one flush (session.new, session.dirty)"
+OF_LIBRARY = "see the library's options: its listener asks; insert() and update() with a list of rows call none"
 _LOOP, _DATALOADER = "before the loop", "by a DataLoader of the resolvers, or before the loop within one"
 _AGGREGATE = re.compile(r"\b(?:(?:COUNT|SUM|AVG|MIN|MAX)\(|(?P<source>FROM)\b)", re.IGNORECASE)
 
@@ -37,6 +39,8 @@ def one_for_all(recording: Recording, group: Group) -> str:
     busiest = group.samples.busiest(group.count)
     if busiest is not None and busiest[0].in_resolver:  # where there is no loop to be before
         return _at_once(recording, group, lookup, _DATALOADER)
+    if busiest is not None and busiest[0].in_flush:
+        return OF_LIBRARY if busiest[0].in_library else _at_once(recording, group, lookup, _FLUSH)
     text = _at_once(recording, group, lookup, _LOOP)
     of_name = _NAMED.search(group.sql) is not None and not (lookup is not None and lookup.is_key)
     if of_name and (_EXISTS.match(group.sql) or _found_until_the_last(recording, group)):

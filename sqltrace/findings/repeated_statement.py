@@ -6,9 +6,11 @@ import re
 from collections.abc import Iterator
 from functools import lru_cache
 
+from sqltrace.callsite import CallSite
 from sqltrace.finding import Finding
 from sqltrace.findings.costs import cost_at_once, mean_pause
 from sqltrace.findings.locking import locks
+from sqltrace.findings.one_for_all import OF_LIBRARY
 from sqltrace.findings.wording import name_of, place, time
 from sqltrace.recording import Recording
 from sqltrace.samples import DIGESTS
@@ -57,9 +59,15 @@ def repeated_statement(recording: Recording, *, times: int = 4, pause: float = 0
             f"{name_of(group)} ran {often} with the same parameters{lines}, in {time(took)}.",
             took * (equal - 1) / equal,
             place(group),
-            fix="keep the first result and pass it on, or keep it on request.state",
+            fix=_fix(busiest[0] if busiest is not None else None),
             fingerprint=group.fingerprint,
         )
+
+
+def _fix(site: CallSite | None) -> str:
+    if site is not None and site.in_flush:
+        return OF_LIBRARY if site.in_library else "keep the first result for the others, as in session.info"
+    return "keep the first result and pass it on, or keep it on request.state"
 
 
 def _changes(recording: Recording) -> int:
