@@ -57,6 +57,7 @@ class Execution:
             row lengthens it.
         key: The compiled text before IN lists are expanded: equal for equals, and SQLAlchemy's own string.
         rows, fetch: Rows that reached Python, and the time spent on fetching them after `ended`.
+        longest_fetch: The longest of those by which a stream asked for more of its rows.
         marked: The part of `fetch` that the time account has where it took place. The rest counts right after `ended`.
         folded: Whether a recording has counted it while rows may still be fetched: from then on all fetching is marked.
         tail: The part of `fetch` that was not marked at that time.
@@ -81,9 +82,9 @@ class Execution:
     # Slots, all set: reading a default of the class takes ten times as long, and setting another name later longer.
     __slots__ = (
         "batch_size", "call_site", "collector", "dialect", "digest", "ended", "entities", "executemany", "failure",
-        "fetch", "folded", "key", "later_digest", "loop_wait", "mark_at", "marked", "more", "objects", "on_loop",
-        "open", "origin", "parameters", "parents", "reading", "roots", "rows", "span", "sql", "started", "streamed",
-        "tail", "widening",
+        "fetch", "folded", "key", "later_digest", "longest_fetch", "loop_wait", "mark_at", "marked", "more", "objects",
+        "on_loop", "open", "origin", "parameters", "parents", "reading", "roots", "rows", "span", "sql", "started",
+        "streamed", "tail", "widening",
     )  # fmt: skip
 
     def __init__(self, collector: Collector, started: int, ended: int, sql: str, key: str, dialect: Any) -> None:
@@ -95,7 +96,7 @@ class Execution:
         self.dialect = dialect
         self.origin = QUERY
         self.executemany = self.folded = self.more = self.on_loop = self.open = self.reading = self.streamed = False
-        self.fetch = self.marked = self.objects = self.tail = 0
+        self.fetch = self.longest_fetch = self.marked = self.objects = self.tail = 0
         self.mark_at = LEAST_MARK
         self.batch_size: int | None = None
         self.call_site: CallSite | None = None

@@ -379,21 +379,24 @@ def test_slow_statement_has_failed_only_if_the_longest_of_its_kind_has(clock, en
 
 
 @pytest.mark.parametrize(
-    ("options", "first", "fix"),
+    ("options", "waits", "fix"),
     [
-        ({"yield_per": 1}, 0, "more rows at a time"),
-        ({"yield_per": 1}, 5, "an index, fewer rows or fewer columns"),
-        ({}, 0, "an index, fewer rows or fewer columns"),
+        ({"yield_per": 1}, {}, "more rows at a time"),
+        ({"yield_per": 1}, {1: 5}, "an index, fewer rows or fewer columns"),
+        ({"yield_per": 1}, {7: 5}, "an index, fewer rows or fewer columns"),
+        ({}, {}, "an index, fewer rows or fewer columns"),
     ],
-    ids=["fetched slowly", "found slowly", "not streamed"],
+    ids=["fetched slowly", "found slowly", "one fetched slowly", "not streamed"],
 )
-def test_stream_whose_rows_come_slowly_wants_more_at_a_time(clock, engine, options, first, fix):
+def test_stream_whose_rows_come_slowly_wants_more_at_a_time(clock, engine, options, waits, fix):
     with engine.begin() as connection:
         connection.execute(text("INSERT INTO jobs (id) VALUES (1), (2), (3), (4), (5), (6), (7), (8), (9), (10)"))
-    rows = select(literal_column(f"wait(CASE id WHEN 1 THEN {first} ELSE 0.1 END)")).select_from(text("jobs"))
+    waits = " ".join(f"WHEN id = {number} THEN {wait}" for number, wait in ({0: 0} | waits).items())
+    rows = select(literal_column(f"wait(CASE {waits} ELSE 0.1 END)")).select_from(text("jobs"))
 
     with recorded(clock) as recording, engine.connect() as connection:
-        connection.execute(rows, execution_options=options).all()
+        for _ in connection.execute(rows, execution_options=options):
+            pass
 
     [finding] = sqltrace.diagnose(recording, [slow_statement])
     assert finding.fix.startswith(fix)
@@ -410,6 +413,23 @@ def test_server_side_cursor_whose_first_row_is_found_slowly_wants_an_index(postg
     [finding] = sqltrace.diagnose(recording, [slow_statement])
 
     assert finding.message.endswith(" for 20 rows.")
+    assert finding.fix == "an index, fewer rows or fewer columns: see EXPLAIN ANALYZE of it"
+
+
+@pytest.mark.postgresql
+def test_stream_that_hangs_until_a_timeout_is_not_told_to_ask_for_more_at_a_time(postgres_url):
+    engine = create_engine(postgres_url)
+    rows = text("SELECT CASE WHEN n > 50 THEN pg_sleep(5) END FROM generate_series(1, 100) AS n")
+    with sqltrace.record() as recording, engine.connect() as connection:
+        connection.execute(text("SET statement_timeout = 600"))
+        with pytest.raises(OperationalError):
+            for _ in connection.execute(rows, execution_options={"yield_per": 10}):
+                pass
+    engine.dispose()
+
+    [finding] = sqltrace.diagnose(recording, [slow_statement])
+
+    assert finding.message.endswith(" rows, and failed: psycopg.errors.QueryCanceled (57014).")
     assert finding.fix == "an index, fewer rows or fewer columns: see EXPLAIN ANALYZE of it"
 
 

@@ -37,9 +37,9 @@ def add_fetch(execution: Execution, result: Any, started: int, rows: int, contex
         spent = ended - started - _loop_wait(execution, result, started, ended, rows, context)
         execution.fetch += spent
         execution.marked += spent
+        execution.longest_fetch = max(execution.longest_fetch, spent)
         mark(execution.collector, execution.dialect, "database", started, ended)
-        block = building.get()
-        if block is not None:
+        if (block := building.get()) is not None:
             block.leave_out(started, ended)
     except Exception as fault:
         report_fault("counting rows", fault)
@@ -300,7 +300,7 @@ class CountedStream(BufferedRowCursorFetchStrategy):
             add_fetch(execution, None, started, fetched, context)
             if not execution.folded:  # only now the database begins to work on a server-side cursor
                 execution.ended += execution.fetch
-                execution.fetch = execution.marked = 0
+                execution.fetch = execution.longest_fetch = execution.marked = 0
 
     def _buffer_rows(self, result: Any, dbapi_cursor: Any) -> None:
         self.asked = self.execution.collector.clock()

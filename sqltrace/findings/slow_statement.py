@@ -45,8 +45,7 @@ def slow_statement(recording: Recording, *, slow: float = 0.5, rows: int = 1_000
                 place_of_longest(group),
                 relationship=group.origin.relationship,
                 parents=name_and_line(group.parents),
-                fix=remedy_for(failure)
-                or (_stream_fix(group) if _is_fetched_slowly(recording, group) else _fix(group)),
+                fix=remedy_for(failure) or _stream_fix(recording, group) or _fix(group),
                 fingerprint=group.fingerprint or None,
             )
         elif (group.rows or 0) >= rows and group.objects >= slow and not (group.is_async or group.on_loop):
@@ -93,14 +92,14 @@ def _longest(recording: Recording, group: Group) -> Execution | None:
     return max(kept_of(recording, group), key=attrgetter("elapsed"), default=None)
 
 
-def _stream_fix(group: Group) -> str:
-    return _SENT_ALL if group.system in ("mysql", "mariadb") else _STREAM
-
-
-def _is_fetched_slowly(recording: Recording, group: Group) -> bool:
-    """Whether most of its time went by asking the server for more of the rows, a few at a time."""
+def _stream_fix(recording: Recording, group: Group) -> str | None:
+    """Where most of its time went by asking the server for more of the rows, a few at a time; not for some alone."""
     longest = _longest(recording, group)
-    return longest is not None and longest.streamed and 2 * longest.fetch > longest.elapsed
+    if longest is None or not longest.streamed or 2 * longest.fetch <= longest.elapsed:
+        return None
+    if group.system in ("mysql", "mariadb"):
+        return _SENT_ALL if longest.failure is None else None
+    return _STREAM if 2 * (longest.fetch - longest.longest_fetch) > longest.elapsed else None
 
 
 def _slow_commit(recording: Recording, slow: float) -> Iterator[Finding]:
