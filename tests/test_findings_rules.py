@@ -30,6 +30,7 @@ from sqltrace.collector import mark, mark_estimate
 from sqltrace.findings import (
     after_response_sql,
     blocked_loop,
+    eager_join,
     idle_in_transaction,
     pool_wait,
     row_fan_out,
@@ -232,6 +233,26 @@ def test_slow_objects_of_a_relationship_that_the_query_itself_loads_are_to_be_fe
 
     assert finding.relationship == "Author.books"
     assert finding.fix == "fewer rows or columns at once: LIMIT, load_only(), or yield_per"
+
+
+@pytest.mark.parametrize(
+    ("lazy", "query"),
+    [
+        ({"author": "joined", "publisher": "joined"}, lambda shelf: select(shelf.Book)),
+        ({"books": "selectin", "author": "select", "topics": "joined"}, lambda shelf: select(shelf.Author)),
+    ],
+    ids=["query", "selectin load"],
+)
+def test_slow_objects_that_the_mapping_joins_are_told_once(clock, engine, lazy, query):
+    shelf = shelves.mapping(**lazy)
+    with engine.connect() as connection:
+        shelves.fill(connection, shelf)
+    with recorded(clock) as recording, Session(engine) as session, loading(shelf.Book, clock, 0.1):
+        session.scalars(query(shelf)).unique().all()
+    rules = [partial(slow_statement, rows=36), partial(eager_join, tables=1, values=1)]
+
+    assert [finding.kind for finding in sqltrace.diagnose(recording, rules[:1])] == ["slow_statement"]
+    assert [finding.kind for finding in sqltrace.diagnose(recording, rules)] == ["eager_join"]
 
 
 def test_slow_statement_tells_the_longest_of_many(clock, engine):

@@ -10,6 +10,7 @@ from sqltrace.finding import Finding
 from sqltrace.findings.costs import cost, kept_of
 from sqltrace.findings.loader_options import left_out
 from sqltrace.findings.locking import locks, remedy_for
+from sqltrace.findings.widened import FEWER_OBJECTS
 from sqltrace.findings.wording import line, name_and_line, place, place_of_longest, plural, subject, time
 from sqltrace.recording import Recording
 from sqltrace.statement import Failure, Group
@@ -67,7 +68,6 @@ def _slow_objects(recording: Recording, group: Group, slow: float, rows: int) ->
             many = f", the slowest of {group.count:,}"
     if making < slow:
         return
-    fewer = "fewer rows or columns at once: LIMIT, load_only(), or yield_per"
     by_mapping = group.origin.kind == group.origin.lazy
     yield Finding(
         "slow_statement",
@@ -76,7 +76,7 @@ def _slow_objects(recording: Recording, group: Group, slow: float, rows: int) ->
         where,
         relationship=group.origin.relationship,
         parents=name_and_line(group.parents),
-        fix=f"{left_out(recording, group)}; else {fewer}" if by_mapping else fewer,
+        fix=f"{left_out(recording, group)}; else {FEWER_OBJECTS}" if by_mapping else FEWER_OBJECTS,
         fingerprint=group.fingerprint or None,
     )
 

@@ -18,6 +18,7 @@ _BETTER = {
     "eager_join": ("cartesian_product", "row_fan_out"),
     "slow_statement": ("cartesian_product", "row_fan_out"),
 }
+FEWER_OBJECTS = "fewer rows or columns at once: LIMIT, load_only(), or yield_per"
 
 
 def finding(
@@ -82,9 +83,9 @@ def asked_and_sent(group: Group, widening: Widening) -> str:
 
 def is_told_by_rows(one: Finding, findings: Iterable[Finding]) -> bool:
     """Whether another finding says more about the same statement: that its rows are too many."""
-    better = _BETTER.get(one.kind)
-    if better is None:
-        return False
+    better = _BETTER.get(one.kind, ())
+    if one.kind == "slow_statement" and (one.fix or "").endswith(FEWER_OBJECTS):
+        better += ("eager_join",)  # which has the time of making objects, too
     about = one.fingerprint, one.parents
     return any(other.kind in better and (other.fingerprint, other.parents) == about for other in findings)
 
