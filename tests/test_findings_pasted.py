@@ -445,6 +445,17 @@ def in_a_loop(ask):
             None,
         ),
         (
+            lambda s, n: s.scalar(select(exists().where(Book.isbn == f"isbn {n}", Book.author_id == n))),
+            "one statement for all, before the loop: SELECT DISTINCT books.isbn, books.author_id"
+            " … WHERE (books.isbn, books.author_id) IN (…)",
+            None,
+        ),
+        (
+            lambda s, n: s.scalar(select(exists().where((Book.isbn == f"isbn {n}") & (Book.author_id == n) | (Book.id == 0)))),
+            "one statement for all, before the loop: WHERE … IN (…) for what differs",
+            None,
+        ),
+        (
             lambda s, n: s.execute(text("SELECT max(id) FROM books WHERE author_id = :n"), {"n": n}).all(),
             "one statement for all, before the loop: WHERE … IN (…) and GROUP BY for what differs",
             None,
@@ -461,7 +472,7 @@ def in_a_loop(ask):
             lambda s, n: s.execute(
                 text("SELECT * FROM books WHERE books.id = :n AND books.author_id = :a"), {"n": n, "a": 1}
             ).all(),
-            "one statement for all, before the loop: WHERE … IN (…) for what differs",
+            "one statement for all, before the loop: WHERE (books.id, books.author_id) IN (…)",
             None,
         ),
         (
@@ -482,7 +493,7 @@ def in_a_loop(ask):
     ],
     ids=[
         "attribute", "subclass", "alias", "column", "Query", "other table", "which",
-        "and a relationship", "relationship", "with_parent", "and a function", "range", "and in a join", "options", "columns", "count", "exists", "text of an aggregate", "counts", "text", "literal", "pattern", "bound",
+        "and a relationship", "relationship", "with_parent", "and a function", "range", "and in a join", "options", "columns", "count", "exists", "exists by two", "exists by either", "text of an aggregate", "counts", "text", "literal", "pattern", "bound",
     ],
 )  # fmt: skip
 def test_loop_is_mended_by_the_attributes_of_its_query(engine, ask, fix, names):

@@ -22,6 +22,12 @@ _EQUALS = re.compile(
     rf"\bWHERE\b.*?(?:(?<!\w)(?P<column>{_COLUMN}) = |\s{_PLACEHOLDER} = (?P<reversed>{_COLUMN})(?![\w.]))",
     re.IGNORECASE | re.DOTALL,
 )
+_EQUALS_ONE = rf"{_COLUMN} = {_PLACEHOLDER}"
+_KEYS = re.compile(
+    rf"(?:(?!\bWHERE\b).)*\bWHERE\s+(?P<keys>{_EQUALS_ONE}(?:\s+AND\s+{_EQUALS_ONE})+)"
+    r"\s*(?:\)\s*(?:AS\s+\w+\s*)?|(?:(?:GROUP|ORDER|LIMIT|FETCH|FOR)\b.*)?)",
+    re.IGNORECASE | re.DOTALL,
+)
 _VALUE = re.compile(
     rf"(?:(?P<not><>|!=)|(?P<bound>[<>]=?))?\s*{_PLACEHOLDER}|\s(?P<end>LIMIT|OFFSET|FETCH)\s", re.IGNORECASE
 )
@@ -108,17 +114,21 @@ def _is_aggregate(sql: str) -> bool:
 def _by_text(sql: str, system: str, how: str) -> str:
     sql = redact(sql, system)  # what looks like a column may be a part of a value
     grouped, limited = _is_aggregate(sql), _limited(sql)
-    match = _EQUALS.search(sql)
-    if match is None or len(EQUAL.findall(sql, match.start())) != 1 or not _is_only_value(sql, match.start()):
+    match, keys = _EQUALS.search(sql), _KEYS.fullmatch(sql)
+    if keys is not None and system != "microsoft.sql_server":  # which knows no rows of values
+        columns = re.sub(rf" = {_PLACEHOLDER}(?:\s+AND\s+)?", ", ", keys["keys"], flags=re.IGNORECASE)[:-2]
+        which = f"({columns})"
+    elif match is None or len(EQUAL.findall(sql, match.start())) != 1 or not _is_only_value(sql, match.start()):
         which = "WHERE … IN (…) and GROUP BY" if grouped else "WHERE … IN (…)"
         return f"one statement for all, {how}: {which} for what differs{limited}"
-    column = match["column"] or match["reversed"]
+    else:
+        which = columns = match["column"] or match["reversed"]
     if _EXISTS.match(sql):
-        return f"one statement for all, {how}: SELECT DISTINCT {column} … WHERE {column} IN (…)"
+        return f"one statement for all, {how}: SELECT DISTINCT {columns} … WHERE {which} IN (…)"
     if grouped:
-        groups = f"{column}, …" if "GROUP BY" in sql.upper() else column
-        return f"one statement for all, {how}: SELECT {column}, … WHERE {column} IN (…) GROUP BY {groups}"
-    return f"one statement for all, {how}: WHERE {column} IN (…){limited}"
+        groups = f"{columns}, …" if "GROUP BY" in sql.upper() else columns
+        return f"one statement for all, {how}: SELECT {columns}, … WHERE {which} IN (…) GROUP BY {groups}"
+    return f"one statement for all, {how}: WHERE {which} IN (…){limited}"
 
 
 def _is_only_value(sql: str, start: int) -> bool:
