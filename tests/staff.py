@@ -14,7 +14,7 @@ EACH = 6
 
 def mapping(lazy="select"):
     """
-    Classes `Department`, `Employee`, `Manager`, `Boss`, `Engineer`, `Car`.
+    Classes `Department`, `Employee`, `Manager`, `Boss`, `Engineer`, `Car`, `Wheel`.
 
     Args:
         lazy: Of `Manager.cars`.
@@ -59,6 +59,12 @@ def mapping(lazy="select"):
         __tablename__ = "cars"
         id: Mapped[int] = mapped_column(primary_key=True)
         manager_id: Mapped[int] = mapped_column(ForeignKey("managers.id"))
+        wheels: Mapped[list["Wheel"]] = relationship()
+
+    class Wheel(Base):
+        __tablename__ = "wheels"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        car_id: Mapped[int] = mapped_column(ForeignKey("cars.id"))
 
     return SimpleNamespace(
         Base=Base,
@@ -68,6 +74,7 @@ def mapping(lazy="select"):
         Boss=Boss,
         Engineer=Engineer,
         Car=Car,
+        Wheel=Wheel,
     )
 
 

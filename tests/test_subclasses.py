@@ -1,6 +1,7 @@
 """Columns and relationships of subclasses, which a query of the base leaves out: what is told, and that the fix is one."""
 
 import asyncio
+from functools import partial
 
 import pytest
 from sqlalchemy import create_engine, orm, select
@@ -10,7 +11,7 @@ from sqlalchemy.orm import Session, joinedload, load_only, selectin_polymorphic,
 from sqlalchemy.pool import StaticPool
 
 import sqltrace
-from sqltrace.findings import missing_greenlet
+from sqltrace.findings import eager_join, missing_greenlet
 from tests import staff as staffs
 
 pytestmark = [
@@ -202,6 +203,82 @@ def test_relationship_of_a_subclass_whose_columns_were_loaded_before_needs_both(
 
     assert fixes["Manager.cars"] == fix
     assert sqltrace.diagnose(read(pasted(query, fix), "cars", prepare=touch_columns)) == []
+
+
+ALIAS = orm.aliased(STAFF.Employee)
+SOME = orm.with_polymorphic(STAFF.Employee, [STAFF.Boss], flat=True)
+ENGINEERS = orm.with_polymorphic(STAFF.Employee, [STAFF.Engineer], flat=True)
+BOTH = orm.with_polymorphic(STAFF.Employee, [STAFF.Engineer, STAFF.Manager], flat=True)
+MANAGERS = orm.with_polymorphic(STAFF.Employee, [STAFF.Manager], flat=True)
+
+
+@pytest.mark.parametrize(
+    ("alias", "attribute", "kind", "fix", "instead"),
+    [
+        (ALIAS, "language", "Engineer", "selectin_polymorphic({name}, [Engineer])", None),
+        (SOME, "language", "Engineer", "selectin_polymorphic({name}, [Engineer])", None),
+        (ALIAS, "cars", "Manager", "selectinload({name}.Manager.cars)", MANAGERS),
+        (ENGINEERS, "cars", "Manager", "selectinload({name}.Manager.cars)", BOTH),
+        (SOME, "cars", "Manager", "selectinload({name}.Manager.cars)", None),
+    ],
+    ids=["column", "column of others", "relationship", "relationship of others", "its own"],
+)
+@pytest.mark.parametrize("below", [False, True])
+def test_what_an_alias_of_the_base_leaves_out_is_named_by_that(alias, attribute, kind, fix, instead, below):
+    def query(alias):
+        staff = STAFF.Department.staff.of_type(alias)
+        return DEPARTMENTS.options(selectinload(staff)) if below else select(alias)
+
+    name = "staff_alias" if below else "employee_alias"
+    fix = fix.format(name=name)
+    if below:
+        way = f"defaultload(Department.staff.of_type({name}))"
+        fix = f"{way}.options({fix})" if fix.startswith("selectin_polymorphic") else f"{way}.{fix}"
+
+    [finding] = sqltrace.diagnose(read(query(alias), attribute, kind))
+    target = query(alias if instead is None else instead)
+    scope = {**vars(orm), **vars(STAFF), "query": target, name: alias if instead is None else instead}
+    mended = eval(f"query{finding.fix}", scope)
+
+    assert finding.fix.startswith(f".options({fix})  # {name}: {'the ' if instead is None else 'with_polymorphic('}")
+    assert sqltrace.diagnose(read(mended, attribute, kind)) == []
+
+
+@pytest.mark.parametrize(
+    "staff",
+    [selectinload(STAFF.Department.staff), selectinload(STAFF.Department.staff.of_type(STAFF.Manager))],
+    ids=["base", "of_type"],
+)
+def test_option_below_a_relationship_of_a_subclass_says_of_which(staff):
+    def touch_wheels(session, everybody):
+        for one in everybody:
+            for car in getattr(one, "cars", ()):
+                assert car.wheels == []
+
+    query = DEPARTMENTS.options(staff)
+    fixes = {f.relationship: f.fix for f in sqltrace.diagnose(read(query, "id", prepare=touch_wheels))}
+    for fix in fixes.values():
+        query = pasted(query, fix)
+
+    assert fixes["Car.wheels"].startswith(
+        ".options(defaultload(Department.staff.of_type(Manager)).defaultload(Manager.cars).selectinload(Car.wheels))"
+    )
+    assert sqltrace.diagnose(read(query, "id", prepare=touch_wheels)) == []
+
+
+def test_join_of_a_subclass_below_an_alias_is_left_out_at_that():
+    joining = staffs.mapping("joined")
+    alias = orm.with_polymorphic(joining.Employee, [joining.Manager], flat=True)
+    query = select(joining.Department).options(selectinload(joining.Department.staff.of_type(alias)))
+    rules = [partial(eager_join, tables=1, values=1)]
+
+    [finding] = sqltrace.diagnose(read(query, "id", staff=joining), rules)
+    mended = eval(f"query{finding.fix}", {**vars(orm), **vars(joining), "query": query, "staff_alias": alias})
+
+    assert finding.fix.startswith(
+        ".options(defaultload(Department.staff.of_type(staff_alias)).lazyload(staff_alias.Manager.cars))"
+    )
+    assert sqltrace.diagnose(read(mended, "id", staff=joining), rules) == []
 
 
 @pytest.mark.parametrize("attribute", ["department", "cars"])

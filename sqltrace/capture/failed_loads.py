@@ -153,7 +153,7 @@ def _note(
 def _origin(collector: Collector, prop: Any, state: Any, names: frozenset[str]) -> Origin:
     if hasattr(prop, "uselist"):
         by_options = load_internals.options_leaving(state, prop.key)
-        return of_relationship("lazy", prop, base=base_of_relationship(prop, state), by_options=by_options)
+        return of_relationship("lazy", prop, base=base_of_relationship(collector, prop, state), by_options=by_options)
     attributes = names or frozenset((prop.key,) if prop is not None else ())
     kind = kind_for_one(attributes, state)
     entity, base = owner_of_attributes(kind, attributes, state)

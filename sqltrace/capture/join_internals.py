@@ -41,7 +41,7 @@ def joins_are_told() -> bool:
             and hasattr(selectable.FromClause, "_from_objects")
             and hasattr(elements.ColumnElement, "_annotations")
             and "entity_zero" in names_in(context._MapperEntity)
-            and "_use_mapper_path" in names_in(util.AliasedInsp)
+            and {"_base_alias", "_use_mapper_path"} <= names_in(util.AliasedInsp)
             and "requested_statement" in names_in(_class(context, "ORMFromStatementCompileState"))
         )
     except Exception:
@@ -270,6 +270,7 @@ def alias_of(entity: Any) -> str:
     """``aliased(Book)``, ``with_polymorphic(Book, [Novel])``; empty for the class itself."""
     if not entity.is_aliased_class or getattr(entity, "_use_mapper_path", True):  # SQLAlchemy makes the latter itself
         return ""
+    entity = entity._base_alias() or entity  # of a subclass within a with_polymorphic()
     name = entity.mapper.class_.__name__
     others = [mapper.class_.__name__ for mapper in entity.with_polymorphic_mappers if mapper is not entity.mapper]
     return f"with_polymorphic({name}, [{', '.join(others)}])" if others else f"aliased({name})"

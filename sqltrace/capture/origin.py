@@ -135,8 +135,7 @@ def _explain_load(execution: Execution, purpose: Purpose, load: tuple[Any, bool,
             around = block.execution.origin
             asked_for, expired_by = around.asked_for, around.expired_by
         if purpose.inherits and state is not None:
-            prop = purpose.relationship
-            base = base_of_relationship(prop, state) or _base_before(execution.collector, prop, state)
+            base = base_of_relationship(execution.collector, purpose.relationship, state)
     # What a statement has of the query's options is a part of it, but for that of a deferred column.
     by_options = load_internals.options_leaving(state, *purpose.attributes) if kind == "deferred" else ()
     key = kind, asked_for, expired_by, entity, base, by_options
@@ -171,11 +170,13 @@ def owner_of_attributes(kind: OriginKind, attributes: frozenset[str], state: Any
     return (own, queried) if _lacks(base, attributes) else (queried, None)
 
 
-def base_of_relationship(prop: Any, state: Any) -> str | None:
+def base_of_relationship(collector: Collector, prop: Any, state: Any) -> str | None:
     """Name of the class that the query asked for, if it does not have the relationship."""
+    if prop.parent.inherits is None:
+        return None
     base = _base(state)
     if base is None or base.mapper.isa(prop.parent) or prop.parent in base.with_polymorphic_mappers:
-        return None
+        return _base_before(collector, prop, state)
     name: str = base.mapper.class_.__name__
     return name
 

@@ -6,7 +6,21 @@ import re
 from collections.abc import Iterable
 from itertools import groupby
 
-from sqltrace.findings.paths import GET, ONE_OF, Asked, Path, paths_from_query, takes_joins
+from sqltrace.findings.paths import (
+    ALIAS,
+    GET,
+    INSTEAD,
+    ONE_OF,
+    TO_ALIAS,
+    Asked,
+    Path,
+    is_alias,
+    missed_subclasses,
+    of_subclass,
+    others,
+    paths_from_query,
+    takes_joins,
+)
 from sqltrace.findings.wording import listed
 from sqltrace.origin import Origin, Parents
 from sqltrace.recording import Recording
@@ -15,8 +29,6 @@ from sqltrace.statement import Group
 Chosen = tuple[Path, str]
 _LEVELS = 3  # as many, and it is a tree; fewer may have been written one by one
 _FOR_ALL_LEVELS = "selectinload({}, recursion_depth=-1)"
-_ALIAS = re.compile(r"(?P<written>\w+\((?P<entity>\w+)(?:, \[(?P<others>[^]]*)\])?\))")
-_TO_ALIAS = re.compile(rf"(?P<relationship>\w+\.\w+)(?: as |(?P<of_type>\.of_type\()){_ALIAS.pattern}(?(of_type)\))")
 
 
 def options(chosen: Iterable[Chosen]) -> str:
@@ -53,31 +65,32 @@ def _as_written(path: Path) -> tuple[Path, list[str]]:
     steps, notes = list(path), []
     if isinstance(path[0], Asked):
         owner = steps.pop(0) and steps[0].partition(".")[0]
-        own = [
-            alias for alias in _ALIAS.finditer(path[0]) if alias["entity"] == owner or not path[0].startswith(ONE_OF)
-        ]
-        if own and "." in steps[0] and not path[0].startswith(GET):  # a class has no key: its loader names it
+        own = [alias for alias in ALIAS.finditer(path[0]) if alias["entity"] == owner or not path[0].startswith(ONE_OF)]
+        if own and not path[0].startswith(GET):
             name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", own[0]["entity"]).lower() + "_alias"
             steps[0] = _of_alias(name, own[0], steps[0])
-            notes.append(f"{name}: the {own[0]['written']} of the query")
+            called = path[0] if INSTEAD in path[0] else f"the {own[0]['written']}"
+            notes.append(f"{name}: {called} of the query")
     for place, step in enumerate(steps):
-        found = _TO_ALIAS.fullmatch(step)
+        found = TO_ALIAS.fullmatch(step)
         if found is None:
             continue
         steps[place] = found["relationship"]
-        if place + 1 < len(steps) and "." in steps[place + 1]:
+        if place + 1 < len(steps):
             name = found["relationship"].rpartition(".")[2] + "_alias"
             steps[place] += f".of_type({name})" if found["of_type"] else ""
             steps[place + 1] = _of_alias(name, found, steps[place + 1])
-            notes.append(f"{name}: the {found['written']} of {found['relationship']}")
+            called = found["called"] if INSTEAD in step else f"the {found['written']}"
+            notes.append(f"{name}: {called} of {found['relationship']}")
     return tuple(steps), notes
 
 
 def _of_alias(name: str, alias: re.Match[str], step: str) -> str:
-    """``book_alias.topics`` in place of ``Book.topics``."""
+    """``book_alias.topics`` in place of ``Book.topics``, ``book_alias`` of ``Book``."""
     owner, _, key = step.partition(".")
-    subclass = f".{owner}" if owner in (alias["others"] or "").split(", ") else ""
-    return f"{name}{subclass}.{key}"
+    if owner in others(alias):
+        return f"{name}.{step}"
+    return f"{name}.{key}" if key else name
 
 
 def _under(above: Path, loaders: list[str]) -> str:
@@ -99,9 +112,12 @@ def loaders_for(recording: Recording, origin: Origin, parents: Parents | None, a
     chosen: list[Chosen] = []
     above, again = _without_repeats(above, origin.relationship)
     loaded = _loaded_subclasses(recording, parents)
-    if origin.base is not None and origin.entity not in loaded:
-        names = sorted(_missed_subclasses(recording, origin.base) | loaded)
-        chosen.append(((*above, origin.base), f"selectin_polymorphic({origin.base}, [{', '.join(names)}])"))
+    if origin.base is not None:
+        missed = missed_subclasses(recording, origin.base) | loaded
+        if origin.kind != "subclass" and is_alias(above):  # no option names it there
+            above = of_subclass(above, origin.entity, origin.base, missed)
+        elif origin.entity not in loaded:
+            chosen.append(((*above, origin.base), f"selectin_polymorphic({{}}, [{', '.join(sorted(missed))}])"))
     if origin.relationship is not None:
         loader = loader_for(origin.uselist, joins=takes_joins(recording, parents)) if not again else _FOR_ALL_LEVELS
         chosen.append(((*above, origin.relationship), loader))
@@ -161,14 +177,8 @@ def _in_place_of_subclasses(recording: Recording, origin: Origin, parents: Paren
     loaded = _loaded_subclasses(recording, parents)
     if origin.base is None or not loaded or origin.entity in loaded:
         return ""
-    missed = sorted(_missed_subclasses(recording, origin.base) - loaded)
+    missed = sorted(missed_subclasses(recording, origin.base) - loaded)
     return f"  # in place of one without {', '.join(missed)}, if there is one"
-
-
-def _missed_subclasses(recording: Recording, base: str) -> set[str]:
-    """The subclasses of which anything was loaded one by one, or could not be: one option is for all of them."""
-    origins = [group.origin for group in recording.groups] + [failed.origin for failed in recording.failed_loads]
-    return {str(origin.entity) for origin in origins if origin.base == base}
 
 
 def _loaded_subclasses(recording: Recording, parents: Parents | None) -> set[str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 from sqltrace.origin import QUERY, Origin, Parents
 from sqltrace.recording import Recording
@@ -11,7 +13,12 @@ from sqltrace.statement import Group
 from sqltrace.widening import Widening
 
 Path = tuple[str, ...]
-GET, ONE_OF = "session.get", "one of "
+GET, ONE_OF, INSTEAD = "session.get", "one of ", " in place of the "
+ALIAS = re.compile(r"(?P<written>\w+\((?P<entity>\w+)(?:, \[(?P<others>[^]]*)\])?\))")
+TO_ALIAS = re.compile(
+    r"(?P<relationship>\w+\.\w+)(?: as |(?P<of_type>\.of_type\())"
+    rf"(?P<called>{ALIAS.pattern}(?:{INSTEAD}.+\))?)(?(of_type)\))"
+)
 _MAX_DEPTH = 6
 
 
@@ -19,7 +26,8 @@ class Asked(str):
     """
     How a query calls what it asked for, where that is not the class itself: the first of a path.
 
-    ``aliased(Author)``, ``one of aliased(Author), aliased(Book)`` beside others, or ``session.get(Author)``.
+    ``aliased(Author)``, ``one of aliased(Author), aliased(Book)`` beside others, or ``session.get(Author)``; or has to:
+    ``with_polymorphic(Author, [Star]) in place of the aliased(Author)``.
     """
 
     __slots__ = ()
@@ -38,9 +46,56 @@ def paths_from_query(recording: Recording, group: Group) -> list[Path]:
         for statement in recording.statements:
             parents_of.setdefault((statement.fingerprint, statement.origin), {})[statement.parents] = None
     widenings = {(other.fingerprint, other.origin): other.widening for other in recording.groups}
-    found = _paths(group.fingerprint, group.origin, parents_of, widenings, _MAX_DEPTH)
+    found = _paths(group.fingerprint, group.origin, _Known(recording, parents_of, widenings), _MAX_DEPTH)
     own: Path = () if group.origin.step is None else (group.origin.step,)
     return list(dict.fromkeys(found)) or [own]
+
+
+def others(alias: re.Match[str]) -> list[str]:
+    """The subclasses that it names."""
+    return alias["others"].split(", ") if alias["others"] else []
+
+
+def is_alias(path: Path) -> bool:
+    """Whether it ends with an alias, of the query or of an option of it."""
+    if not path or path[-1].startswith(GET):
+        return False
+    return isinstance(path[-1], Asked) or ".of_type(" in path[-1]
+
+
+def of_subclass(above: Path, subclass: str | None, base: str | None = None, missed: Iterable[str] = ()) -> Path:
+    """
+    The way to what has a relationship of a subclass.
+
+    Args:
+        above: To its base.
+        missed: Subclasses that the query has to be one of, where it asked for an alias of the base.
+    """
+    if not above:
+        return above
+    *before, last = above
+    if isinstance(last, Asked):
+        own = next((alias for alias in ALIAS.finditer(last) if alias["entity"] == base), None)
+        known = own is None or INSTEAD in last or subclass in others(own)
+        return above if own is None or known else (*before, Asked(_with(own, {str(subclass), *missed})))
+    found = TO_ALIAS.fullmatch(last)
+    if found is None:
+        return (*before, f"{last}.of_type({subclass})") if "." in last else above
+    if not found["of_type"] or subclass in others(found):
+        return above
+    return (*before, f"{found['relationship']}.of_type({_with(found, {str(subclass), *missed})})")
+
+
+def _with(alias: re.Match[str], subclasses: Iterable[str]) -> str:
+    """What a query has to ask for in place of an alias: no option names a relationship that this does not have."""
+    named = sorted({*others(alias), *subclasses})
+    return f"with_polymorphic({alias['entity']}, [{', '.join(named)}]){INSTEAD}{alias['written']}"
+
+
+def missed_subclasses(recording: Recording, base: str) -> set[str]:
+    """The subclasses of which anything was loaded one by one, or could not be: one option is for all of them."""
+    origins = [group.origin for group in recording.groups] + [failed.origin for failed in recording.failed_loads]
+    return {str(origin.entity) for origin in origins if origin.base == base}
 
 
 def names_of_query(recording: Recording, parents: Parents | None) -> Path:
@@ -108,26 +163,31 @@ def takes_joins(recording: Recording, parents: Parents | None) -> bool:
     return widening is None or widening.lookup is None or widening.lookup.joinable
 
 
-def _paths(
-    fingerprint: str,
-    origin: Origin,
-    parents_of: dict[tuple[str, Origin], dict[Parents | None, None]],
-    widenings: dict[tuple[str, Origin], Widening | None],
-    depth: int,
-) -> Iterator[Path]:
+class _Known(NamedTuple):
+    recording: Recording
+    parents_of: dict[tuple[str, Origin], dict[Parents | None, None]]
+    widenings: dict[tuple[str, Origin], Widening | None]
+
+
+def _paths(fingerprint: str, origin: Origin, known: _Known, depth: int) -> Iterator[Path]:
     own: Path = () if origin.step is None else (origin.step,)
     if origin.kind == "query":
-        own = _asked(widenings.get((fingerprint, origin)))
+        own = _asked(known.widenings.get((fingerprint, origin)))
     found = False
-    for parents in parents_of.get((fingerprint, origin), {}):
+    for parents in known.parents_of.get((fingerprint, origin), {}):
         if parents is not None:
             found = True
             if not depth:
                 break  # of a tree, whose objects are loaded for each other: shorter ways lead there, too
-            widening = widenings.get((parents.fingerprint, parents.origin))
+            widening = known.widenings.get((parents.fingerprint, parents.origin))
             joined = _joined_path(widening, origin)
-            for above in _paths(parents.fingerprint, parents.origin, parents_of, widenings, depth - 1):
-                yield above + joined + own
+            for way in _paths(parents.fingerprint, parents.origin, known, depth - 1):
+                above = way + joined
+                if origin.base is not None and depth < _MAX_DEPTH:  # what is told itself has an option of its own
+                    above = of_subclass(
+                        above, origin.entity, origin.base, missed_subclasses(known.recording, origin.base)
+                    )
+                yield above + own
     if not found:
         yield own
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from sqltrace.finding import Finding
 from sqltrace.findings.costs import cost
 from sqltrace.findings.loader_options import loader_for_unused, options
-from sqltrace.findings.paths import Path, paths_from_query
+from sqltrace.findings.paths import Path, of_subclass, paths_from_query
 from sqltrace.findings.wording import listed, name_and_line, place, plural, subject, time
 from sqltrace.recording import Recording
 from sqltrace.statement import Group
@@ -122,9 +122,7 @@ def _fix(recording: Recording, group: Group, joins: Iterable[EagerJoin]) -> str:
 
 def _way_to(join: EagerJoin, above: Path) -> Path:
     """From the query to what has the first relationship of a join."""
-    if join.subclass is None or not above:
-        return above
-    return (*above[:-1], f"{above[-1]}.of_type({join.subclass})")
+    return above if join.subclass is None else of_subclass(above, join.subclass)
 
 
 def _declared(join: EagerJoin) -> str | None:
