@@ -32,6 +32,7 @@ from sqltrace.findings import (
     blocked_loop,
     eager_join,
     idle_in_transaction,
+    n_plus_one,
     pool_wait,
     row_fan_out,
     slow_statement,
@@ -253,6 +254,26 @@ def test_slow_objects_that_the_mapping_joins_are_told_once(clock, engine, lazy, 
 
     assert [finding.kind for finding in sqltrace.diagnose(recording, rules[:1])] == ["slow_statement"]
     assert [finding.kind for finding in sqltrace.diagnose(recording, rules)] == ["eager_join"]
+
+
+def test_what_is_joined_for_nothing_or_not_is_left_out_or_loaded_apart(clock, engine):
+    shelf = shelves.mapping(author="joined", publisher="joined")
+    with engine.connect() as connection:
+        shelves.fill(connection, shelf)
+
+    def read(option):
+        query = eval(f"query{option}", {**vars(orm), **vars(shelf), "query": select(shelf.Book)})
+        with recorded(clock) as recording, Session(engine) as session:
+            for book in session.scalars(query):
+                str(book.author.name)
+        return sqltrace.diagnose(recording, [partial(eager_join, tables=2, values=1), n_plus_one])
+
+    [finding] = read("")
+    option, note, _ = finding.fix.split("  # ")
+
+    assert (option, note) == (".options(lazyload(Book.author))", "selectinload() where they are needed")
+    assert [one.kind for one in read(option)] == ["n_plus_one"]
+    assert read(option.replace("lazyload", "selectinload")) == []
 
 
 def test_slow_statement_tells_the_longest_of_many(clock, engine):

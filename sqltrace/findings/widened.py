@@ -109,6 +109,8 @@ def _fix(recording: Recording, group: Group, joins: Iterable[EagerJoin]) -> str:
     above = paths_from_query(recording, group)
     outermost = _outermost(joins)
     text = options((_way_to(join, path) + join.written, _loader(group, join)) for path in above for join in outermost)
+    if not all(_is_wanted(group, join) for join in outermost):
+        text += "  # selectinload() where they are needed"
     # SQLAlchemy takes no second option for the same relationship.
     replaced = dict.fromkeys(f"joinedload({join.relationship})" for join in outermost if join.named)
     if replaced:
@@ -131,8 +133,12 @@ def _declared(join: EagerJoin) -> str | None:
 
 
 def _loader(group: Group, join: EagerJoin) -> str:
-    wanted = join.by_option or (join.uselist and len(join.path) == 1 and group.origin.relationship is None)
-    return "selectinload({})" if wanted else loader_for_unused(group)
+    return "selectinload({})" if _is_wanted(group, join) else loader_for_unused(group)
+
+
+def _is_wanted(group: Group, join: EagerJoin) -> bool:
+    """Whether it is probably needed: what only came along with something else mostly is not."""
+    return join.by_option or (join.uselist and len(join.path) == 1 and group.origin.relationship is None)
 
 
 def _outermost(joins: Iterable[EagerJoin]) -> list[EagerJoin]:
