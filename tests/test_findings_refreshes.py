@@ -488,3 +488,49 @@ def test_collections_are_told_as_one_for_each_parent():
         )
         == []
     )
+
+
+def touching_books_after(expire, option="", once="None", before=False):
+    def work(session, shelf):
+        authors = session.scalars(pasted(f"query{option}", query=select(shelf.Author))).all()
+        for author in authors if before else ():
+            len(author.books)
+        getattr(session, expire)()
+        pasted(once.replace("…", "Author.id < 100"), session=session)
+        for author in authors:
+            str(author.name) if before else len(author.books)
+
+    return work
+
+
+def fix_for_books(work, **options):
+    findings = sqltrace.diagnose(shelves.record_sync(work, SHELF, **options))
+    return next((finding.fix for finding in findings if finding.relationship == "Author.books"), None)
+
+
+@pytest.mark.parametrize(
+    ("expire", "when"), [("rollback", "before the loop"), ("expire_all", "after all have expired")]
+)
+def test_relationship_of_what_has_expired_is_loaded_along_when_that_is_loaded_again(expire, when):
+    """An option of the first query loads what expires with the objects."""
+    fix = fix_for_books(touching_books_after(expire))
+    after = shelves.record_sync(touching_books_after(expire, once=fix), SHELF)
+
+    assert fix == f"session.scalars(select(Author).where(…).options(selectinload(Author.books))).all()  # once, {when}"
+    assert sqltrace.diagnose(after) == []
+
+
+def test_relationship_of_what_a_commit_has_expired_needs_both_an_option_and_that_nothing_expires():
+    fix = fix_for_books(touching_books_after("commit"))
+    option = fix.partition("  # ")[0]
+
+    def statements(**options):
+        return shelves.record_sync(touching_books_after("commit", option), SHELF, **options).statement_count
+
+    assert fix == ".options(selectinload(Author.books))  # together with expire_on_commit=False"
+    assert (statements(), statements(expire_on_commit=False)) == (26, 2)
+
+
+@pytest.mark.parametrize("expire", ["rollback", "expire_all", "commit"])
+def test_relationship_that_was_touched_before_it_expired_is_loaded_with_the_query(expire):
+    assert fix_for_books(touching_books_after(expire, before=True)) == ".options(selectinload(Author.books))"

@@ -9,7 +9,7 @@ from operator import attrgetter
 
 from sqltrace.finding import Finding
 from sqltrace.findings.costs import cost_at_once, kept_of, mean_pause
-from sqltrace.findings.loader_options import in_place_of, loaders_for, options
+from sqltrace.findings.loader_options import in_place_of, loader_for, loaders_for, options
 from sqltrace.findings.locking import locks
 from sqltrace.findings.one_for_all import EQUAL, LIMIT, is_one_in_each_transaction, one_for_all
 from sqltrace.findings.paths import in_a_query, loads_above, paths_from_query, query_above, times_asked
@@ -194,9 +194,34 @@ def _fix_of_load(recording: Recording, group: Group, loads: int) -> str:
     if origin.expired_by == "flush" and group.system not in _UPDATES_TELL_NOTHING:
         return eager_defaults(origin)
     if origin.kind == "refresh":
-        return _at_once(group, _EXPIRE_AT_ONCE.get(origin.expired_by, "after all have expired"))
+        return _at_once(group, _when_expired(origin))
+    again = _loaded_again(recording, group, loads)
+    if again is not None and again.origin.expired_by != "commit":
+        loader = (str(origin.relationship),), loader_for(origin.uselist)
+        return _at_once(group, _when_expired(again.origin), options([loader]))
     fix = _options_for(recording, group)
-    return fix + _together(recording, group, loads) if fix.startswith(".options") else fix
+    if fix.startswith(".options"):
+        fix += _together(recording, group, loads) + ("  # together with expire_on_commit=False" if again else "")
+    return fix
+
+
+def _loaded_again(recording: Recording, group: Group, loads: int) -> Group | None:
+    """The refreshes before a relationship was touched: what an option has loaded expires with its object."""
+    if group.origin.kind != "lazy":
+        return None
+    refreshes = (
+        other
+        for other in recording.groups
+        if (other.origin.kind, other.origin.entity) == ("refresh", group.origin.entity)
+        and other.origin.expired_by in ("commit", "rollback", "expire")
+        and other.count >= loads
+        and other.samples.first < group.samples.first
+    )
+    return next(refreshes, None)
+
+
+def _when_expired(origin: Origin) -> str:
+    return _EXPIRE_AT_ONCE.get(origin.expired_by, "after all have expired")
 
 
 def _options_for(recording: Recording, group: Group) -> str:
