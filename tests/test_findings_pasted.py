@@ -176,6 +176,19 @@ def test_option_is_one_of_the_alias_that_was_asked_for(engine, query, touch, nam
     assert (finding.kind, after) == ("n_plus_one", [])
 
 
+def test_option_of_a_class_that_was_asked_for_beside_its_alias_may_be_that_of_the_alias(engine):
+    query = select(Book, BOOK).join(BOOK, BOOK.id == Book.id + 6)
+
+    def touch(query):
+        return lambda session: [len(later.reviews) for _, later in session.execute(query)]
+
+    [finding], _ = told(engine, touch(query))
+    after, _ = told(engine, touch(query.options(selectinload(BOOK.reviews))))
+
+    assert finding.fix == ".options(selectinload(Book.reviews))  # or the same of the aliased(Book) of the query"
+    assert after == []
+
+
 def multiplied(engine, query):
     return told(engine, lambda session: len(session.scalars(query).unique().all()))
 

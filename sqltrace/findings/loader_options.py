@@ -11,6 +11,7 @@ from sqltrace.findings.paths import (
     GET,
     INSTEAD,
     ONE_OF,
+    OR,
     TO_ALIAS,
     Asked,
     Path,
@@ -65,8 +66,11 @@ def _as_written(path: Path) -> tuple[Path, list[str]]:
     steps, notes = list(path), []
     if isinstance(path[0], Asked):
         owner = steps.pop(0) and steps[0].partition(".")[0]
-        own = [alias for alias in ALIAS.finditer(path[0]) if alias["entity"] == owner or not path[0].startswith(ONE_OF)]
-        if own and not path[0].startswith(GET):
+        several = path[0].startswith((ONE_OF, OR))
+        own = [alias for alias in ALIAS.finditer(path[0]) if alias["entity"] == owner or not several]
+        if path[0].startswith(OR):
+            notes += [f"or the same of the {alias['written']} of the query" for alias in own]
+        elif own and not path[0].startswith(GET):
             name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", own[0]["entity"]).lower() + "_alias"
             steps[0] = _of_alias(name, own[0], steps[0])
             called = path[0] if INSTEAD in path[0] else f"the {own[0]['written']}"

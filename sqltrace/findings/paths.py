@@ -13,7 +13,7 @@ from sqltrace.statement import Group
 from sqltrace.widening import Widening
 
 Path = tuple[str, ...]
-GET, ONE_OF, INSTEAD = "session.get", "one of ", " in place of the "
+GET, ONE_OF, OR, INSTEAD = "session.get", "one of ", "or ", " in place of the "
 ALIAS = re.compile(r"(?P<written>\w+\((?P<entity>\w+)(?:, \[(?P<others>[^]]*)\])?\))")
 TO_ALIAS = re.compile(
     r"(?P<relationship>\w+\.\w+)(?: as |(?P<of_type>\.of_type\())"
@@ -27,7 +27,7 @@ class Asked(str):
     How a query calls what it asked for, where that is not the class itself: the first of a path.
 
     ``aliased(Author)``, ``one of aliased(Author), aliased(Book)`` beside others, or ``session.get(Author)``; or has to:
-    ``with_polymorphic(Author, [Star]) in place of the aliased(Author)``.
+    ``with_polymorphic(Author, [Star]) in place of the aliased(Author)``. ``or aliased(Author)`` beside the class.
     """
 
     __slots__ = ()
@@ -58,7 +58,7 @@ def others(alias: re.Match[str]) -> list[str]:
 
 def is_alias(path: Path) -> bool:
     """Whether it ends with an alias, of the query or of an option of it."""
-    if not path or path[-1].startswith(GET):
+    if not path or path[-1].startswith((GET, OR)):
         return False
     return isinstance(path[-1], Asked) or ".of_type(" in path[-1]
 
@@ -76,7 +76,7 @@ def of_subclass(above: Path, subclass: str | None, base: str | None = None, miss
     *before, last = above
     if isinstance(last, Asked):
         own = next((alias for alias in ALIAS.finditer(last) if alias["entity"] == base), None)
-        known = own is None or INSTEAD in last or subclass in others(own)
+        known = own is None or last.startswith(OR) or INSTEAD in last or subclass in others(own)
         return above if own is None or known else (*before, Asked(_with(own, {str(subclass), *missed})))
     found = TO_ALIAS.fullmatch(last)
     if found is None:
@@ -212,4 +212,7 @@ def _asked(widening: Widening | None) -> Path:
     plain = {entity for entity, alias in zip(entities, lookup.aliases, strict=True) if not alias}
     aliases = [alias for entity, alias in zip(entities, lookup.aliases, strict=True) if alias and entity not in plain]
     among = ONE_OF if len(entities) > 1 else ""
-    return (Asked(among + ", ".join(aliases)),) if aliases else ()
+    if aliases:
+        return (Asked(among + ", ".join(aliases)),)
+    beside = {alias for alias in lookup.aliases if alias}
+    return (Asked(OR + " or ".join(sorted(beside))),) if beside else ()
