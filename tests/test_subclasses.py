@@ -338,6 +338,20 @@ def test_fix_takes_over_from_an_option_for_other_subclasses(is_async):
     assert sqltrace.diagnose(read(pasted(EMPLOYEES, finding.fix), *touched)) == []
 
 
+def test_fix_below_a_relationship_takes_over_from_an_option_for_other_subclasses():
+    staff = selectinload(STAFF.Department.staff)
+    query = DEPARTMENTS.options(staff.options(selectin_polymorphic(STAFF.Employee, [STAFF.Manager])))
+
+    [finding] = sqltrace.diagnose(read(query, "language", "Engineer"))
+
+    assert finding.fix == (
+        ".options(defaultload(Department.staff).options(selectin_polymorphic(Employee, [Engineer, Manager])))"
+        "  # in place of one without Engineer, if there is one"
+    )
+    mended = pasted(DEPARTMENTS.options(staff), finding.fix)
+    assert sqltrace.diagnose(read(mended, "language", "Engineer")) == []
+
+
 def test_column_of_a_subclass_that_had_expired_is_no_column_that_was_left_out():
     def expire_all(session, everybody):
         session.expire_all()

@@ -29,6 +29,7 @@ from sqltrace.statement import Group
 
 Chosen = tuple[Path, str]
 _LEVELS = 3  # as many, and it is a tree; fewer may have been written one by one
+_OF_TYPE = re.compile(r"\.of_type\((\w+)\)$")
 _FOR_ALL_LEVELS = "selectinload({}, recursion_depth=-1)"
 
 
@@ -187,15 +188,18 @@ def _in_place_of_subclasses(recording: Recording, origin: Origin, parents: Paren
 
 def _loaded_subclasses(recording: Recording, parents: Parents | None) -> set[str]:
     """The subclasses that an option or the mapping loads all at once."""
-    return {
-        str(group.origin.entity)
-        for group in recording.groups
-        if group.origin.kind == "selectin"
-        and group.origin.relationship is None
-        and parents is not None
-        and group.parents is not None
-        and group.parents.fingerprint == parents.fingerprint
-    }
+    if parents is None:
+        return set()
+    loaded = set[str]()
+    for group in recording.groups:
+        origin, above = group.origin, group.parents
+        if origin.kind != "selectin" or above is None:
+            continue
+        if origin.relationship is None and above.fingerprint == parents.fingerprint:
+            loaded.add(str(origin.entity))
+        elif origin.relationship == parents.origin.relationship and (of_type := _OF_TYPE.search(origin.step or "")):
+            loaded.add(of_type[1])
+    return loaded
 
 
 def loader_for(uselist: bool | None, *, joins: bool = True) -> str:
