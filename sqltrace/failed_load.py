@@ -29,6 +29,7 @@ class FailedLoad:
         root: Name of that entity.
         call_site: The application's line that touched the attribute; `None` where none is known.
         parents: The statement that loaded the object; `None` where it is not known.
+        of_relationship: Whether that attribute is a relationship, also where its object had expired as a whole.
         in_resolver:
             Whether GraphQL had called that line, which answers with status 200 whatever it raises. In a task or thread
             that a resolver starts this is not known, and `False`.
@@ -41,4 +42,5 @@ class FailedLoad:
     root: str | None = None
     call_site: CallSite | None = None
     parents: Parents | None = None
+    of_relationship: bool = False
     in_resolver: bool = False

@@ -394,6 +394,43 @@ def test_attribute_that_expired_otherwise_wants_a_refresh():
     assert finding.fix == "await session.refresh() of the object, before it is touched"
 
 
+def test_relationship_that_a_commit_had_expired_has_to_be_loaded_before_that():
+    def read(query, **options):
+        return findings(L, query, touch_books, **options)
+
+    [finding] = read(select(L.Author), expire_on_commit=True)
+    loading = select(L.Author).options(selectinload(L.Author.books))
+
+    assert finding.fix == "async_sessionmaker(engine, expire_on_commit=False)  # and Author.books loaded with the query"
+    assert [one.kind for one in read(select(L.Author), expire_on_commit=False)] == ["missing_greenlet"]
+    assert read(loading, expire_on_commit=False) == []
+
+
+@pytest.mark.parametrize("names", [None, ["books"]], ids=["once", "once more"])
+def test_relationship_that_a_rollback_had_expired_has_to_be_refreshed_itself(names):
+    async def main(refresh):
+        engine = await open_async_shelf(L)
+        async with sqltrace.record() as recording, AsyncSession(engine) as session:
+            author = await find(session, select(L.Author))
+            await session.rollback()
+            for attributes in refresh:
+                await session.refresh(author, attributes)
+            try:
+                touch_books(author)
+            except ERRORS:
+                pass
+        await engine.dispose()
+        return sqltrace.diagnose(recording)
+
+    [finding] = asyncio.run(main([]))
+
+    assert finding.fix == (
+        'await session.refresh() of the object, before it is touched; once more with ["books"],'
+        " unless its query loads that"
+    )
+    assert bool(asyncio.run(main([None, names]))) is (names is None)
+
+
 def touch_books(author):
     return list(author.books)
 

@@ -141,6 +141,7 @@ def _note(
         root=root,
         call_site=call_site,
         parents=parents_of(parents),
+        of_relationship=key in state.mapper.relationships,
         in_resolver=in_resolver(),
     )
     what = _what(failed)

@@ -63,9 +63,14 @@ def fix_for(recording: Recording, failed: FailedLoad, refresh: str) -> str:
     if failed.origin.kind != "refresh":
         return load_with_query(recording, failed)
     if _is_by_commit(failed):
-        return kept_after_commit(_is_async(recording, failed))
+        expired = [one for one in recording.failed_loads if one.error == failed.error and _is_by_commit(one)]
+        relationships = list(dict.fromkeys(one.attribute for one in expired if one.of_relationship))
+        also = f"  # and {listed(relationships)} loaded with the query" if relationships else ""
+        return kept_after_commit(_is_async(recording, failed)) + also
     if failed.origin.expired_by == "flush":
         return eager_defaults(failed.origin)
+    if failed.of_relationship:
+        refresh += f"; once more with {json.dumps([failed.attribute.rpartition('.')[2]])}, unless its query loads that"
     return refresh
 
 
