@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from inspect import CO_ASYNC_GENERATOR, CO_COROUTINE, CO_GENERATOR, CO_ITERABLE_COROUTINE
-from itertools import chain
+from itertools import chain, takewhile
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -153,10 +153,8 @@ def find_call_site(skip: int = 0) -> CallSite | None:
 def site_in_flush(site: CallSite | None) -> CallSite | None:
     """What a flush has called that led to the caller, if it is no less than a library's; else `find_call_site`'s."""
     listener, best_kind = None, _SKIP
-    for frame in _callers(sys._getframe(1)):
-        if (filename := frame.f_code.co_filename) == _FLUSHING:
-            break
-        if best_kind < (kind := _kinds[filename]) <= _APPLICATION:
+    for frame in takewhile(lambda frame: frame.f_code.co_filename != _FLUSHING, _callers(sys._getframe(1))):
+        if best_kind < (kind := _kinds[frame.f_code.co_filename]) <= _APPLICATION:
             listener, best_kind = frame, kind
     if listener is None or site is None:
         return site

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+from functools import partial
 
 import pytest
 from sqlalchemy import ForeignKey, and_, create_engine, func, insert, orm, select
@@ -22,6 +23,7 @@ from sqlalchemy.orm import (
 from sqlalchemy.pool import StaticPool
 
 import sqltrace
+from sqltrace.findings import row_fan_out
 
 pytestmark = pytest.mark.usefixtures("no_faults")
 
@@ -122,6 +124,16 @@ def test_option_below_an_option_to_an_alias_is_one_of_that(engine, load):
         "  # books_alias: the aliased(Book) of Author.books"
     )
     assert (after, reviews) == ([], expected)
+
+
+def test_join_of_a_relationship_to_an_alias_is_replaced_by_its_own_name(engine):
+    query = select(Author).options(joinedload(Author.first_books))
+    with sqltrace.record() as recording, Session(engine) as session:
+        session.scalars(query).unique().all()
+
+    [finding] = sqltrace.diagnose(recording, [partial(row_fan_out, rows=1, ratio=1, values=1)])
+
+    assert finding.fix == (".options(selectinload(Author.first_books))  # in place of joinedload(Author.first_books)")
 
 
 @pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")

@@ -245,24 +245,28 @@ def test_what_an_alias_of_the_base_leaves_out_is_named_by_that(alias, attribute,
 
 
 @pytest.mark.parametrize(
-    "staff",
-    [selectinload(STAFF.Department.staff), selectinload(STAFF.Department.staff.of_type(STAFF.Manager))],
-    ids=["base", "of_type"],
+    ("query", "way"),
+    [
+        (EMPLOYEES, ""),
+        (DEPARTMENTS.options(selectinload(STAFF.Department.staff)), "defaultload(Department.staff.of_type(Manager))."),
+        (
+            DEPARTMENTS.options(selectinload(STAFF.Department.staff.of_type(STAFF.Manager))),
+            "defaultload(Department.staff.of_type(Manager)).",
+        ),
+    ],
+    ids=["query", "base", "of_type"],
 )
-def test_option_below_a_relationship_of_a_subclass_says_of_which(staff):
+def test_option_below_a_relationship_of_a_subclass_says_of_which(query, way):
     def touch_wheels(session, everybody):
         for one in everybody:
             for car in getattr(one, "cars", ()):
                 assert car.wheels == []
 
-    query = DEPARTMENTS.options(staff)
     fixes = {f.relationship: f.fix for f in sqltrace.diagnose(read(query, "id", prepare=touch_wheels))}
     for fix in fixes.values():
         query = pasted(query, fix)
 
-    assert fixes["Car.wheels"].startswith(
-        ".options(defaultload(Department.staff.of_type(Manager)).defaultload(Manager.cars).selectinload(Car.wheels))"
-    )
+    assert fixes["Car.wheels"].startswith(f".options({way}defaultload(Manager.cars).selectinload(Car.wheels))")
     assert sqltrace.diagnose(read(query, "id", prepare=touch_wheels)) == []
 
 
