@@ -261,9 +261,8 @@ class LoopShare:
     def _latest_work(self) -> int:
         """When the latest piece of work of this request ended that was measured: until then it was not ready."""
         collector = current.get() or self.collector
-        pending, marks = collector.pending, collector.marks
-        latest = max((ends[-1] for ends in marks.values() if ends), default=0)
-        return max(pending[-1].ended if pending else 0, latest)
+        pending, marks = collector.pending, collector.marks.values()
+        return max([pending[-1].ended if pending else 0, *[ends[-1] for ends in marks if ends]])
 
 
 async def _wait_for(something: Any) -> Any:

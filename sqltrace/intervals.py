@@ -6,6 +6,7 @@ from bisect import bisect_left
 from operator import itemgetter, lt
 
 _START = itemgetter(0)
+_FEW = 4  # fewer than one in so many are put into their places one by one
 
 
 class Coverage:
@@ -40,6 +41,8 @@ class Coverage:
         if starts and (not self._ends or starts[0] > self._ends[-1]):
             self._starts += starts
             self._ends += ends
+        elif len(starts) > len(self._starts) // _FEW:
+            self._starts, self._ends = _united(self._starts + starts, self._ends + ends)
         else:
             for start, end in zip(starts, ends, strict=True):
                 self.add(start, end)

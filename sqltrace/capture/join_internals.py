@@ -147,8 +147,8 @@ def _eager_target(attributes: Any, path: Any, target: Any) -> EagerTarget:
 
 
 def _contained(state: Any) -> tuple[tuple[Any, ...], ...]:
-    attributes = list(state.attributes)  # in one C call: another thread, that runs the same, may add to them
-    return tuple([key[1][1::2] for key in attributes if key[0] == _CONTAINED])
+    keys = list(state.attributes)  # in one C call: another thread, that runs the same, may add to them
+    return tuple([key[1][1::2] for key in keys if key[0] == _CONTAINED])
 
 
 def _of_own_statement(state: Any, compiled: Any) -> SelectState | None:
@@ -209,8 +209,7 @@ def _lookup(state: Any, binds: Any) -> Lookup | None:
 def _sorted_out(conditions: Iterable[Any], asked: Any) -> tuple[list[tuple[Any, str]], list[Any]]:
     """What `_compared` says of those that compare, and the others, without those of the mapping."""
     compared, others, waiting = [], [], list(conditions)
-    while waiting:
-        clause = waiting.pop(0)
+    for clause in waiting:  # which grows meanwhile
         operator = getattr(clause, "operator", None)
         if operator is operators.and_:
             waiting += clause.clauses
