@@ -119,8 +119,9 @@ class Recording:
                 self.fold()
             except Exception as fault:
                 report_fault("counting statements", fault)
-            self._collector.close()
-            self._tally.close()
+            with self._lock:  # another thread may be reading, and would keep half an answer
+                self._collector.close()
+                self._tally.close()
 
     def freeze(self) -> None:
         """Answer as of now, and each question once, until `thaw`: for those who ask much while it is open."""

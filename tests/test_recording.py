@@ -123,6 +123,26 @@ def test_statements_that_are_kept_are_in_their_groups_once_however_often_one_ask
                 assert [len(kept) for _, kept in recording.executions()] == [number]
 
 
+def test_recording_is_closed_while_no_other_thread_reads_it():
+    recording = Recording()
+    others = []
+
+    class Route:
+        """Its name is let go of as the collector is closed."""
+
+        name = ""
+
+        def __setattr__(self, attribute, value):
+            reader = threading.Thread(target=lambda: others.append(recording._lock.acquire(blocking=False)))
+            reader.start()
+            reader.join()
+
+    recording.collector.label = Route()
+    recording.end()
+
+    assert others == [False]
+
+
 def test_rows_that_are_read_after_the_end_are_in_no_answer(engine, clock):
     with engine.connect() as connection:
         with recorded(clock) as recording:
