@@ -51,6 +51,14 @@ def test_cost_of_tracing_is_printed_for_every_case():
         assert words in table
 
 
+def test_cost_under_load_is_printed_for_one_and_many_requests_at_once():
+    table = printed("loaded.py", "--turns", "2")
+
+    assert [line.split()[0] for line in table.splitlines()[-3:]] == ["1", "20", "200"]
+    for words in ("bare: all", "recording: added", "log line: added"):
+        assert words in table
+
+
 def test_cost_of_findings_is_printed_for_few_and_many_groups():
     table = printed("findings.py")
 

@@ -23,12 +23,13 @@ import platform
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import ExitStack, contextmanager
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median, quantiles
+from typing import Any
 
 import sqlalchemy
 from contenders import (
@@ -63,11 +64,13 @@ async def run_contender(name: str, orders: Connection) -> None:
 
 
 @contextmanager
-def contender(name: str) -> Iterator[Connection]:
-    """The other end of its orders."""
+def contender(
+    name: str, run: Callable[[str, Connection], Coroutine[Any, Any, None]] = run_contender
+) -> Iterator[Connection]:
+    """The other end of the orders that `run` takes in a process of its own."""
     context = get_context("fork")
     ours, theirs = context.Pipe()
-    process = context.Process(target=lambda: asyncio.run(run_contender(name, theirs)), daemon=True)
+    process = context.Process(target=lambda: asyncio.run(run(name, theirs)), daemon=True)
     process.start()
     theirs.close()  # so that recv() ends when the contender does
     yield ours
