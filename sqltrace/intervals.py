@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from operator import itemgetter, lt
 
 _START = itemgetter(0)
@@ -53,8 +53,8 @@ class Coverage:
 
     def forget(self, until: int) -> None:
         """Drop all that lies before."""
-        begun = bisect_left(self._ends, until)
-        del self._starts[:begun], self._ends[:begun]
+        over = bisect_right(self._ends, until)
+        del self._starts[:over], self._ends[:over]
         if self._starts and self._starts[0] < until:
             self._starts[0] = until
 

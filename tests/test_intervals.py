@@ -1,8 +1,9 @@
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sqltrace.intervals import Coverage
-from sqltrace.time_account import Spent
+from sqltrace.time_account import Spent, TimeAccount
 
 INTERVAL = st.tuples(st.integers(1, 300), st.integers(1, 300)).map(sorted).map(tuple)
 
@@ -74,18 +75,49 @@ def test_what_comes_late_for_settled_time_counts_from_its_end_on():
     for start in range(10, 110, 10):
         spent.add_all("database", [start * second], [(start + 5) * second])
 
-    spent.add_all("database", [10 * second], [105 * second])
+    spent.add_all("objects", [10 * second, 60 * second, 110 * second], [20 * second, 68 * second, 112 * second])
 
-    assert 50 <= account_of(spent, 1_000 * second).database <= 95
+    assert spent._settled_until == 65 * second
+    account = account_of(spent, 1_000 * second)
+    assert (account.database, account.objects) == (50, 5)
 
 
-def test_time_after_the_end_of_the_response_is_not_settled_into_it():
+@pytest.mark.parametrize(("boundary", "database"), [(12, 7), (95, 50)], ids=["ended", "still to come"])
+def test_time_after_the_end_of_the_response_is_not_settled_into_it(boundary, database):
     spent, second = Spent(limit=4), 1_000_000_000
     for start in range(0, 100, 10):
-        spent.add_all("database", [start * second], [(start + 5) * second], boundary=12 * second)
+        spent.add_all("database", [start * second], [(start + 5) * second], boundary=boundary * second)
 
-    assert account_of(spent, 12 * second).database == 7
+    assert account_of(spent, boundary * second).database == database
     assert len(spent._covered["database"]) <= 4
+
+
+@pytest.mark.parametrize(
+    ("stretches", "unknown", "account"),
+    [
+        ({}, set(), TimeAccount(0, 0, 0, 0, 10)),
+        ({"database": (1, 7), "python": (2, 5)}, set(), TimeAccount(0, 3, 0, 0, 7)),
+        ({"database": (1, 7), "objects": (5, 8), "connection": (6, 9)}, set(), TimeAccount(1, 4, 3, 0, 2)),
+        ({"database": (1, 7)}, {"connection", "objects", "loop_wait"}, TimeAccount(None, 6, None, None, 4)),
+        ({"loop_wait": (1, 7)}, {"loop_wait"}, TimeAccount(0, 0, 0, 6, 4)),
+    ],
+    ids=["nothing", "own work meanwhile", "overlapping", "unknown", "known in part"],
+)
+def test_parts_of_the_account_add_up_to_the_duration_and_unknown_ones_are_none(stretches, unknown, account):
+    spent, second = Spent(), 1_000_000_000
+    for part, (start, end) in stretches.items():
+        spent.add_all(part, [start * second], [end * second])
+
+    assert spent.account(10 * second, 10 * second, unknown) == account
+
+
+def test_settled_time_is_among_the_stretches_on_demand_only():
+    spent = Spent(limit=4)
+    for start in range(10, 60, 10):
+        spent.add_all("database", [start], [start + 5])
+
+    assert spent.stretches(["database", "objects"]).gaps(1, 60) == [(1, 30), (35, 40), (45, 50), (55, 60)]
+    assert spent.stretches(["objects"], settled=True).gaps(1, 60) == [(25, 60)]
 
 
 def test_time_until_a_reading_within_a_stretch_ends_there():
@@ -93,6 +125,14 @@ def test_time_until_a_reading_within_a_stretch_ends_there():
     coverage.add_all([10, 30], [20, 40])
 
     assert [coverage.until(end) for end in (5, 10, 15, 25, 35, 50)] == [0, 0, 5, 10, 15, 20]
+
+
+def test_interval_that_does_not_end_after_its_start_is_none():
+    coverage = Coverage()
+    for start, end in [(10, 20), (15, 12), (30, 25), (40, 40)]:
+        coverage.add(start, end)
+
+    assert (len(coverage), coverage.total(), coverage.gaps(5, 45)) == (1, 10, [(5, 10), (20, 45)])
 
 
 def test_union_with_nothing_is_a_copy_of_its_own():
