@@ -20,6 +20,7 @@ from starlette.routing import Route
 
 import sqltrace
 from sqltrace.capture import flushes
+from sqltrace.collector import mark
 from sqltrace.connection import Checkout, Holder, Occupants, PoolWait
 from sqltrace.findings import idle_in_transaction, pool_wait, slow_statement
 from sqltrace.label import Label
@@ -563,11 +564,15 @@ def test_pool_of_an_async_engine_is_mended_there_also_if_it_gave_no_connection(t
             "create_engine(…, pool_size=10, max_overflow=2) for 12 connections at most instead of 5, or ",
         ),
         (
+            {"pool_size": 1, "max_overflow": 5},
+            "create_engine(…, pool_size=6, max_overflow=5) for 11 connections at most instead of 6, or ",
+        ),
+        (
             {"pool_size": 2, "max_overflow": 0},
             "create_engine(…, pool_size=7, max_overflow=0) for 7 connections at most instead of 2, or ",
         ),
     ],
-    ids=["default", "overflow", "none"],
+    ids=["default", "overflow", "overflow of five", "none"],
 )
 def test_larger_pool_keeps_what_was_in_use_and_its_overflow(tmp_path, options, fix):
     engine = create_engine(f"sqlite:///{tmp_path}/app.db", poolclass=QueuePool, pool_timeout=0.01, **options)
@@ -647,18 +652,20 @@ def test_pause_begins_when_the_rows_before_it_had_been_fetched(clock, engine):
     assert (stretch.start, stretch.end) == (fetched, clock.now)
 
 
-def waited(*waits, after_response=False):
-    """A recording that did nothing but wait for connections, one after the other."""
+def waited(*waits, at_once=False, after_response=False, loop_busy=0.0):
+    """A recording that did nothing but wait for connections, one after the other or all together."""
     clock = Clock()
     with recorded(clock) as recording:
         if after_response:
             recording.end_response()
         for wait in waits:
             checkout = Checkout(clock, (recording.collector.label,), Occupants())
-            clock.advance(wait.waited)
+            if not (at_once and recording.collector.checkouts):
+                clock.advance(wait.waited)
             checkout.pool_wait = replace(wait, ended=clock())
             checkout.end()
             recording.collector.checkouts.append(checkout)
+        mark(recording.collector, None, "loop_wait", recording.started, recording.started + round(loop_busy * 1e9))
     return recording
 
 
@@ -672,7 +679,7 @@ def wait_of(seconds, *holders, timed_out=False):
         ([wait_of(0.1)], 1),
         ([wait_of(0.099)], 0),
         ([wait_of(0.06), wait_of(0.06)], 1),
-        ([wait_of(0.001, timed_out=True)], 1),
+        ([wait_of(0.002), wait_of(0.001, timed_out=True)], 1),
     ],
     ids=["long", "short", "together", "timed out"],
 )
@@ -680,12 +687,37 @@ def test_wait_for_the_pool_is_told_from_a_tenth_of_a_second_on_and_if_it_timed_o
     assert len(sqltrace.diagnose(waited(*waits), [pool_wait])) == found
 
 
-def test_three_of_those_that_held_the_connections_are_named():
-    holders = [Holder(Label(f"GET /{number}"), 1.0 - number / 10) for number in range(4)]
+@pytest.mark.parametrize(("seconds", "found"), [(0.38, 1), (0.42, 0)])
+def test_wait_for_the_pool_while_the_loop_was_busy_is_not_counted(seconds, found):
+    assert len(sqltrace.diagnose(waited(wait_of(0.5), loop_busy=seconds), [pool_wait])) == found
+
+
+@pytest.mark.parametrize(
+    ("count", "in_vain", "message"),
+    [
+        (2, 0, "2 waits for a connection, some at once, took 500.0 ms, 5 in use of a pool of 5."),
+        (9, 2, "9 waits for a connection, some at once, 2 in vain, took 500.0 ms, 5 in use of a pool of 5."),
+        (11, 0, "the 10 longest waits for a connection, some at once, took 500.0 ms, 5 in use of a pool of 5."),
+    ],
+)
+def test_waits_for_the_pool_at_once_are_told_with_their_number_and_how_many_were_in_vain(count, in_vain, message):
+    at_once = [wait_of(0.5, timed_out=number < in_vain) for number in range(count)]
+
+    [finding] = sqltrace.diagnose(waited(*at_once, at_once=True), [pool_wait])
+
+    assert (finding.message, finding.cost) == (message, 0.5)
+
+
+@pytest.mark.parametrize(("count", "last"), [(4, " and others"), (3, "")])
+def test_three_of_those_that_held_the_connections_are_named(count, last):
+    holders = [Holder(Label(f"GET /{number}"), 1.0 - number / 10) for number in range(count)]
 
     [finding] = sqltrace.diagnose(waited(wait_of(0.5, *holders)), [pool_wait])
 
-    assert finding.message.endswith("held by GET /0 (1.00 s), GET /1 (900.0 ms), GET /2 (800.0 ms) and others.")
+    named = "held by GET /0 (1.00 s), GET /1 (900.0 ms), GET /2 (800.0 ms)"
+    if not last:
+        named = " and ".join(named.rsplit(", ", 1))
+    assert finding.message.endswith(f"{named}{last}.")
 
 
 def test_requests_of_one_route_that_held_the_connections_are_named_once():
@@ -696,12 +728,17 @@ def test_requests_of_one_route_that_held_the_connections_are_named_once():
     assert finding.message.endswith("held by GET /0 (up to 1.00 s each) and GET /1 (900.0 ms).")
 
 
-def test_wait_for_a_connection_that_is_held_by_the_one_that_waits_is_told_before_longer_ones():
-    own = wait_of(0.2, Holder(Label("GET /"), 0.2, own=True), timed_out=True)
+@pytest.mark.parametrize(
+    ("held", "fix"),
+    [(1, "one session for the whole request"), (2, "one session for the"), (3, "fewer threads at once")],
+    ids=["one", "one within the other", "each of its tasks one"],
+)
+def test_wait_for_a_connection_that_is_held_by_the_one_that_waits_is_told_before_longer_ones(held, fix):
+    own = wait_of(0.2, *[Holder(Label("GET /"), 0.2, own=True)] * held, timed_out=True)
 
     [finding] = sqltrace.diagnose(waited(wait_of(0.5), own), [pool_wait])
 
-    assert finding.fix.startswith("one session for the whole request")
+    assert finding.fix.startswith(fix)
 
 
 def test_pool_that_others_use_too_is_not_used_up_by_the_tasks_of_the_request():
@@ -709,7 +746,17 @@ def test_pool_that_others_use_too_is_not_used_up_by_the_tasks_of_the_request():
 
     [finding] = sqltrace.diagnose(waited(wait_of(0.5, *holders)), [pool_wait])
 
-    assert finding.fix.startswith("create_engine(…, pool_size=")
+    assert finding.fix == "create_engine(…, pool_size=10), or give connections back sooner in GET /: commit or close"
+
+
+@pytest.mark.parametrize(("pool_size", "max_overflow", "limit"), [(5, 10, 7), (5, None, 2), (1, 0, 1)])
+def test_tasks_that_use_up_the_pool_are_told_to_be_half_as_many_as_it_has_connections(pool_size, max_overflow, limit):
+    wait = wait_of(0.5, *[Holder(Label("GET /"), 0.2, own=True)] * 3)
+    wait = replace(wait, is_async=True, pool_size=pool_size, max_overflow=max_overflow)
+
+    [finding] = sqltrace.diagnose(waited(wait), [pool_wait])
+
+    assert finding.fix.startswith(f"limit = asyncio.Semaphore({limit})  # ")
 
 
 def test_waits_one_after_the_other_after_the_response_were_not_at_once():

@@ -11,10 +11,10 @@ from sqlalchemy.pool import StaticPool
 from sqlalchemy.schema import CreateTable
 
 import sqltrace
-from sqltrace.findings.costs import cost_at_once
+from sqltrace.findings.costs import cost_at_once, kept_of
 from sqltrace.findings.n_plus_one import _is_batch
 from tests import shelf as shelves
-from tests.asgi import Clock, recorded, run, websocket_scope
+from tests.asgi import recorded, run, websocket_scope
 from tests.loops import get, observed
 
 IDS = range(1, shelves.AUTHORS + 1)
@@ -448,27 +448,39 @@ def test_one_query_in_each_of_several_schemas_is_no_loop(engine, times, found):
     assert [finding.kind for finding in sqltrace.diagnose(recording)] == found
 
 
-@pytest.mark.parametrize(
-    ("starts", "long", "short", "together"),
-    [
-        ([0] * shelves.AUTHORS, 0.5, 0.5, 0.5),
-        ([0] * (shelves.AUTHORS - 1) + [1_400_000_000], 1.5, 0.1, 1.5),
-    ],
-    ids=["all", "the longest is not the latest"],
-)
-def test_statements_at_once_cost_the_time_that_they_took_together(starts, long, short, together):
-    engine = create_engine("sqlite://", poolclass=StaticPool)
-    with recorded(Clock()) as recording, engine.connect() as connection:
-        for number in IDS:
-            connection.execute(
-                text("SELECT x.x FROM (SELECT 1 AS x) AS x WHERE x.x = :number"), {"number": number}
-            ).all()
-    [(group, executions)] = recording.executions()
-    for execution, start in zip(executions, starts, strict=True):  # as twelve tasks would have them
-        length = long if execution is executions[0] else short
-        execution.started, execution.ended, execution.fetch = start, start + round(length * 1e9), 0
-    group.total, group._longest = long + 11 * short, round(long * 1e9)
-    group.samples.first, group.samples.last = starts[0], starts[-1]
-    engine.dispose()
+HALF_SECONDS = [number / 2 for number in range(12)]
 
-    assert cost_at_once(recording, group) == pytest.approx(together)
+
+@pytest.mark.parametrize(
+    ("starts", "longest", "objects", "count", "cost"),
+    [
+        ([0] * 12, 0.5, 0.0, 12, 0.5),
+        ([0] * 11 + [1.4], 1.5, 0.0, 12, 1.4 + 0.5),
+        ([0] * 11 + [0.6], 0.5, 0.25, 12, 0.6 + 0.5 + 0.25),
+        (HALF_SECONDS, 0.5, 0.0, 12, 6.0),
+        ([0, 0, *HALF_SECONDS[2:]], 0.5, 0.0, 12, 6.0),
+        ([0] * 11 + [11.6], 0.5, 0.0, 24, 12.0),
+        ([0] * 12, 0.5, 0.0, 24, 1.0),
+        ([], 0.5, 0.0, 24, 12.0),
+    ],
+    ids=[
+        "all at once", "the longest is not the latest", "with objects", "one after the other", "time for all",
+        "time for those that are not kept", "as those that are kept", "none is kept",
+    ],
+)  # fmt: skip
+def test_statements_at_once_cost_the_time_that_they_took_together(clock, starts, longest, objects, count, cost):
+    engine = create_engine("sqlite://", poolclass=StaticPool)
+    with recorded(clock, max_statements=len(starts)) as recording, engine.connect() as connection:
+        for number in range(12):
+            connection.execute(text("SELECT :number"), {"number": number}).all()
+    engine.dispose()
+    group = recording.groups[-1]
+    began, lengths = clock(), [longest, *[0.5] * 11][: len(starts)]
+    for execution, start, length in zip(kept_of(recording, group), starts, lengths, strict=True):
+        execution.started = began + round(start * 1e9)  # as of tasks
+        execution.ended, execution.objects = execution.started + round(length * 1e9), round(objects * 1e9)
+    group.count, group._longest, group.objects = count, round(longest * 1e9), count * objects
+    group.total = longest + (count - 1) * 0.5
+    group.samples.first, group.samples.last = began, began + round(max(starts, default=0) * 1e9)
+
+    assert cost_at_once(recording, group) == pytest.approx(cost)
