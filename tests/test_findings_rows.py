@@ -1,6 +1,7 @@
 """Rows that multiply: what is told, and what is not."""
 
 import re
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -9,7 +10,7 @@ from sqlalchemy.orm import joinedload
 
 import sqltrace
 from sqltrace.capture import objects
-from sqltrace.findings import eager_join, row_fan_out
+from sqltrace.findings import cartesian_product, eager_join, row_fan_out
 from tests import shelf as shelves
 from tests.scenarios import RECORDERS, Scenarios, authors, check
 
@@ -101,3 +102,44 @@ def test_values_that_were_sent_again_are_those_of_the_parents_in_all_rows_but_th
     again = (group.rows - group.roots) * group.widening.asked_columns
     assert again > 0
     assert f" sent {again:,} values again and again" in finding.message
+
+
+@pytest.mark.parametrize(
+    ("rule", "rows", "roots", "objects", "columns", "found"),
+    [
+        (cartesian_product, 100, 10, 33, 1, True),
+        (cartesian_product, 99, 10, 33, 1, False),
+        (cartesian_product, 100, 10, 34, 1, False),
+        (cartesian_product, 102, 35, 34, 1, False),
+        (row_fan_out, 500, 50, 500, 23, True),
+        (row_fan_out, 499, 49, 499, 23, False),
+        (row_fan_out, 500, 51, 500, 23, False),
+        (row_fan_out, 1_050, 50, 1_050, 10, True),
+        (row_fan_out, 1_049, 50, 1_049, 10, False),
+    ],
+)
+def test_rows_are_too_many_from_these_numbers_on(rule, rows, roots, objects, columns, found):
+    recording = shelves.record_sync(authors, shelves.mapping(books="joined", prizes="joined"))
+    [group] = recording.groups
+    group.rows, group.roots, group.entities = rows, roots, {"Author": objects}
+    group.widening = replace(group.widening, asked_columns=columns)
+
+    assert bool(sqltrace.diagnose(recording, [rule])) is found
+
+
+@pytest.mark.parametrize(
+    ("relationships", "values", "found"),
+    [
+        (("publisher", "books", "prizes"), 10_000, True),
+        (("publisher", "books", "prizes"), 9_999, False),
+        (("publisher", "books"), 10_000, False),
+    ],
+)
+def test_eager_joins_are_too_many_from_three_tables_and_ten_thousand_values_on(relationships, values, found):
+    recording = shelves.record_sync(authors, shelves.mapping(**dict.fromkeys(relationships, "joined")))
+    [group] = recording.groups
+    first, *others = group.widening.joins
+    joins = replace(first, columns=values), *[replace(join, columns=0) for join in others]
+    group.rows, group.widening = 1, replace(group.widening, joins=joins)
+
+    assert bool(sqltrace.diagnose(recording, [eager_join])) is found

@@ -83,7 +83,7 @@ def kinds(recording):
     return [finding.kind for finding in sqltrace.diagnose(recording)]
 
 
-@pytest.mark.parametrize(("seconds", "found"), [(0.6, ["slow_statement"]), (0.4, [])])
+@pytest.mark.parametrize(("seconds", "found"), [(0.5, ["slow_statement"]), (0.499, [])])
 def test_slow_statement(clock, engine, seconds, found):
     with recorded(clock) as recording, engine.connect() as connection:
         connection.execute(text("SELECT wait(:seconds)"), {"seconds": seconds})
@@ -142,7 +142,9 @@ def loading(cls, clock, seconds):
     event.remove(cls, "load", load)
 
 
-@pytest.mark.parametrize(("seconds", "more", "found"), [(0.6, 988, ["slow_statement"]), (0.4, 988, []), (0.6, 900, [])])
+@pytest.mark.parametrize(
+    ("seconds", "more", "found"), [(0.5, 988, ["slow_statement"]), (0.499, 988, []), (0.5, 987, [])]
+)
 def test_slow_statement_may_be_one_whose_rows_take_long_to_become_objects(clock, engine, seconds, more, found):
     shelf = shelves.mapping()
     with engine.connect() as connection:
@@ -156,9 +158,9 @@ def test_slow_statement_may_be_one_whose_rows_take_long_to_become_objects(clock,
 
     assert [finding.kind for finding in findings] == found
     for finding in findings:
-        assert finding.message == "SELECT authors took 0.0 ms, and 600.0 ms more to make objects of 1,000 rows."
+        assert finding.message == "SELECT authors took 0.0 ms, and 500.0 ms more to make objects of 1,000 rows."
         assert finding.fix == "fewer rows or columns at once: LIMIT, load_only(), or yield_per"
-        assert finding.cost == pytest.approx(0.6)
+        assert finding.cost == pytest.approx(0.5)
 
 
 def test_objects_of_many_executions_are_none_that_take_long(clock, engine):
@@ -551,7 +553,7 @@ def test_slow_commit_that_failed_says_so(clock):
     assert finding.call_site.endswith(" in test_slow_commit_that_failed_says_so")
 
 
-@pytest.mark.parametrize(("pause", "found"), [(0.0, ["repeated_statement"]), (0.1, [])], ids=["loop", "poll"])
+@pytest.mark.parametrize(("pause", "found"), [(0.049, ["repeated_statement"]), (0.051, [])], ids=["loop", "poll"])
 def test_poll_is_no_repeated_statement(clock, engine, pause, found):
     with recorded(clock) as recording, engine.connect() as connection:
         for _ in range(8):
@@ -600,7 +602,9 @@ def test_defaults_of_the_database_that_are_fetched_one_by_one_are_told(engine):
 
 
 @pytest.mark.parametrize(
-    ("pause", "found"), [(0.0, ["n_plus_one"]), (0.051, []), (0.1, [])], ids=["loop", "slow loop", "conversation"]
+    ("pause", "found"),
+    [(0.0, ["n_plus_one"]), (0.049, ["n_plus_one"]), (0.051, [])],
+    ids=["loop", "slow loop", "conversation"],
 )
 def test_conversation_is_no_n_plus_one(clock, engine, pause, found):
     with recorded(clock) as recording, engine.connect() as connection:
@@ -673,7 +677,7 @@ def test_loop_that_waits_for_the_event_loop_between_its_statements_is_no_poll(cl
     assert kinds(recording) == found
 
 
-@pytest.mark.parametrize(("seconds", "found"), [(0.6, ["idle_in_transaction"]), (0.3, [])])
+@pytest.mark.parametrize(("seconds", "found"), [(0.5, ["idle_in_transaction"]), (0.499, [])])
 def test_idle_in_transaction(clock, engine, seconds, found):
     with recorded(clock) as recording, engine.connect() as connection:
         connection.execute(text("INSERT INTO jobs DEFAULT VALUES"))
@@ -759,16 +763,17 @@ def test_work_between_transactions_is_not_idle(clock, engine):
     assert kinds(recording) == []
 
 
-def test_thousands_of_short_pauses_are_a_busy_transaction(clock, engine):
+@pytest.mark.parametrize(("pause", "found"), [(0.01, []), (0.0101, ["idle_in_transaction"])])
+def test_hundreds_of_short_pauses_are_a_busy_transaction(clock, engine, pause, found):
     with recorded(clock) as recording, engine.begin() as connection:
-        for _ in range(1_000):
+        for _ in range(200):
             connection.execute(text("INSERT INTO jobs DEFAULT VALUES"))
-            clock.advance(0.001)
+            clock.advance(pause)
 
-    assert kinds(recording) == []
+    assert kinds(recording) == found
 
 
-@pytest.mark.parametrize(("seconds", "found"), [(0.2, ["blocked_loop"]), (0.05, [])])
+@pytest.mark.parametrize(("seconds", "found"), [(0.1, ["blocked_loop"]), (0.099, [])])
 def test_synchronous_sql_on_the_loop(witness, clock, engine, seconds, found):
     async def endpoint(request):
         with engine.connect() as connection:
@@ -779,7 +784,7 @@ def test_synchronous_sql_on_the_loop(witness, clock, engine, seconds, found):
 
     assert [finding.kind for finding in findings] == found
     if found:
-        assert findings[0].message == "1 synchronous statement held the event loop for 200.0 ms: SELECT."
+        assert findings[0].message == "1 synchronous statement held the event loop for 100.0 ms: SELECT."
         assert "run_in_threadpool" in findings[0].fix
 
 
@@ -823,14 +828,15 @@ def test_synchronous_sql_in_a_thread_does_not_block(witness, clock, engine):
     assert visit(witness, clock, endpoint) == []
 
 
-def test_python_that_holds_the_loop(witness, clock):
+@pytest.mark.parametrize(("seconds", "found"), [(0.25, [("blocked_loop", 0.25)]), (0.249, [])])
+def test_python_that_holds_the_loop(witness, clock, seconds, found):
     async def endpoint(request):
-        clock.advance(0.3)
+        clock.advance(seconds)
         return JSONResponse({})
 
-    [finding] = visit(witness, clock, endpoint)
+    findings = visit(witness, clock, endpoint)
 
-    assert (finding.kind, finding.cost) == ("blocked_loop", pytest.approx(0.3))
+    assert [(finding.kind, finding.cost) for finding in findings] == found
 
 
 @pytest.mark.parametrize(
@@ -1103,11 +1109,13 @@ def after_the_response(witness, clock, engine, *statements):
     return visit(witness, clock, lambda request: JSONResponse({}, background=BackgroundTask(work)))
 
 
-def test_long_sql_after_the_response(witness, clock, engine):
-    [finding] = after_the_response(witness, clock, engine, *["SELECT wait(0.4)"] * 4)
+def test_sql_after_the_response_is_long_from_a_second_on(witness, clock, engine):
+    [finding] = after_the_response(witness, clock, engine, *["SELECT wait(0.25)"] * 4)
+    shorter = after_the_response(witness, clock, engine, *["SELECT wait(0.249)"] * 4)
 
-    assert (finding.kind, finding.cost) == ("after_response_sql", pytest.approx(1.6))
-    assert finding.message == "4 statements ran for 1.60 s after the response: SELECT."
+    assert (finding.kind, finding.cost) == ("after_response_sql", 1.0)
+    assert finding.message == "4 statements ran for 1.00 s after the response: SELECT."
+    assert shorter == []
 
 
 def test_sql_of_several_kinds_is_told_by_the_one_that_took_most(witness, clock, engine):
