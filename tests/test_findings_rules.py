@@ -34,6 +34,7 @@ from sqltrace.findings import (
     idle_in_transaction,
     n_plus_one,
     pool_wait,
+    repeated_statement,
     row_fan_out,
     slow_statement,
     waited_for_loop,
@@ -562,6 +563,52 @@ def test_poll_is_no_repeated_statement(clock, engine, pause, found):
             clock.advance(pause)
 
     assert kinds(recording) == found
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ([1] * 4, ["4 times"]),
+        ([1] * 3, []),
+        ([1] * 8, ["8 times"]),
+        ([1] * 9, ["9 times, 8 of the first 8 times"]),
+        ([1] * 8 + [2] * 7, ["15 times, 8 of the first 8 times"]),
+        ([1] * 8 + [2] * 8, []),
+        ([1] * 7 + [3] + [2] * 8, ["16 times, 7 of the first 8 times"]),
+    ],
+    ids=["four", "three", "eight", "nine", "others later", "a loop in order", "others in between"],
+)
+def test_repetition_is_one_of_four_or_more_that_no_loop_over_others_explains(clock, engine, values, told):
+    with recorded(clock) as recording, engine.connect() as connection:
+        for number in values:
+            connection.execute(text("SELECT * FROM jobs WHERE id = :id"), {"id": number}).all()
+
+    findings = sqltrace.diagnose(recording, [repeated_statement])
+
+    assert [finding.message for finding in findings] == [
+        f"SELECT jobs ran {often} with the same parameters, in 0.0 ms." for often in told
+    ]
+
+
+@pytest.mark.parametrize(
+    ("between", "found"),
+    [
+        ("PRAGMA user_version", ["repeated_statement"]),
+        ("SELECT 1", ["repeated_statement"]),
+        ("SELECT random()", []),
+        ("ANALYZE", []),
+        ("INSERT INTO jobs DEFAULT VALUES", []),
+    ],
+)
+def test_repetition_is_none_where_a_statement_in_between_may_have_changed_the_answer(clock, engine, between, found):
+    with recorded(clock) as recording, engine.connect() as connection:
+        for _ in range(4):
+            connection.execute(text("SELECT * FROM jobs")).all()
+            connection.execute(text(between)).close()
+
+    findings = sqltrace.diagnose(recording, [repeated_statement])
+
+    assert [finding.kind for finding in findings] == found
 
 
 def test_repeated_statement_costs_what_all_but_the_first_took(clock, engine):
