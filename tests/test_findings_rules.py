@@ -591,6 +591,24 @@ def test_repetition_is_one_of_four_or_more_that_no_loop_over_others_explains(clo
 
 
 @pytest.mark.parametrize(
+    "sql",
+    [
+        "PRAGMA table_info('jobs')",
+        "SELECT *, random() FROM jobs",
+        "DELETE FROM jobs",
+        "INSERT INTO jobs (id) SELECT max(id) + 1 FROM jobs",
+        "WITH last AS (SELECT max(id) AS id FROM jobs) INSERT INTO jobs (id) SELECT id + 1 FROM last",
+    ],
+)
+def test_repetition_is_one_of_a_select_that_answers_the_same(clock, engine, sql):
+    with recorded(clock) as recording, engine.connect() as connection:
+        for _ in range(4):
+            connection.execute(text(sql)).close()
+
+    assert sqltrace.diagnose(recording, [repeated_statement]) == []
+
+
+@pytest.mark.parametrize(
     ("between", "found"),
     [
         ("PRAGMA user_version", ["repeated_statement"]),
