@@ -156,7 +156,7 @@ def _find_stretches(
         since, until = execution.ended + execution.fetch, started
         for flush_started, flush_ended in flushes if until - since >= LEAST else ():
             if flush_started <= since:
-                since = max(since, min(flush_ended, until))
+                since = max(since, flush_ended)
             else:
                 until = min(until, flush_started)
         if until - since >= LEAST:
