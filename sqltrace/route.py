@@ -47,7 +47,7 @@ def route_template(scope: Scope) -> str | None:
 def path_below_root(scope: Scope) -> str:
     """The path that is routed: without ``root_path``, which some servers put in front of it and others do not."""
     path, root_path = scope.get("path") or "", scope.get("root_path") or ""
-    if root_path and (path == root_path or path.startswith(root_path + "/")):
+    if path == root_path or path.startswith(root_path + "/"):
         path = path[len(root_path) :]
     return path
 

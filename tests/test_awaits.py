@@ -314,6 +314,36 @@ def test_lines_are_remembered_in_a_bounded_way():
     assert len(awaits.by_line(Coverage())) == 129
 
 
+def test_short_waits_add_up_at_the_first_64_lines():
+    awaits, sites = Awaits(), [CallSite("app.py", line, "price") for line in range(100)]
+    for site in (*sites, *sites):
+        awaits.kept = [(1_000, 1_001, site)] * 64 + [(1_000, 1_010, sites[0])] * 65
+        awaits._keep_longest()
+
+    assert awaits.by_line(Coverage()) == [(sites[0], 128 + 650), *[(site, 128) for site in sites[1:64]]]
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "others", "lines"),
+    [
+        (15, 40, (1, 2), {"b": 10, "a": 5}),
+        (15, 62, (1, 2), {"b": 20, "a": 7}),
+        (15, 62, (35, 61), {"a": 6, "b": 5}),
+        (20, 30, (1, 2), {}),
+        (12, 18, (1, 2), {"a": 6}),
+    ],
+)
+def test_part_of_a_wait_that_lies_in_a_stretch_is_told_of_it(start, end, others, lines):
+    awaits, covered = Awaits(), Coverage()
+    first, second = CallSite("app.py", 1, "a"), CallSite("app.py", 2, "b")
+    awaits.kept = [(10, 20, first), (30, 50, second), (60, 65, first)]
+    covered.add(*others)
+
+    told = awaits.within(start, end, covered)
+
+    assert [(site.function, waited) for site, waited in told] == [*lines.items()]
+
+
 def test_time_of_what_is_forgotten_is_not_told(clock):
     recording = sqltrace.Recording(clock=clock)
     share = recording.observe_loop()

@@ -337,6 +337,32 @@ def test_recording_is_named_after_the_route():
     assert [record.recording.name for record in sink.records] == ["GET /items/{item}", "GET /missing/5"]
 
 
+@pytest.mark.parametrize(
+    ("path", "left", "template"),
+    [
+        ("/b/1", {"endpoint": page}, "/b/{number}"),
+        ("/c/1", {"endpoint": page}, "/c/{number}"),
+        ("/d/1", {"endpoint": page}, None),
+        ("/e/1", {"endpoint": page}, "/e/{number}"),
+        ("/mounted/1", {}, None),
+        ("/b/1", {"endpoint": page, "route": Route("/told/{number}", page)}, "/told/{number}"),
+    ],
+    ids=["another path", "another endpoint", "no path", "mounted at the root", "answered before the router", "told"],
+)
+def test_route_that_is_not_told_is_the_one_of_the_endpoint_that_matches_the_path(path, left, template):
+    routes = [
+        Route("/a/{number}", page),
+        Route("/b/{number}", page),
+        Route("/c/{name}", Page),
+        Route("/c/{number}", page),
+        Route("/d/{name}", Page),
+        Mount("/mounted", Starlette()),
+        Mount("/", Starlette(routes=[Route("/e/{number}", page)])),
+    ]
+
+    assert route_template(http_scope(path, router=Starlette(routes=routes).router, **left)) == template
+
+
 def test_mounts_that_nobody_can_find_are_told_by_their_parameters():
     scope = http_scope(
         "/users/5/items/7",
@@ -385,6 +411,14 @@ def test_mount_whose_application_is_wrapped_several_times_is_looked_into():
     app = Starlette(routes=[Mount("/shops/{shop}", Wrapper(Wrapper(Wrapper(inner))))])
 
     assert get(app, "/shops/1/of/1/items/1") == "/shops/{shop}/of/{user}/items/{item}"
+
+
+@pytest.mark.parametrize("outer", ["/", "/shops"])
+def test_mount_is_told_as_it_is_written_beside_routes_and_below_others(outer):
+    inner = Starlette(routes=[Mount("/of-{user}", Starlette(routes=[Route("/items/{item}", page)]))])
+    app = Starlette(routes=[Route("/shops/", page), Route("/of-{user}/", page), Mount(outer, inner)])
+
+    assert get(app, f"{outer}/of-5/items/7".replace("//", "/")) == f"{outer.rstrip('/')}/of-{{user}}/items/{{item}}"
 
 
 def test_application_that_wraps_itself_is_looked_through_once():
