@@ -306,7 +306,7 @@ def test_thousands_of_waits_add_up_in_bounded_memory():
 
 def test_lines_are_remembered_in_a_bounded_way():
     awaits, frame = Awaits(), sys._getframe()
-    awaits.kept = [(number, 2 * number, CallSite("app.py", number, "f")) for number in range(1, 129)]
+    awaits.kept = [(900 - number, 900, CallSite("app.py", number, "f")) for number in range(128, 0, -1)]
 
     awaits.note([frame], 0, 1_000)
 

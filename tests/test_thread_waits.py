@@ -9,6 +9,7 @@ import time
 import traceback
 import weakref
 from contextlib import suppress
+from types import SimpleNamespace
 
 import anyio
 import anyio.to_thread
@@ -478,6 +479,38 @@ def test_where_more_uses_have_ended_than_are_kept_the_average_is_of_those_that_a
         return uses._users(anyio.to_thread.current_default_thread_limiter(), 0, 4 * second, list)
 
     assert asyncio.run(main()) == {"GET /report": pytest.approx(40, rel=0.05)}
+
+
+@pytest.mark.parametrize(
+    ("ended", "running", "used"),
+    [
+        ([(1, 5, "a"), (10, 20, "b"), (14, 32, "a")], [], {"a": 0.9, "b": 0.4}),
+        ([(1, 12, "a")], [(2, "a"), (28, "b"), (32, "c"), (40, "c")], {"a": 1.0, "b": 0.2, "c": 0.0}),
+        ([(number, number + 1, "a") for number in range(-600, 32)], [], {"a": 1.0}),
+        ([(number // 20 - 10, number // 20 - 9, "a") for number in range(820)], [], {"a": 19.0}),
+        ([(12, 32, "a")] * 512, [], {"a": 512.0}),
+    ],
+    ids=["ended", "at work", "more than are kept", "more than are kept since", "all at once"],
+)
+def test_use_of_threads_in_a_stretch_is_an_average_of_what_lies_in_it(ended, running, used):
+    uses = ThreadUses()
+    uses._ended.extend(ended)
+    uses._running = dict(enumerate(running))
+
+    assert uses._add_up(12, 32) == pytest.approx(used)
+
+
+def test_those_who_wait_at_once_have_one_answer_and_threads_are_looked_at_every_20_ms():
+    uses, looks, limiter = ThreadUses(), [], SimpleNamespace(statistics=lambda: SimpleNamespace(borrowers=[]))
+
+    def users(since, now):
+        answer = uses._users(limiter, since * 1_000_000, now * 1_000_000, lambda: looks.append(now) or [])
+        uses._ended.append((0, 200_000_000, f"GET /{now}"))
+        return sorted(answer)
+
+    assert [users(10, 100), users(18, 101), users(1, 101), users(21, 119)] == [[], [], [], ["GET /100", "GET /101"]]
+    assert len(users(21, 120)) == 3
+    assert looks == [100, 120]
 
 
 def test_loop_without_requests_forgets_who_used_its_threads():
