@@ -10,6 +10,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from contextvars import Context
+from dataclasses import astuple, replace
 from functools import partial, wraps
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from sqltrace import collector, connection, faults, findings
 from sqltrace.capture import connections, internals, pool_wait, transactions
 from sqltrace.sinks import ReadableRenderer
 from sqltrace.sinks.log_line import log_line
+from sqltrace.statement import Failure
 from tests import databases, drivers
 from tests.asgi import Clock, recorded
 from tests.loops import thrice
@@ -918,6 +920,45 @@ def test_entry_of_a_pool_goes_with_it(tmp_path):
     gc.collect()
 
     assert len(connections._held) < known
+
+
+def checkout_of(clock, taken=True, **measured):
+    """A checkout that took a second to come, and is held for two more."""
+    checkout = connection.Checkout(clock, (), connection.Occupants())
+    clock.advance(1)
+    checkout.taken = clock() if taken else None
+    for name, value in measured.items():
+        setattr(checkout, name, value)
+    clock.advance(2)
+    return checkout
+
+
+def test_use_of_connections_is_that_of_all_checkouts_those_that_are_open_included(clock):
+    second, totals = 1_000_000_000, connection.ConnectionTotals()
+    failed = [connection.FailedCommit(Failure("Error", str(number)), None, False, number) for number in range(12)]
+    parts = {name: (number + 1) * second for number, name in enumerate(("wait", "connect", "ping", "begin"))}
+    ended = [
+        checkout_of(clock, commit=second, rollback=second, rollbacks=2, failed_commits=failed[:6], **parts),
+        checkout_of(clock, wait=second, taken=False),
+        checkout_of(clock, repeated=True, **parts),
+    ]
+    for checkout in ended:
+        checkout.end()
+        totals.add(checkout, clock())
+    still_open = checkout_of(clock, commit=second, failed_commits=failed[6:], **parts)
+
+    totals.end_response([still_open], clock())
+    totals.responded = 7  # as the eighth failed
+    still_open.commit += 3 * second
+    clock.advance(5)
+
+    use, again = totals.use([still_open], clock()), totals.use([still_open], clock())
+    kept = [replace(one, after_response=one.ended > 7) for one in failed[:10]]
+    assert use == again == connection.ConnectionUse(
+        checkouts=2, failed=1, wait=3.0, connect=4.0, ping=6.0, begin=8.0, commit=5.0, commit_after_response=3.0,
+        rollback=1.0, held=8.0 + 7.0, rollbacks=2, failed_commits=kept,
+    )  # fmt: skip
+    assert not any(astuple(connection.ConnectionTotals().use([], clock())))
 
 
 # Transactions
