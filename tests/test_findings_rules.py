@@ -362,6 +362,7 @@ def test_slow_statement_that_waited_for_a_lock_in_vain_says_so(database):
 @pytest.mark.parametrize(
     ("code", "remedy"),
     [
+        ("0800", "None"),
         ("40P01", "the same order in all transactions that lock several rows"),
         ("1213", "the same order in all transactions that lock several rows"),
         ("SQLITE_BUSY_SNAPSHOT", "shorter transactions of those that held the lock"),
@@ -374,6 +375,14 @@ def test_slow_statement_that_waited_for_a_lock_in_vain_says_so(database):
 )
 def test_remedy_for_a_failure_is_one_for_its_code(code, remedy):
     assert str(remedy_for(Failure("Error", code))).startswith(remedy)
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [("psycopg.OperationalError", True), ("psycopg2.OperationalError", True), ("sqlite3.OperationalError", False)],
+)
+def test_connection_was_lost_where_psycopg_fails_without_a_code(error, told):
+    assert (remedy_for(Failure(error, None)) is not None) is told
 
 
 @pytest.mark.parametrize("driver", drivers(lambda driver: driver.system == "postgresql" and not driver.is_async))

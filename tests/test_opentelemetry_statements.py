@@ -478,6 +478,16 @@ def test_port_is_told_where_it_is_not_the_usual_one(database, told):
     assert of_operation("postgresql", None, database) == {"db.system.name": "postgresql"} | told
 
 
+@pytest.mark.parametrize(
+    ("system", "port"),
+    [("postgresql", 5432), ("mysql", 3306), ("mariadb", 3306), ("microsoft.sql_server", 1433), ("oracle.db", 1521)],
+)
+def test_usual_port_is_that_of_the_database(system, port):
+    ports = [of_operation(system, None, Database("db", number)).get("server.port") for number in (port, port + 1)]
+
+    assert ports == [None, port + 1]
+
+
 def test_rest_of_a_group_has_its_times_without_waiting_for_the_loop(memory_engine):
     sqltrace.instrument()
     with sqltrace.record() as recording:
