@@ -241,6 +241,18 @@ def test_websocket_is_no_http_request(memory_engine, meters):
     assert (point.sum, dict(point.attributes)) == (2, {"http.route": "/socket"})
 
 
+def test_event_stream_whose_times_are_those_of_all_its_life_is_in_no_mean_of_requests(meters):
+    events = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]}
+    sink = OpenTelemetrySink(meter_provider=meters.provider)
+    run(SQLTraceMiddleware(sends(events, BODY), sinks=[sink]), http_scope())
+
+    [http] = meters.points("http.server.request.duration")
+    assert http.attributes["http.request.method"] == "GET"
+    for part in ("statements", "rows", "python"):
+        [point] = meters.points(f"sqltrace.request.{part}")
+        assert dict(point.attributes) == {}
+
+
 @native
 @pytest.mark.parametrize("inside", [True, False])
 def test_fastapi_that_measures_requests_is_not_repeated(memory_engine, meters, inside):

@@ -162,14 +162,16 @@ class RequestMetrics:
 
 
 def _of_route(record: RequestRecord) -> dict[str, Any]:
-    return known({"http.route": record.route, "http.request.method": _method(record)})
+    """Without a method of what is meant to live: its times are those of all its life, and belong in no mean."""
+    return known({"http.route": record.route, "http.request.method": None if record.event_stream else _method(record)})
 
 
 def _of_http(record: RequestRecord, http: Attributes) -> dict[str, Any]:
     failed = record.outcome == "error"
     return known(
         {
-            **_of_route(record),
+            "http.route": record.route,
+            "http.request.method": _method(record),
             **http,
             "http.response.status_code": record.status,
             "error.type": (record.error_type or "_OTHER") if failed else None,
