@@ -25,17 +25,17 @@ EMPLOYEES = select(STAFF.Employee)
 DEPARTMENTS = select(STAFF.Department)
 
 
-def found(session, query):
+def found(session, query, key="staff"):
     things = session.scalars(query).unique().all()
-    return [one for thing in things for one in getattr(thing, "staff", [thing])]
+    return [one for thing in things for one in getattr(thing, key, [thing])]
 
 
-def read(query, attribute, kind="Manager", staff=STAFF, prepare=None):
+def read(query, attribute, kind="Manager", staff=STAFF, prepare=None, key="staff"):
     engine = create_engine("sqlite://", poolclass=StaticPool)
     with engine.connect() as connection:
         staffs.fill(connection, staff)
     with sqltrace.record() as recording, Session(engine) as session:
-        everybody = found(session, query)
+        everybody = found(session, query, key)
         if prepare is not None:
             prepare(session, everybody)
         try:
@@ -205,6 +205,17 @@ def test_relationship_of_a_subclass_whose_columns_were_loaded_before_needs_both(
     assert sqltrace.diagnose(read(pasted(query, fix), "cars", prepare=touch_columns)) == []
 
 
+def read_wheels(query):
+    """The fixes, by relationship."""
+
+    def touch_wheels(session, everybody):
+        for one in everybody:
+            for car in getattr(one, "cars", ()):
+                assert car.wheels == []
+
+    return {one.relationship: one.fix for one in sqltrace.diagnose(read(query, "id", prepare=touch_wheels))}
+
+
 ALIAS = orm.aliased(STAFF.Employee)
 SOME = orm.with_polymorphic(STAFF.Employee, [STAFF.Boss], flat=True)
 ENGINEERS = orm.with_polymorphic(STAFF.Employee, [STAFF.Engineer], flat=True)
@@ -245,29 +256,56 @@ def test_what_an_alias_of_the_base_leaves_out_is_named_by_that(alias, attribute,
 
 
 @pytest.mark.parametrize(
-    ("query", "way"),
+    "query",
     [
-        (EMPLOYEES, ""),
-        (DEPARTMENTS.options(selectinload(STAFF.Department.staff)), "defaultload(Department.staff.of_type(Manager))."),
-        (
-            DEPARTMENTS.options(selectinload(STAFF.Department.staff.of_type(STAFF.Manager))),
-            "defaultload(Department.staff.of_type(Manager)).",
-        ),
+        DEPARTMENTS.options(selectinload(STAFF.Department.staff)),
+        DEPARTMENTS.options(selectinload(STAFF.Department.staff.of_type(STAFF.Manager))),
+        DEPARTMENTS.options(selectinload(STAFF.Department.staff).selectin_polymorphic([STAFF.Manager])),
+        DEPARTMENTS.join(STAFF.Department.staff).options(orm.contains_eager(STAFF.Department.staff)),
     ],
-    ids=["query", "base", "of_type"],
+    ids=["base", "of_type", "selectin_polymorphic", "contains_eager"],
 )
-def test_option_below_a_relationship_of_a_subclass_says_of_which(query, way):
-    def touch_wheels(session, everybody):
-        for one in everybody:
-            for car in getattr(one, "cars", ()):
-                assert car.wheels == []
-
-    fixes = {f.relationship: f.fix for f in sqltrace.diagnose(read(query, "id", prepare=touch_wheels))}
-    for fix in fixes.values():
+def test_option_below_a_relationship_of_a_subclass_says_of_which(query):
+    found = read_wheels(query)
+    for fix in found.values():
         query = pasted(query, fix)
 
-    assert fixes["Car.wheels"].startswith(f".options({way}defaultload(Manager.cars).selectinload(Car.wheels))")
-    assert sqltrace.diagnose(read(query, "id", prepare=touch_wheels)) == []
+    below = ".options(defaultload(Department.staff).options(selectin_polymorphic(Employee, [Manager]), {}))"
+    assert found["Manager.cars"] == below.format("selectinload(Manager.cars)")
+    assert found["Car.wheels"].startswith(below.format("defaultload(Manager.cars).selectinload(Car.wheels)"))
+    assert read_wheels(query) == {}
+
+
+def test_option_below_a_relationship_of_a_subclass_that_was_asked_for_is_one_of_that():
+    found, query = read_wheels(EMPLOYEES), EMPLOYEES
+    for fix in found.values():
+        query = pasted(query, fix)
+
+    assert found["Car.wheels"].startswith(".options(defaultload(Manager.cars).selectinload(Car.wheels))")
+    assert read_wheels(query) == {}
+
+
+@pytest.mark.parametrize(
+    ("attribute", "options"),
+    [
+        ("cars", "selectin_polymorphic(everybody_alias, [Manager]), selectinload(Manager.cars)"),
+        ("budget", "selectin_polymorphic(everybody_alias, [Boss, Manager])"),
+    ],
+)
+def test_what_a_relationship_to_an_alias_leaves_out_is_named_below_that(attribute, options):
+    staff = staffs.mapping()
+    alias, department = orm.aliased(staff.Employee), staff.Department
+    department.everybody = orm.relationship(alias, primaryjoin=alias.department_id == department.id, viewonly=True)
+    query = select(department).options(selectinload(department.everybody))
+
+    [finding] = sqltrace.diagnose(read(query, attribute, "Manager", staff, key="everybody"))
+    mended = eval(f"query{finding.fix}", {**vars(orm), **vars(staff), "query": query, "everybody_alias": alias})
+
+    assert finding.fix == (
+        f".options(defaultload(Department.everybody).options({options}))"
+        "  # everybody_alias: the aliased(Employee) of Department.everybody"
+    )
+    assert sqltrace.diagnose(read(mended, attribute, "Manager", staff, key="everybody")) == []
 
 
 def test_join_of_a_subclass_below_an_alias_is_left_out_at_that():

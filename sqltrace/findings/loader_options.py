@@ -13,9 +13,11 @@ from sqltrace.findings.paths import (
     ONE_OF,
     OR,
     TO_ALIAS,
+    WITH,
     Asked,
     Path,
-    is_alias,
+    ends_at_class,
+    loaded_subclasses,
     missed_subclasses,
     of_subclass,
     others,
@@ -29,7 +31,6 @@ from sqltrace.statement import Group
 
 Chosen = tuple[Path, str]
 _LEVELS = 3  # as many, and it is a tree; fewer may have been written one by one
-_OF_TYPE = re.compile(r"\.of_type\((\w+)\)$")
 _FOR_ALL_LEVELS = "selectinload({}, recursion_depth=-1)"
 
 
@@ -76,7 +77,8 @@ def _as_written(path: Path) -> tuple[Path, list[str]]:
             steps[0] = _of_alias(name, own[0], steps[0])
             called = path[0] if INSTEAD in path[0] else f"the {own[0]['written']}"
             notes.append(f"{name}: {called} of the query")
-    for place, step in enumerate(steps):
+    for place, written in enumerate(steps):
+        step, beside, subclasses = written.partition(WITH)
         found = TO_ALIAS.fullmatch(step)
         if found is None:
             continue
@@ -84,7 +86,10 @@ def _as_written(path: Path) -> tuple[Path, list[str]]:
         if place + 1 < len(steps):
             name = found["relationship"].rpartition(".")[2] + "_alias"
             steps[place] += f".of_type({name})" if found["of_type"] else ""
-            steps[place + 1] = _of_alias(name, found, steps[place + 1])
+            if beside:
+                steps[place] += beside + name + subclasses.removeprefix(found["entity"])
+            else:
+                steps[place + 1] = _of_alias(name, found, steps[place + 1])
             called = found["called"] if INSTEAD in step else f"the {found['written']}"
             notes.append(f"{name}: {called} of {found['relationship']}")
     return tuple(steps), notes
@@ -99,11 +104,14 @@ def _of_alias(name: str, alias: re.Match[str], step: str) -> str:
 
 
 def _under(above: Path, loaders: list[str]) -> str:
-    prefix = ".".join(f"defaultload({relationship})" for relationship in above)
-    if not above:
-        return ", ".join(loaders)
-    chained = len(loaders) == 1 and not loaders[0].startswith("selectin_polymorphic")
-    return f"{prefix}.{loaders[0]}" if chained else f"{prefix}.options({', '.join(loaders)})"
+    for step in reversed(above):
+        relationship, beside, subclasses = step.partition(WITH)
+        if beside:
+            loaders = [f"selectin_polymorphic({subclasses})", *loaders]
+        chained = len(loaders) == 1 and not loaders[0].startswith("selectin_polymorphic")
+        below = loaders[0] if chained else f"options({', '.join(loaders)})"
+        loaders = [f"defaultload({relationship}).{below}"]
+    return ", ".join(loaders)
 
 
 def loaders_for(recording: Recording, origin: Origin, parents: Parents | None, above: Path) -> list[Chosen]:
@@ -116,10 +124,10 @@ def loaders_for(recording: Recording, origin: Origin, parents: Parents | None, a
     """
     chosen: list[Chosen] = []
     above, again = _without_repeats(above, origin.relationship)
-    loaded = _loaded_subclasses(recording, parents)
+    loaded = loaded_subclasses(recording, parents)
     if origin.base is not None:
         missed = missed_subclasses(recording, origin.base) | loaded
-        if origin.kind != "subclass" and is_alias(above):  # no option names it there
+        if origin.kind != "subclass" and not ends_at_class(above):  # no option names it there
             above = of_subclass(above, origin.entity, origin.base, missed)
         elif origin.entity not in loaded:
             chosen.append(((*above, origin.base), f"selectin_polymorphic({{}}, [{', '.join(sorted(missed))}])"))
@@ -179,27 +187,11 @@ def _without_repeats(above: Path, relationship: str | None) -> tuple[Path, bool]
 
 def _in_place_of_subclasses(recording: Recording, origin: Origin, parents: Parents | None) -> str:
     """There is one option for all subclasses of a base."""
-    loaded = _loaded_subclasses(recording, parents)
+    loaded = loaded_subclasses(recording, parents)
     if origin.base is None or not loaded or origin.entity in loaded:
         return ""
     missed = sorted(missed_subclasses(recording, origin.base) - loaded)
     return f"  # in place of one without {', '.join(missed)}, if there is one"
-
-
-def _loaded_subclasses(recording: Recording, parents: Parents | None) -> set[str]:
-    """The subclasses that an option or the mapping loads all at once."""
-    if parents is None:
-        return set()
-    loaded = set[str]()
-    for group in recording.groups:
-        origin, above = group.origin, group.parents
-        if origin.kind != "selectin" or above is None:
-            continue
-        if origin.relationship is None and above.fingerprint == parents.fingerprint:
-            loaded.add(str(origin.entity))
-        elif origin.relationship == parents.origin.relationship and (of_type := _OF_TYPE.search(origin.step or "")):
-            loaded.add(of_type[1])
-    return loaded
 
 
 def loader_for(uselist: bool | None, *, joins: bool = True) -> str:

@@ -14,11 +14,13 @@ from sqltrace.widening import Widening
 
 Path = tuple[str, ...]
 GET, ONE_OF, OR, INSTEAD = "session.get", "one of ", "or ", " in place of the "
+WITH = " with selectin_polymorphic "  # a base and its subclasses: what comes next is of one of these
 ALIAS = re.compile(r"(?P<written>\w+\((?P<entity>\w+)(?:, \[(?P<others>[^]]*)\])?\))")
 TO_ALIAS = re.compile(
     r"(?P<relationship>\w+\.\w+)(?: as |(?P<of_type>\.of_type\())"
     rf"(?P<called>{ALIAS.pattern}(?:{INSTEAD}.+\))?)(?(of_type)\))"
 )
+_OF_TYPE = re.compile(r"\.of_type\((\w+)\)$")
 _MAX_DEPTH = 6
 
 
@@ -56,11 +58,9 @@ def others(alias: re.Match[str]) -> list[str]:
     return alias["others"].split(", ") if alias["others"] else []
 
 
-def is_alias(path: Path) -> bool:
-    """Whether it ends with an alias, of the query or of an option of it."""
-    if not path or path[-1].startswith((GET, OR)):
-        return False
-    return isinstance(path[-1], Asked) or ".of_type(" in path[-1]
+def ends_at_class(path: Path) -> bool:
+    """Whether it ends with a class that a query asked for, and no alias or relationship."""
+    return not path or path[-1].startswith((GET, OR))
 
 
 def of_subclass(above: Path, subclass: str | None, base: str | None = None, missed: Iterable[str] = ()) -> Path:
@@ -69,7 +69,8 @@ def of_subclass(above: Path, subclass: str | None, base: str | None = None, miss
 
     Args:
         above: To its base.
-        missed: Subclasses that the query has to be one of, where it asked for an alias of the base.
+        base: Name of that, where the query does not have the relationship; else the mapping loads it with the base.
+        missed: Subclasses that have to be named besides.
     """
     if not above:
         return above
@@ -79,11 +80,13 @@ def of_subclass(above: Path, subclass: str | None, base: str | None = None, miss
         known = own is None or last.startswith(OR) or INSTEAD in last or subclass in others(own)
         return above if own is None or known else (*before, Asked(_with(own, {str(subclass), *missed})))
     found = TO_ALIAS.fullmatch(last)
-    if found is None:
-        return (*before, f"{last}.of_type({subclass})") if "." in last else above
-    if not found["of_type"] or subclass in others(found):
-        return above
-    return (*before, f"{found['relationship']}.of_type({_with(found, {str(subclass), *missed})})")
+    if found is not None and found["of_type"]:
+        if subclass in others(found):
+            return above
+        return (*before, f"{found['relationship']}.of_type({_with(found, {str(subclass), *missed})})")
+    if base is not None:  # of_type() below contains_eager() is a cartesian product
+        return (*before, f"{last}{WITH}{base}, [{', '.join(sorted({str(subclass), *missed}))}]")
+    return (*before, f"{last}.of_type({subclass})") if found is None else above
 
 
 def _with(alias: re.Match[str], subclasses: Iterable[str]) -> str:
@@ -96,6 +99,22 @@ def missed_subclasses(recording: Recording, base: str) -> set[str]:
     """The subclasses of which anything was loaded one by one, or could not be: one option is for all of them."""
     origins = [group.origin for group in recording.groups] + [failed.origin for failed in recording.failed_loads]
     return {str(origin.entity) for origin in origins if origin.base == base}
+
+
+def loaded_subclasses(recording: Recording, parents: Parents | None) -> set[str]:
+    """The subclasses that an option or the mapping loads all at once."""
+    if parents is None:
+        return set()
+    loaded = set[str]()
+    for group in recording.groups:
+        origin, above = group.origin, group.parents
+        if origin.kind != "selectin" or above is None:
+            continue
+        if origin.relationship is None and above.fingerprint == parents.fingerprint:
+            loaded.add(str(origin.entity))
+        elif origin.relationship == parents.origin.relationship and (of_type := _OF_TYPE.search(origin.step or "")):
+            loaded.add(of_type[1])
+    return loaded
 
 
 def names_of_query(recording: Recording, parents: Parents | None) -> Path:
@@ -184,9 +203,9 @@ def _paths(fingerprint: str, origin: Origin, known: _Known, depth: int) -> Itera
             for way in _paths(parents.fingerprint, parents.origin, known, depth - 1):
                 above = way + joined
                 if origin.base is not None and depth < _MAX_DEPTH:  # what is told itself has an option of its own
-                    above = of_subclass(
-                        above, origin.entity, origin.base, missed_subclasses(known.recording, origin.base)
-                    )
+                    named = missed_subclasses(known.recording, origin.base)
+                    named |= loaded_subclasses(known.recording, parents)
+                    above = of_subclass(above, origin.entity, origin.base, named)
                 yield above + own
     if not found:
         yield own
