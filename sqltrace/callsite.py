@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from inspect import CO_ASYNC_GENERATOR, CO_COROUTINE, CO_GENERATOR, CO_ITERABLE_COROUTINE
-from itertools import chain, takewhile
+from itertools import chain
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -151,11 +151,16 @@ def find_call_site(skip: int = 0) -> CallSite | None:
 
 
 def site_in_flush(site: CallSite | None) -> CallSite | None:
-    """What a flush has called that led to the caller, if it is no less than a library's; else `find_call_site`'s."""
+    """What a flush has called that led to the caller, a library's line if need be; else what `find_call_site` found."""
     listener, best_kind = None, _SKIP
-    for frame in takewhile(lambda frame: frame.f_code.co_filename != _FLUSHING, _callers(sys._getframe(1))):
-        if best_kind < (kind := _kinds[frame.f_code.co_filename]) <= _APPLICATION:
+    for frame in _callers(sys._getframe(1)):
+        filename = frame.f_code.co_filename
+        if filename == _FLUSHING:
+            break
+        if best_kind < (kind := _kinds[filename]) <= _APPLICATION:
             listener, best_kind = frame, kind
+    else:
+        return site  # of a task that a listener has begun: its context is a copy
     if listener is None or site is None:
         return site
     lines = [(one.file, one.line, one.function) for one in (site, *site.callers)]
@@ -209,7 +214,7 @@ def site_awaited(frames: Sequence[FrameType]) -> CallSite | None:
 
 
 def call_site_at(file: str, line: int, function: str) -> CallSite | None:
-    """The same of a line that is known, if it is the application's."""
+    """A line that is known by these, if it is the application's."""
     return _call_site((file, line, function)) if _kinds[file] == _APPLICATION else None
 
 

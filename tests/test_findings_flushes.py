@@ -166,3 +166,31 @@ def test_query_after_a_flush_that_failed_is_none_of_it(engine):
         session.scalars(select(SHELF.Book)).all()
 
     assert [statement.call_site.in_flush for statement in recording.statements] == [False]
+
+
+def test_task_that_a_listener_begins_is_none_of_the_flush():
+    def ask_for_all(session):
+        for author in new_authors():
+            ask_for_books(session, author)
+
+    async def work(engine):
+        async with AsyncSession(engine) as session:
+            await session.run_sync(ask_for_all)
+
+    async def main():
+        def begin_task(session, context):
+            tasks.append(asyncio.get_running_loop().create_task(work(engine)))
+
+        engine, tasks = await open_async_shelf(SHELF), []
+        with listening(Session, "after_flush", begin_task):
+            async with sqltrace.record() as recording, AsyncSession(engine) as session:
+                session.add(SHELF.Author(id=101, name="new", bio=""))
+                await session.commit()
+                await asyncio.gather(*tasks)
+        await engine.dispose()
+        return sqltrace.diagnose(recording)
+
+    [finding] = asyncio.run(main())
+
+    assert finding.message.startswith("SELECT books ran 12 times at the same line with different parameters, in ")
+    assert finding.fix == "one statement for all, before the loop: WHERE books.author_id IN (…)"
