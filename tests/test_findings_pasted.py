@@ -489,6 +489,25 @@ def in_a_loop(ask):
             None,
         ),
         (
+            lambda s, n: s.execute(
+                select(Author.id, Book.id)
+                .outerjoin(Book, (Book.author_id == Author.id) & (Book.isbn == f"isbn {n}"))
+                .where(Author.tenant == 1, Author.id == n)
+            ).all(),
+            "one statement for all, before the loop: WHERE … IN (…) for what differs",
+            None,
+        ),
+        (
+            lambda s, n: s.execute(
+                select(Book.isbn)
+                .where(Book.author_id == 1, Book.id == n)
+                .group_by(Book.isbn)
+                .having(func.count() > n)
+            ).all(),
+            "one statement for all, before the loop: WHERE … IN (…) for what differs",
+            None,
+        ),
+        (
             lambda s, n: s.execute(text(f"SELECT id FROM books WHERE isbn LIKE 'anna.smith = {n}'")).all(),
             "one statement for all, before the loop: WHERE … IN (…) for what differs",
             None,
@@ -506,7 +525,7 @@ def in_a_loop(ask):
     ],
     ids=[
         "attribute", "subclass", "alias", "column", "Query", "other table", "which",
-        "and a relationship", "relationship", "with_parent", "and a function", "range", "and in a join", "options", "columns", "count", "exists", "exists by two", "exists by either", "text of an aggregate", "counts", "text", "literal", "pattern", "bound",
+        "and a relationship", "relationship", "with_parent", "and a function", "range", "and in a join", "options", "columns", "count", "exists", "exists by two", "exists by either", "text of an aggregate", "counts", "text", "columns and a join", "columns of groups", "literal", "pattern", "bound",
     ],
 )  # fmt: skip
 def test_loop_is_mended_by_the_attributes_of_its_query(engine, ask, fix, names):

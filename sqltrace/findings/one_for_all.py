@@ -24,8 +24,8 @@ _EQUALS = re.compile(
 )
 _EQUALS_ONE = rf"{_COLUMN} = {_PLACEHOLDER}"
 _KEYS = re.compile(
-    rf"(?:(?!\bWHERE\b).)*\bWHERE\s+(?P<keys>{_EQUALS_ONE}(?:\s+AND\s+{_EQUALS_ONE})+)"
-    r"\s*(?:\)\s*(?:AS\s+\w+\s*)?|(?:(?:GROUP|ORDER|LIMIT|FETCH|FOR)\b.*)?)",
+    rf"(?:(?!\bWHERE\b| = {_PLACEHOLDER}).)*\bWHERE\s+(?P<keys>{_EQUALS_ONE}(?:\s+AND\s+{_EQUALS_ONE})+)"
+    r"\s*(?:\)\s*(?:AS\s+\w+\s*)?|(?:(?:GROUP|ORDER|LIMIT|FETCH|FOR)\b(?:(?!\bHAVING\b).)*)?)",
     re.IGNORECASE | re.DOTALL,
 )
 _VALUE = re.compile(
