@@ -12,12 +12,13 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, rela
 EACH = 6
 
 
-def mapping(lazy="select"):
+def mapping(lazy="select", with_polymorphic=None):
     """
     Classes `Department`, `Employee`, `Manager`, `Boss`, `Engineer`, `Car`, `Wheel`.
 
     Args:
         lazy: Of `Manager.cars`.
+        with_polymorphic: Of `Employee`.
     """
 
     class Base(DeclarativeBase):
@@ -35,7 +36,11 @@ def mapping(lazy="select"):
         name: Mapped[str] = mapped_column(String(20), default="name")
         department_id: Mapped[int] = mapped_column(ForeignKey("departments.id"))
         department: Mapped[Department] = relationship(back_populates="staff")
-        __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "employee"}
+        __mapper_args__ = {
+            "polymorphic_on": "kind",
+            "polymorphic_identity": "employee",
+            "with_polymorphic": with_polymorphic,
+        }
 
     class Manager(Employee):
         __tablename__ = "managers"

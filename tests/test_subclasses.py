@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session, joinedload, load_only, selectin_polymorphic,
 from sqlalchemy.pool import StaticPool
 
 import sqltrace
-from sqltrace.findings import eager_join, missing_greenlet
+from sqltrace.findings import eager_join, missing_greenlet, n_plus_one
 from tests import staff as staffs
 
 pytestmark = [
@@ -321,6 +321,47 @@ def test_join_of_a_subclass_below_an_alias_is_left_out_at_that():
         ".options(defaultload(Department.staff.of_type(staff_alias)).lazyload(staff_alias.Manager.cars))"
     )
     assert sqltrace.diagnose(read(mended, "id", staff=joining), rules) == []
+
+
+JOINING = staffs.mapping("joined", with_polymorphic="*")
+STAFF_OF_ALL = JOINING.Department.staff
+
+
+@pytest.mark.parametrize(
+    ("query", "way"),
+    [
+        (select(JOINING.Department), "defaultload(Department.staff.of_type(Manager)).{}"),
+        (
+            select(JOINING.Department).options(orm.joinedload(STAFF_OF_ALL)),
+            "defaultload(Department.staff.of_type(Manager)).{}",
+        ),
+        (
+            select(JOINING.Department).join(STAFF_OF_ALL).options(orm.contains_eager(STAFF_OF_ALL)),
+            "defaultload(Department.staff).options(selectin_polymorphic(Employee, [Manager]), {})",
+        ),
+    ],
+    ids=["lazy", "joined", "contains_eager"],
+)
+def test_join_of_a_subclass_below_a_relationship_is_named_by_that(query, way):
+    def touch_wheels(session, everybody):
+        for one in everybody:
+            for car in getattr(one, "cars", ()):
+                assert car.wheels == []
+
+    def told(query):
+        recording = read(query, "id", staff=JOINING, prepare=touch_wheels)
+        return {one.kind: one.fix for one in sqltrace.diagnose(recording, rules)}
+
+    rules = [partial(eager_join, tables=1, values=1), n_plus_one]
+    fixes = told(query)
+    left_out, loaded = (told(pasted(query, fixes[kind], JOINING)) for kind in ("eager_join", "n_plus_one"))
+
+    assert fixes["eager_join"].startswith(f".options({way.format('lazyload(Manager.cars)')})")
+    assert fixes["n_plus_one"].startswith(
+        f".options({way.format('defaultload(Manager.cars).selectinload(Car.wheels)')})"
+    )
+    assert "eager_join" not in left_out
+    assert "n_plus_one" not in loaded
 
 
 @pytest.mark.parametrize("attribute", ["department", "cars"])

@@ -10,7 +10,7 @@ from sqltrace.origin import QUERY, Origin, Parents
 from sqltrace.recording import Recording
 from sqltrace.sql_text import WRITES
 from sqltrace.statement import Group
-from sqltrace.widening import Widening
+from sqltrace.widening import EagerJoin, Widening
 
 Path = tuple[str, ...]
 GET, ONE_OF, OR, INSTEAD = "session.get", "one of ", "or ", " in place of the "
@@ -199,9 +199,9 @@ def _paths(fingerprint: str, origin: Origin, known: _Known, depth: int) -> Itera
             if not depth:
                 break  # of a tree, whose objects are loaded for each other: shorter ways lead there, too
             widening = known.widenings.get((parents.fingerprint, parents.origin))
-            joined = _joined_path(widening, origin)
+            join = _join_of(widening, origin)
             for way in _paths(parents.fingerprint, parents.origin, known, depth - 1):
-                above = way + joined
+                above = way if join is None else way_of_join(way, join, widening)
                 if origin.base is not None and depth < _MAX_DEPTH:  # what is told itself has an option of its own
                     named = missed_subclasses(known.recording, origin.base)
                     named |= loaded_subclasses(known.recording, parents)
@@ -211,15 +211,32 @@ def _paths(fingerprint: str, origin: Origin, known: _Known, depth: int) -> Itera
         yield own
 
 
-def _joined_path(widening: Widening | None, origin: Origin) -> Path:
-    """The path to objects that were not asked for, but joined to those that were."""
+def _join_of(widening: Widening | None, origin: Origin) -> EagerJoin | None:
+    """By which objects came that were not asked for, but joined to those that were."""
     if widening is None:
-        return ()
+        return None
     joins = (*widening.joins, *widening.contained)
     if (entity := origin.base or origin.entity) in widening.entities:
         # Of a tree: the next level of those that were asked for is there.
         joins = tuple(join for join in joins if join.relationship == origin.relationship)
-    return min((join.written for join in joins if join.entity == entity), key=len, default=())
+    return min((join for join in joins if join.entity == entity), key=lambda join: len(join.written), default=None)
+
+
+def way_of_join(above: Path, join: EagerJoin, widening: Widening | None) -> Path:
+    """
+    The way to what was joined, its relationship included.
+
+    Args:
+        above: To what was asked for.
+        widening: That has the join.
+    """
+    contained = {} if widening is None else {one.path: one.entity for one in widening.contained}
+    steps = list(join.written)
+    for place, step in enumerate(steps):
+        base, subclass = contained.get(join.path[: place + 1]), _OF_TYPE.search(step)
+        if base is not None and subclass is not None:  # where of_type() would be a cartesian product
+            steps[place] = f"{step[: subclass.start()]}{WITH}{base}, [{subclass[1]}]"
+    return (*(above if join.subclass is None else of_subclass(above, join.subclass)), *steps)
 
 
 def _asked(widening: Widening | None) -> Path:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from sqltrace.finding import Finding
 from sqltrace.findings.costs import cost
 from sqltrace.findings.loader_options import loader_for_unused, options
-from sqltrace.findings.paths import Path, of_subclass, paths_from_query
+from sqltrace.findings.paths import Path, paths_from_query, way_of_join
 from sqltrace.findings.wording import listed, name_and_line, place, plural, subject, time
 from sqltrace.recording import Recording
 from sqltrace.statement import Group
@@ -108,7 +108,9 @@ def _fix(recording: Recording, group: Group, joins: Iterable[EagerJoin]) -> str:
     """
     above = paths_from_query(recording, group)
     outermost = _outermost(joins)
-    text = options((_way_to(join, path) + join.written, _loader(group, join)) for path in above for join in outermost)
+    text = options(
+        (way_of_join(path, join, group.widening), _loader(group, join)) for path in above for join in outermost
+    )
     if not all(_is_wanted(group, join) for join in outermost):
         text += "  # selectinload() where they are needed"
     # SQLAlchemy takes no second option for the same relationship.
@@ -120,11 +122,6 @@ def _fix(recording: Recording, group: Group, joins: Iterable[EagerJoin]) -> str:
         others = " for the others" if replaced else ""
         text += f'  # or{others} lazy="raise_on_sql" at {listed(list(dict.fromkeys(declared)))}'
     return text
-
-
-def _way_to(join: EagerJoin, above: Path) -> Path:
-    """From the query to what has the first relationship of a join."""
-    return above if join.subclass is None else of_subclass(above, join.subclass)
 
 
 def _declared(join: EagerJoin) -> str | None:
