@@ -397,7 +397,7 @@ def test_option_of_what_was_loaded_at_another_line_says_of_which_query(engine):
     assert items.fix == ".options(selectinload(Order.items))"
     assert products.fix == (
         f".options(defaultload(Order.items).joinedload(Item.product))  # of the {items.parents}"
-        "  # together with what is told of Order.items"
+        "  # together with the fix for Order.items"
     )
     assert innermost(items.parents).endswith("in findings")
     assert innermost(products.parents).endswith("touch")
@@ -413,7 +413,7 @@ def test_option_below_what_is_loaded_one_by_one_says_that_alone_it_is_not_enough
     by_line = {finding.relationship: finding.fix for finding in findings(engine, select(Order), touch)}
 
     assert by_line["Order.items"] == ".options(selectinload(Order.items))"
-    assert by_line["Item.product"].endswith("  # together with what is told of Order.items")
+    assert by_line["Item.product"].endswith("  # together with the fix for Order.items")
 
 
 def test_columns_that_are_loaded_together_are_told_as_several(engine):

@@ -324,7 +324,7 @@ def test_what_is_loaded_for_each_of_many_queries_wants_one_for_all(engine, asks)
     note = "  # of one query for all, in place of 6"
     assert fixes["Author.books"] == f".options(selectinload(Author.books)){note}"
     assert fixes["Book.reviews"].startswith(".options(defaultload(Author.books).selectinload(Book.reviews))  # of the ")
-    assert fixes["Book.reviews"].endswith(f"{note}  # together with what is told of Author.books")
+    assert fixes["Book.reviews"].endswith(f"{note}  # together with the fix for Author.books")
     assert recording.statement_count == 3
 
 

@@ -251,7 +251,7 @@ def _together(recording: Recording, group: Group, loads: int) -> str:
         if load.origin.kind in ("lazy", "immediate") and _at_one_place(load) >= loads
     )
     above.pop(str(group.origin.relationship), None)  # of a tree, whose option is for all levels
-    return f"  # together with what is told of {listed(list(above))}" if above else ""
+    return f"  # together with the fix for {listed(list(above))}" if above else ""
 
 
 def _at_once(group: Group, when: str, loads: str = "") -> str:
