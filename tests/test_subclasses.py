@@ -308,6 +308,20 @@ def test_what_a_relationship_to_an_alias_leaves_out_is_named_below_that(attribut
     assert sqltrace.diagnose(read(mended, attribute, "Manager", staff, key="everybody")) == []
 
 
+def test_option_below_a_relationship_of_a_subclass_is_one_of_the_class_that_get_asks_for():
+    def get(session, everybody):
+        for one in everybody:
+            session.expunge(one)
+            found = session.get(STAFF.Employee, one.id)
+            for car in getattr(found, "cars", ()):
+                assert car.wheels == []
+
+    recording = read(EMPLOYEES, "id", prepare=get)
+    [fix] = [one.fix for one in sqltrace.diagnose(recording) if one.relationship == "Car.wheels"]
+
+    assert fix.startswith(".options(defaultload(Manager.cars).selectinload(Car.wheels))  # of ")
+
+
 def test_join_of_a_subclass_below_an_alias_is_left_out_at_that():
     joining = staffs.mapping("joined")
     alias = orm.with_polymorphic(joining.Employee, [joining.Manager], flat=True)

@@ -72,12 +72,12 @@ def of_subclass(above: Path, subclass: str | None, base: str | None = None, miss
         base: Name of that, where the query does not have the relationship; else the mapping loads it with the base.
         missed: Subclasses that have to be named besides.
     """
-    if not above:
+    if ends_at_class(above):
         return above
     *before, last = above
     if isinstance(last, Asked):
         own = next((alias for alias in ALIAS.finditer(last) if alias["entity"] == base), None)
-        known = own is None or last.startswith(OR) or INSTEAD in last or subclass in others(own)
+        known = own is None or INSTEAD in last or subclass in others(own)
         return above if own is None or known else (*before, Asked(_with(own, {str(subclass), *missed})))
     found = TO_ALIAS.fullmatch(last)
     if found is not None and found["of_type"]:
