@@ -4,7 +4,7 @@ import asyncio
 from functools import partial
 
 import pytest
-from sqlalchemy import create_engine, orm, select
+from sqlalchemy import ForeignKey, create_engine, orm, select
 from sqlalchemy.exc import InvalidRequestError, MissingGreenlet, StatementError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session, joinedload, load_only, selectin_polymorphic, selectinload
@@ -320,6 +320,48 @@ def test_option_below_a_relationship_of_a_subclass_is_one_of_the_class_that_get_
     [fix] = [one.fix for one in sqltrace.diagnose(recording) if one.relationship == "Car.wheels"]
 
     assert fix.startswith(".options(defaultload(Manager.cars).selectinload(Car.wheels))  # of ")
+
+
+def test_tree_of_a_subclass_is_loaded_level_by_level():
+    class Base(orm.DeclarativeBase):
+        pass
+
+    class Node(Base):
+        __tablename__ = "nodes"
+        id: orm.Mapped[int] = orm.mapped_column(primary_key=True)
+        kind: orm.Mapped[str]
+        above: orm.Mapped[int | None] = orm.mapped_column(ForeignKey("nodes.id"))
+        __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "leaf"}
+
+    class Branch(Node):
+        nodes: orm.Mapped[list[Node]] = orm.relationship()
+        __mapper_args__ = {"polymorphic_identity": "branch"}
+
+    def grow(levels):
+        return Branch(nodes=[grow(levels - 1), grow(levels - 1), Node()]) if levels else Node()
+
+    def count(node):
+        return 1 + sum(map(count, getattr(node, "nodes", ())))
+
+    def read(query):
+        with sqltrace.record() as recording, Session(engine) as session:
+            counts = [count(node) for node in session.scalars(query)]
+        return sqltrace.diagnose(recording), recording.statement_count, counts
+
+    engine = create_engine("sqlite://", poolclass=StaticPool)
+    Base.metadata.create_all(engine)
+    with Session(engine) as session:
+        session.add(grow(5))
+        session.commit()
+    query = select(Node).where(Node.above.is_(None))
+
+    [finding], before, nodes = read(query)
+    mended = eval(f"query{finding.fix}", {**vars(orm), "query": query, "Node": Node, "Branch": Branch})
+    findings, after, found = read(mended)
+    engine.dispose()
+
+    assert (findings, found) == ([], nodes)
+    assert 2 * after < before
 
 
 def test_join_of_a_subclass_below_an_alias_is_left_out_at_that():

@@ -75,6 +75,8 @@ def of_subclass(above: Path, subclass: str | None, base: str | None = None, miss
     if ends_at_class(above):
         return above
     *before, last = above
+    if WITH in last:  # of a tree, whose levels are one step
+        return above
     if isinstance(last, Asked):
         own = next((alias for alias in ALIAS.finditer(last) if alias["entity"] == base), None)
         known = own is None or INSTEAD in last or subclass in others(own)
