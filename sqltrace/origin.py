@@ -63,7 +63,7 @@ class Origin:
     step: str | None = None
 
     def __str__(self) -> str:
-        """Different for each group: all that tells origins apart."""
+        """What tells the origins of one statement apart; the rest shows in its SQL."""
         what = self.relationship or self.entity
         words = self.kind if what is None else f"{self.kind} {what}"
         if self.attributes:
