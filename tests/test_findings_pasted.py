@@ -522,10 +522,27 @@ def in_a_loop(ask):
             "one statement for all, before the loop: WHERE books.author_id IN (…)",
             None,
         ),
+        (
+            lambda s, n: s.execute(select(Book.id).where(Book.author_id == n, Book.id > 0, Book.id < 100)).all(),
+            "one statement for all, before the loop: WHERE … IN (…) for what differs",
+            None,
+        ),
+        (
+            lambda s, n: s.execute(
+                text("SELECT 1 FROM books b, authors a WHERE b.author_id = a.author_pk AND a.name = :n"), {"n": f"star {n}"}
+            ).all(),
+            "one statement for all, before the loop: WHERE … IN (…) for what differs",
+            None,
+        ),
+        (
+            lambda s, n: s.scalars(select(Author).join(Book).where(Book.isbn == f"isbn {n}").limit(1)).one(),
+            "the same query once, before the loop, with Book.isbn.in_(isbns), and Book.isbn asked for, too, with row_number()",
+            None,
+        ),
     ],
     ids=[
         "attribute", "subclass", "alias", "column", "Query", "other table", "which",
-        "and a relationship", "relationship", "with_parent", "and a function", "range", "and in a join", "options", "columns", "count", "exists", "exists by two", "exists by either", "text of an aggregate", "counts", "text", "columns and a join", "columns of groups", "literal", "pattern", "bound",
+        "and a relationship", "relationship", "with_parent", "and a function", "range", "and in a join", "options", "columns", "count", "exists", "exists by two", "exists by either", "text of an aggregate", "counts", "text", "columns and a join", "columns of groups", "literal", "pattern", "bound", "two bounds", "join by text", "one of another table",
     ],
 )  # fmt: skip
 def test_loop_is_mended_by_the_attributes_of_its_query(engine, ask, fix, names):
