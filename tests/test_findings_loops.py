@@ -185,9 +185,21 @@ class TestOneForAll:
         assert finding.fix == f"{fix}; or by what they begin with, if they are tried until one is free"
         assert findings(engine, at_once) == []
 
-    def test_is_not_for_what_is_taken_where_the_last_that_is_kept_is_not_the_last(self, engine, shelf):
-        with sqltrace.record(max_statements=37) as recording, Session(engine) as session:
-            for number in [*range(1, 38), 1]:
+    @pytest.mark.parametrize(
+        ("most", "before", "titles"),
+        [
+            (37, 0, [*range(1, 38), 1]),
+            (2, 2, [*range(1, 38)]),
+            (100, 0, [*range(1, 37)]),
+            (100, 0, [*range(37, 50)]),
+        ],
+        ids=["the last kept is not the last", "none is kept", "all found something", "none found anything"],
+    )
+    def test_is_not_for_what_is_taken_where_not_only_the_last_found_nothing(self, engine, shelf, most, before, titles):
+        with sqltrace.record(max_statements=most) as recording, Session(engine) as session:
+            for _ in range(before):
+                session.execute(text("SELECT 1"))
+            for number in titles:
                 session.scalars(select(shelf.Book).where(shelf.Book.title == f"title {number}")).all()
 
         [finding] = sqltrace.diagnose(recording)
@@ -215,6 +227,27 @@ class TestOneForAll:
         [finding] = findings(engine, work)
 
         assert finding.fix == f"select(Author).where(Author.{column}.in_({column}s))  # once, before the loop"
+
+    def test_is_for_keys_that_are_names_also_where_the_last_found_nothing(self, memory_engine):
+        class Base(DeclarativeBase):
+            pass
+
+        class Country(Base):
+            __tablename__ = "countries"
+            code: Mapped[str] = mapped_column(String(2), primary_key=True)
+
+        Base.metadata.create_all(memory_engine)
+        with Session(memory_engine) as session:
+            session.add_all([Country(code=f"{number:02}") for number in IDS])
+            session.commit()
+
+        def work(session):
+            for number in range(1, shelves.AUTHORS + 2):
+                session.scalars(select(Country).where(Country.code == f"{number:02}")).all()
+
+        [finding] = findings(memory_engine, work)
+
+        assert finding.fix == "select(Country).where(Country.code.in_(codes))  # once, before the loop"
 
     def test_says_what_becomes_of_limit_in_raw_sql(self, engine):
         def work(session):
