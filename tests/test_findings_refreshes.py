@@ -176,6 +176,23 @@ def test_refreshes_after_commits_are_left_out_where_nothing_expires():
     assert sqltrace.diagnose(mended) == []
 
 
+@pytest.mark.parametrize(
+    ("shelf", "attributes", "end"),
+    [(SHELF, ["name"], "commit"), (EAGER, None, "commit"), (SHELF, None, "rollback")],
+    ids=["of an attribute", "with a relationship of the mapping", "after rollbacks"],
+)
+def test_refreshes_for_more_than_what_a_commit_expired_are_one_select(shelf, attributes, end):
+    def work(session, shelf):
+        for author in session.scalars(select(shelf.Author)).all():
+            session.refresh(author, attributes)
+            getattr(session, end)()
+
+    findings = sqltrace.diagnose(shelves.record_sync(work, shelf))
+
+    [fix] = [finding.fix for finding in findings if "session.refresh()" in finding.message]
+    assert fix.startswith("select(Author).where(Author.id.in_(ids)).execution_options(populate_existing=True)")
+
+
 def test_object_that_is_watched_is_not_told():
     def work(session, shelf):
         author = session.get(shelf.Author, 1)
