@@ -107,6 +107,7 @@ class TestTheSameAgain:
         ("t.id = any ($1::INTEGER[])", True),
         ("t.id = ANY(CAST(:ids AS INTEGER[]))", True),
         ("t.id IN (?, ?, ?, ?, ?)", False),
+        ("t.id IN (?, ?) AND t.b IN (?, ?, ?, ?, ?, ?, ?, ?, ?)", False),
         ("(t.a, t.b) IN (($1, $2), ($3, $4), ($5, $6), (1, 2), (1, 2))", False),
         ("t.id IN (coalesce(?, ?, ?, ?, ?, ?, ?, ?, ?, ?))", False),
         ("$1 = ANY(t.tags)", False),
