@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from sqltrace.finding import Finding
 from sqltrace.findings.costs import cost
-from sqltrace.findings.wording import line, mostly, name_of, place, place_of_failed, plural, time
+from sqltrace.findings.wording import line, mostly, name_of, place_of_failed, plural, time
 from sqltrace.recording import Recording
 
 _TELL = (
@@ -29,7 +29,6 @@ def after_response_sql(recording: Recording, *, long: float = 1.0) -> Iterator[F
     if not groups or (not failed and took < long):
         return
     worst = next((group for group in groups if group.failed), max(groups, key=cost))
-    at = place_of_failed(worst) if worst.failed else place(worst)
     count = plural(sum(group.count for group in groups), "statement")
     if failed:
         message = (
@@ -43,7 +42,7 @@ def after_response_sql(recording: Recording, *, long: float = 1.0) -> Iterator[F
         "after_response_sql",
         message,
         took,
-        at,
+        place_of_failed(worst),
         relationship=worst.origin.relationship,
         fix=fix,
         fingerprint=worst.fingerprint or None,
