@@ -406,6 +406,48 @@ def test_relationship_that_a_commit_had_expired_has_to_be_loaded_before_that():
     assert read(loading, expire_on_commit=False) == []
 
 
+def test_fix_for_what_commits_had_expired_is_about_that_error_and_commits_only():
+    async def main():
+        engine = await open_async_shelf(L)
+        async with sqltrace.record() as recording:
+            async with AsyncSession(engine) as session:
+                author = await find(session, select(L.Author))
+                await session.commit()
+                book = await find(session, select(L.Book))
+                with pytest.raises(ERRORS):
+                    author.books
+            for touch in (lambda: book.author, lambda: author.name):
+                with pytest.raises(DetachedInstanceError):
+                    touch()
+        await engine.dispose()
+        return sqltrace.diagnose(recording)
+
+    assert {finding.message.partition(" ")[0]: finding.fix for finding in asyncio.run(main())} == {
+        "Author.books": "async_sessionmaker(engine, expire_on_commit=False)  # and Author.books loaded with the query",
+        "Book.author": ".options(joinedload(Book.author))",
+        "Author.name": "async_sessionmaker(engine, expire_on_commit=False)",
+    }
+
+
+def test_detached_object_of_a_synchronous_session_beside_an_async_one_is_mended_at_its_own():
+    async def main():
+        engine, other = await open_async_shelf(L), open_shelf(L)
+        async with sqltrace.record() as recording, AsyncSession(engine) as session:
+            await find(session, select(L.Book))
+            with Session(other) as inner:
+                author = inner.scalars(select(L.Author)).first()
+                inner.commit()
+            with pytest.raises(DetachedInstanceError):
+                author.name
+        await engine.dispose()
+        other.dispose()
+        return sqltrace.diagnose(recording)
+
+    [finding] = asyncio.run(main())
+
+    assert finding.fix == "sessionmaker(engine, expire_on_commit=False)"
+
+
 @pytest.mark.parametrize("names", [None, ["books"]], ids=["once", "once more"])
 def test_relationship_that_a_rollback_had_expired_has_to_be_refreshed_itself(names):
     async def main(refresh):
@@ -477,29 +519,66 @@ CURRENT_USER = "async def current_user(session, query):\n    return (await sessi
 exec(compile(CURRENT_USER, "/venv/site-packages/fastapi_users_db_sqlalchemy/__init__.py", "exec"), LIBRARY)
 
 
-async def read_of_library(shelf, fix=None):
+async def read_of_library(shelf, touch, fix=None):
     engine = await open_async_shelf(shelf)
     async with sqltrace.record() as recording, AsyncSession(engine) as session:
         author = await LIBRARY["current_user"](session, select(shelf.Author))
         if fix is not None:
             await eval(fix.removeprefix("await "), {"session": session, "author": author})
         try:
-            touch_books(author)
+            touch(author)
         except ERRORS:
             pass
     await engine.dispose()
     return recording
 
 
-@pytest.mark.parametrize("shelf", [L, R], ids=["lazy", "raise"])
-def test_object_of_a_query_of_a_library_wants_a_refresh(monkeypatch, shelf):
+@pytest.mark.parametrize(
+    ("shelf", "name", "touch"),
+    [(L, "books", touch_books), (R, "books", touch_books), (L, "bio", lambda author: author.bio)],
+    ids=["lazy", "raise", "deferred"],
+)
+def test_object_of_a_query_of_a_library_wants_a_refresh(monkeypatch, shelf, name, touch):
     """As the user that a dependency of theirs finds: there is no query to which an option could be added."""
     monkeypatch.setitem(callsite._kinds, __file__, callsite._SKIP)
 
-    (finding,) = sqltrace.diagnose(asyncio.run(read_of_library(shelf)))
+    (finding,) = sqltrace.diagnose(asyncio.run(read_of_library(shelf, touch)))
 
-    assert finding.fix == 'await session.refresh(author, ["books"])  # before: the query is a library\'s'
-    assert sqltrace.diagnose(asyncio.run(read_of_library(shelf, finding.fix))) == []
+    assert finding.fix == f'await session.refresh(author, ["{name}"])  # before: the query is a library\'s'
+    assert sqltrace.diagnose(asyncio.run(read_of_library(shelf, touch, finding.fix))) == []
+
+
+def test_new_object_of_a_synchronous_session_is_refreshed_without_await():
+    engine = open_shelf(L)
+    with sqltrace.record() as recording:
+        with Session(engine, expire_on_commit=False) as session:
+            author = L.Author(name="new", bio="")
+            session.add(author)
+            session.commit()
+        with pytest.raises(DetachedInstanceError):
+            author.books
+    engine.dispose()
+
+    [finding] = sqltrace.diagnose(recording)
+
+    assert finding.fix == 'session.refresh(author, ["books"])  # before: no query has loaded it'
+
+
+def test_expired_attribute_wants_an_async_session_maker_also_where_no_statement_is_known():
+    async def main():
+        engine = await open_async_shelf(L)
+        async with AsyncSession(engine) as session:
+            author = await find(session, select(L.Author))
+            async with sqltrace.record() as recording:
+                await session.commit()
+                with pytest.raises(ERRORS):
+                    author.name
+        await engine.dispose()
+        return recording
+
+    [finding] = sqltrace.diagnose(asyncio.run(main()))
+
+    assert finding.fix == "async_sessionmaker(engine, expire_on_commit=False)"
 
 
 def test_query_of_an_unknown_line_is_told_by_its_class():
