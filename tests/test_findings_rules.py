@@ -6,7 +6,7 @@ import re
 import socket
 import sqlite3
 import threading
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from tempfile import mkdtemp
 
@@ -43,6 +43,7 @@ from sqltrace.findings.locking import remedy_for
 from sqltrace.label import Label
 from sqltrace.loop_log import LoopLog
 from sqltrace.recording import Recording
+from sqltrace.sql_text import fingerprint
 from sqltrace.statement import Failure
 from sqltrace.watchdog import Sightings
 from tests import shelf as shelves
@@ -1194,6 +1195,21 @@ def test_remedy_for_what_failed_after_the_response_fits_a_background_task(witnes
         "commit in the endpoint what the exit of a dependency commits;"
         " a background task has to tell somebody itself that it failed"
     )
+
+
+def test_what_failed_after_the_response_is_told_and_not_what_took_longer(witness, clock, engine):
+    def work():
+        clock.advance(0.001)
+        for sql in ("SELECT wait(0.2)", "SELECT * FROM missing"):
+            with engine.connect() as connection, suppress(exc.OperationalError):
+                connection.execute(text(sql))
+
+    [finding] = visit(witness, clock, lambda request: JSONResponse({}, background=BackgroundTask(work)))
+
+    assert finding.message == (
+        "1 of 2 statements after the response failed, in SELECT missing: the client was told otherwise."
+    )
+    assert finding.fingerprint == fingerprint("SELECT * FROM missing", "sqlite")
 
 
 def after_the_response(witness, clock, engine, *statements):
