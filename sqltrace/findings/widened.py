@@ -56,7 +56,7 @@ def multiplied(group: Group, *, rows: int = 100, ratio: float = 3.0) -> bool:
     widening = group.widening
     if widening is None or not widening.siblings or group.rows is None:
         return False
-    return group.rows >= rows and group.rows >= ratio * max(1, object_count(group))
+    return group.rows >= rows and group.rows >= ratio * object_count(group)
 
 
 def repeats_parents(group: Group, *, rows: int = 500, ratio: float = 10.0) -> bool:
