@@ -128,18 +128,21 @@ def test_rows_are_too_many_from_these_numbers_on(rule, rows, roots, objects, col
 
 
 @pytest.mark.parametrize(
-    ("relationships", "values", "found"),
+    ("relationships", "rows", "values", "found"),
     [
-        (("publisher", "books", "prizes"), 10_000, True),
-        (("publisher", "books", "prizes"), 9_999, False),
-        (("publisher", "books"), 10_000, False),
+        (("publisher", "books", "prizes"), 1, 10_000, True),
+        (("publisher", "books", "prizes"), 1, 9_999, False),
+        (("publisher", "books"), 1, 10_000, False),
+        (("publisher", "books", "prizes"), None, 10_000, False),
     ],
 )
-def test_eager_joins_are_too_many_from_three_tables_and_ten_thousand_values_on(relationships, values, found):
+def test_eager_joins_are_too_many_from_three_tables_and_ten_thousand_values_on(
+    relationships, rows, values, found, no_faults
+):
     recording = shelves.record_sync(authors, shelves.mapping(**dict.fromkeys(relationships, "joined")))
     [group] = recording.groups
     first, *others = group.widening.joins
     joins = replace(first, columns=values), *[replace(join, columns=0) for join in others]
-    group.rows, group.widening = 1, replace(group.widening, joins=joins)
+    group.rows, group.widening = rows, replace(group.widening, joins=joins)
 
     assert bool(sqltrace.diagnose(recording, [eager_join])) is found
