@@ -479,14 +479,20 @@ def test_single_objects_are_not_told_as_one_for_each_parent(relationship):
     )
 
 
-def test_single_objects_that_are_loaded_at_once_come_after_their_parents():
-    shelf = shelves.mapping(author="immediate")
+@pytest.mark.parametrize(
+    ("relationship", "told"),
+    [
+        ("author", "Book.author was loaded by 12 statements, one by one right after their Book, in "),
+        ("books", "Author.books was loaded by 12 statements, one for each Author right after it, in "),
+    ],
+)
+def test_objects_that_are_loaded_at_once_come_after_their_parents(relationship, told):
+    shelf = shelves.mapping(**{relationship: "immediate"})
+    parent = shelf.Book if relationship == "author" else shelf.Author
 
-    [finding] = sqltrace.diagnose(
-        shelves.record_sync(lambda session, shelf: session.scalars(select(shelf.Book)).all(), shelf)
-    )
+    [finding] = sqltrace.diagnose(shelves.record_sync(lambda session, _: session.scalars(select(parent)).all(), shelf))
 
-    assert finding.message.startswith("Book.author was loaded by 12 statements, one by one right after their Book, in ")
+    assert finding.message.startswith(told)
 
 
 def test_collections_are_told_as_one_for_each_parent():
