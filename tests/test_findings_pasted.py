@@ -204,6 +204,19 @@ def test_product_below_an_alias_is_mended_at_the_alias(engine):
     assert after == []
 
 
+def test_product_is_one_of_what_is_side_by_side_and_not_of_what_is_above(engine):
+    below = joinedload(Author.books)
+
+    [finding], _ = multiplied(
+        engine, select(Author).options(below.joinedload(Book.reviews), below.joinedload(Book.topics))
+    )
+
+    assert "; Book.reviews × Book.topics multiply each other into " in finding.message
+    assert finding.fix.startswith(
+        ".options(defaultload(Author.books).options(selectinload(Book.reviews), selectinload(Book.topics)))"
+    )
+
+
 def test_options_of_the_query_are_replaced_and_none_is_added_to_them(engine):
     [finding], _ = multiplied(engine, select(Book).options(joinedload(Book.reviews), joinedload(Book.topics)))
     after, _ = multiplied(engine, paste(finding.fix, query=select(Book)))
@@ -361,6 +374,18 @@ def test_new_objects_come_with_their_relationship_by_one_query(engine):
 
     assert fix.startswith("session.scalars(select(Author).where(…).options(selectinload(Author.books))).all()  # once,")
     assert loads(after) == []
+
+
+def test_refreshes_of_a_relationship_that_a_subclass_inherits_are_counted_with_it(engine):
+    def work(session):
+        for star in session.scalars(select(Star)).unique().all():
+            session.refresh(star, ["books"])
+
+    [finding], _ = told(engine, work)
+
+    assert finding.message.startswith(
+        "12 calls of session.refresh() loaded Star.books for one Star each, by 24 statements"
+    )
 
 
 def in_a_loop(ask):
