@@ -22,7 +22,8 @@ from sqltrace import connection
 from sqltrace.finding import Finding
 from sqltrace.recording import Recording
 from sqltrace.request import RequestRecord
-from sqltrace.sinks.log_line import log_line
+from sqltrace.sinks.log_line import _threads, known, log_line
+from sqltrace.thread_waits import ThreadWait
 from tests.asgi import Clock, timed
 
 SCHEMA = json.loads(files("sqltrace").joinpath("log_line.schema.json").read_text(encoding="utf-8"))
@@ -586,3 +587,38 @@ def test_line_tells_the_overflow_of_a_pool_that_has_one(tmp_path, overflow):
     [wait] = log_line(RequestRecord(recording, "http", "/"))["connection.waits"]
 
     assert (wait["in_use"], wait.get("overflow")) == (1 + overflow, overflow or None)
+
+
+def test_line_tells_who_held_the_connections_that_were_waited_for(tmp_path):
+    options = {"poolclass": QueuePool, "pool_size": 2, "max_overflow": 0, "pool_timeout": 0.01}
+    engine = create_engine(f"sqlite:///{tmp_path}/app.db", **options)
+    with sqltrace.record():
+        with sqltrace.record("sibling"):
+            held = [engine.connect()]
+        with sqltrace.record("victim") as victim, pytest.raises(PoolTimeoutError):
+            held.append(engine.connect())
+            engine.connect()
+        with sqltrace.record("stranger") as stranger, pytest.raises(PoolTimeoutError):
+            engine.connect()
+    for one in held:
+        one.close()
+    engine.dispose()
+
+    def told(recording):
+        [wait] = log_line(RequestRecord(recording, "http", "/"))["connection.waits"]
+        return wait.get("self_deadlock"), {(holder["name"], holder.get("own")) for holder in wait["held_by"]}
+
+    assert told(victim) == (True, {("sibling", None), ("victim", True)})
+    assert told(stranger) == (None, {("sibling", None), ("victim", None)})
+
+
+@pytest.mark.parametrize(
+    ("wait", "told"),
+    [
+        (ThreadWait(0.5, 40, (("GET /", 2.46),)), {"threads.count": 40, "threads.used_by": [{"name": "GET /", "threads": 2.5}]}),
+        (ThreadWait(0.5, None, ()), {}),
+    ],
+    ids=["known", "unknown"],
+)  # fmt: skip
+def test_line_tells_who_used_the_threads_that_were_waited_for_where_that_is_known(wait, told):
+    assert known(_threads(wait)) == {"threads.wait_ms": 500.0, **told}
