@@ -609,6 +609,13 @@ class TestFinding:
 
         assert "used by GET /report (39.9) and GET /health (0.1) on average." in finding.message
 
+    def test_names_the_three_that_used_most(self):
+        users = ("GET /report", 30.0), ("GET /c", 2.0), ("GET /b", 3.0), ("GET /a", 4.0)
+
+        [finding] = self.found(0.5, users=users)
+
+        assert "used by GET /report (30.0), GET /a (4.0) and GET /b (3.0) on average." in finding.message
+
     @pytest.mark.parametrize(("waited", "kinds"), [(0.099, []), (0.1, ["thread_wait"])])
     def test_is_told_from_a_tenth_of_a_second(self, waited, kinds):
         assert [finding.kind for finding in self.found(waited)] == kinds
