@@ -67,7 +67,6 @@ class Unkept:
         """All of it, when nothing more comes."""
         for execution in self._open:
             self._take(execution)
-        self._open = []
         return self._by_operation
 
     def _take(self, execution: Execution) -> None:
