@@ -19,6 +19,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
 import sqltrace
+from sqltrace import connection as connections
 from sqltrace.capture import flushes
 from sqltrace.collector import mark
 from sqltrace.connection import Checkout, Holder, Occupants, PoolWait
@@ -334,6 +335,28 @@ def test_time_between_the_batches_of_an_insert_is_not_reported(clock, engine, pa
     assert recording.statement_count == 40
     assert recording.connections.idle_in_transaction == pytest.approx(39 * 0.04 + pause)
     assert [finding.cost for finding in findings] == pytest.approx(told)
+
+
+@pytest.mark.parametrize(("long", "told"), [(0.3, [0.54]), (0.25, [])])
+def test_short_pauses_count_beside_a_long_one(clock, engine, long, told):
+    with recorded(clock) as recording, engine.begin() as connection:
+        for pause in (long, *[0.04] * 6):
+            connection.execute(text("SELECT 1"))
+            clock.advance(pause)
+
+    findings = sqltrace.diagnose(recording, [idle_in_transaction])
+
+    assert [finding.cost for finding in findings] == pytest.approx(told)
+
+
+def test_nothing_is_told_of_transactions_where_connections_cannot_be_measured(monkeypatch, clock, engine):
+    monkeypatch.setattr(connections, "unmeasurable_times", {*connections.TIMES})
+    with recorded(clock) as recording, engine.begin() as connection:
+        connection.execute(text("SELECT 1"))
+        clock.advance(0.6)
+
+    assert recording.connections.idle_in_transaction is None
+    assert sqltrace.diagnose(recording, [idle_in_transaction]) == []
 
 
 @pytest.mark.parametrize(("waited", "told"), [(0.3, []), (0.6, [0.6])])
