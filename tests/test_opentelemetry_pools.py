@@ -92,7 +92,7 @@ def test_pool_that_keeps_nothing_tells_what_is_used(engines, meters):
     client.get("/")
 
     assert seen == {("none", "used"): 1}
-    assert values(meters, "max") == values(meters, "idle.max") == {}
+    assert values(meters, "max") == values(meters, "idle.max") == values(meters, "idle.min") == {}
 
 
 def test_pools_of_one_name_count_as_one(engines, meters):
