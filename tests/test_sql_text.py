@@ -27,6 +27,11 @@ WHERE tags_1.id IN ($1, $2, $3, $4)"""
         ("INSERT INTO shipping_details (a, b) SELECT x, y FROM orders", "INSERT shipping_details SELECT orders"),
         ("SELECT * FROM songs, artists", "SELECT songs artists"),
         ("SELECT * FROM (SELECT * FROM orders JOIN customers ON true) AS q", "SELECT SELECT orders customers"),
+        ("SELECT * FROM a, (SELECT x, y FROM b WHERE z IN (1, 2)) AS q, c", "SELECT a SELECT b c"),
+        ("SELECT * FROM (a, b), c", "SELECT a b c"),
+        ("SELECT * FROM (a, b) WHERE f(x, y)", "SELECT a b"),
+        ("SELECT v.a FROM (VALUES (1, x), (2, y)) AS v, t", "SELECT t"),
+        ("SELECT a FROM t; EXEC p x, y", "SELECT t"),
         ('SELECT "a b" FROM "song list"', 'SELECT "song list"'),
         ("SELECT x FROM [dbo].[orders]", "SELECT [dbo].[orders]"),
         ("SELECT x FROM `my db`.`t`", "SELECT `my db`.`t`"),
@@ -71,6 +76,8 @@ def test_summary_is_cut_between_words_at_255_characters():
 
     assert 230 < len(summary) <= 255
     assert summary.split() == ["SELECT", *tables[: len(summary.split()) - 1]]
+    assert summarize("SELECT * FROM " + 248 * "t") == "SELECT " + 248 * "t"
+    assert summarize("SELECT * FROM " + 249 * "t") == "SELECT"
 
 
 @pytest.mark.parametrize(
@@ -179,6 +186,7 @@ def test_summary_is_cut_between_words_at_255_characters():
         ("microsoft.sql_server", 'SELECT "a b" FROM "t 1" WHERE n = "it\'s"', 'SELECT ? FROM "t 1" WHERE n = ?'),
         ("postgresql", 'SELECT a WHERE n = "it\'s"', 'SELECT a WHERE n = "it\'s"'),
         ("sqlite", 'insert into t(a,b)values("alice@example.com","secret")', "insert into t(a,b)values(?,?)"),
+        ("sqlite", 'SELECT [a b], `c d` FROM "t 1"', 'SELECT [a b], `c d` FROM "t 1"'),
         ("sqlite", 'INSERT INTO t(a)VALUES("secret")', "INSERT INTO t(a)VALUES(?)"),
         ("sqlite", 'INSERT INTO t (a) SELECT "b"', "INSERT INTO t (a) SELECT ?"),
         ("sqlite", 'INSERT INTO t ("a b", "c") SELECT 1', 'INSERT INTO t ("a b", "c") SELECT ?'),
@@ -297,6 +305,7 @@ def test_any_text_is_read_without_an_exception(sql):
         ("ROLLBACK TO SAVEPOINT sa_savepoint_1", "ROLLBACK TO SAVEPOINT sa_savepoint_22"),
         ("SAVE TRANSACTION sa_savepoint_1", "SAVE TRANSACTION sa_savepoint_22"),
         ('savepoint "point 1"', 'savepoint "point 2"'),
+        ("SELECT a /* for joe */ FROM t", "SELECT a FROM t"),
     ],
 )
 def test_texts_that_differ_in_values_only_have_one_fingerprint(one, other):
