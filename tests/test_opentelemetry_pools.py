@@ -181,6 +181,24 @@ def test_those_who_wait_for_the_pool_are_pending(engines, meters):
     assert values(meters, "pending_requests") == {("shop", None): 0}
 
 
+def test_wait_that_a_connection_ended_is_no_timeout(engines, meters, witness):
+    engine = engines(pool_size=1, max_overflow=0, pool_logging_name="shop")
+    client = client_of(engine, meters, sinks=[witness])
+    with engine.connect():
+        waiting = threading.Thread(target=client.get, args=("/",))
+        waiting.start()
+        while not any(pool.waiting for pool in pool_states()):
+            pass
+        longer = time.monotonic() + 0.005
+        while time.monotonic() < longer:
+            pass
+    waiting.join()
+
+    [record] = witness.take()
+    assert [wait.timed_out for wait in record.recording.connections.waits] == [False]
+    assert values(meters, "timeouts") == {}
+
+
 def test_pool_timeouts_are_counted(engines, meters):
     engine = engines(pool_size=1, max_overflow=0, pool_timeout=0.01, pool_logging_name="shop")
     client = client_of(engine, meters)
