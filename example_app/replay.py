@@ -3,7 +3,6 @@
 import asyncio
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 
 import httpx2
@@ -18,13 +17,13 @@ class Call:
 
     Attributes:
         path: Without the flavour's prefix.
-        late: Seconds after which it is sent, into the midst of the others; at once when the first of those is answered.
+        after: How many of the others are answered before it is sent, into the midst of the rest.
     """
 
     method: str
     path: str
     body: dict[str, str] | None = None
-    late: float = 0.0
+    after: int = 0
 
     def __str__(self) -> str:
         return f"{self.method} {self.path}"
@@ -53,7 +52,7 @@ class Flavour:
         return [self.request_id(number) for number, each in enumerate(calls) if call in (None, str(each))]
 
 
-_REFRESHES = (0.5, 1.0, 2.0, 600.0)  # seconds: for fast machines, for slow ones, and to wait for an answer
+_REFRESHES = (1, 2, 3, 4)  # answers of the page: by seconds, a machine would be too fast or too slow for it
 
 FLAVOURS = tuple(Flavour(mapping, session) for mapping in ("guilty", "mended") for session in ("sync", "async"))
 
@@ -66,7 +65,7 @@ def page_load(refresh_token: str) -> tuple[Call, ...]:
     """
     body = {"refresh_token": refresh_token}
     return (
-        *(Call("POST", "/api/users/token/refresh", body, late=seconds) for seconds in _REFRESHES),
+        *(Call("POST", "/api/users/token/refresh", body, after=answers) for answers in _REFRESHES),
         Call("GET", f"/api/contents/bookmarks/user/{USER_ID}"),
         Call("GET", f"/api/tags/user/{USER_ID}"),
         Call("GET", f"/api/contents/user/{USER_ID}/all"),
@@ -87,12 +86,13 @@ async def replay(
         What failed, one sentence each.
     """
 
-    first_answer = asyncio.Event()
+    answers = 0
+    progress = asyncio.Condition()
 
     async def send(number: int, call: Call) -> str | None:
-        if call.late:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(first_answer.wait(), call.late)
+        nonlocal answers
+        async with progress:
+            await progress.wait_for(lambda: answers >= call.after)
         request_id = flavour.request_id(number)
         headers = {"x-request-id": request_id}
         sent = time.perf_counter()
@@ -102,8 +102,9 @@ async def replay(
             return f"{flavour}: {call} had no answer: {error!r}"
         finally:
             answered(request_id, time.perf_counter() - sent)
-            if not call.late:
-                first_answer.set()
+            async with progress:
+                answers += not call.after
+                progress.notify_all()
         return None if response.is_success else f"{flavour}: {call} answered {response.status_code}"
 
     # A connection for each call: a kept one might be closed by the server, idle for too long, just as it is used again.
