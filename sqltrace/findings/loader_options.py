@@ -65,18 +65,10 @@ def options(chosen: Iterable[Chosen]) -> str:
 
 def _as_written(path: Path) -> tuple[Path, list[str]]:
     """A path in the names of its query and of the mapping, and notes on what these are."""
-    steps, notes = list(path), []
+    steps, notes = list(path), list[str]()
     if isinstance(path[0], Asked):
-        owner = steps.pop(0) and steps[0].partition(".")[0]
-        several = path[0].startswith((ONE_OF, OR))
-        own = [alias for alias in ALIAS.finditer(path[0]) if alias["entity"] == owner or not several]
-        if path[0].startswith(OR):
-            notes += [f"or the same of the {alias['written']} of the query" for alias in own]
-        elif own and not path[0].startswith(GET):
-            name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", own[0]["entity"]).lower() + "_alias"
-            steps[0] = _of_alias(name, own[0], steps[0])
-            called = path[0] if INSTEAD in path[0] else f"the {own[0]['written']}"
-            notes.append(f"{name}: {called} of the query")
+        del steps[0]
+        steps[0], notes = _below_query(path[0], steps[0])
     for place, written in enumerate(steps):
         step, beside, subclasses = written.partition(WITH)
         found = TO_ALIAS.fullmatch(step)
@@ -93,6 +85,19 @@ def _as_written(path: Path) -> tuple[Path, list[str]]:
             called = found["called"] if INSTEAD in step else f"the {found['written']}"
             notes.append(f"{name}: {called} of {found['relationship']}")
     return tuple(steps), notes
+
+
+def _below_query(asked: Asked, step: str) -> tuple[str, list[str]]:
+    """The first step of a path in the name that its query gives to what it asks for, and notes on that."""
+    owner, several = step.partition(".")[0], asked.startswith((ONE_OF, OR))
+    own = [alias for alias in ALIAS.finditer(asked) if alias["entity"] == owner or not several]
+    if asked.startswith(OR):
+        return step, [f"or the same of the {alias['written']} of the query" for alias in own]
+    if not own or asked.startswith(GET):
+        return step, []
+    name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", own[0]["entity"]).lower() + "_alias"
+    called = asked if INSTEAD in asked else f"the {own[0]['written']}"
+    return _of_alias(name, own[0], step), [f"{name}: {called} of the query"]
 
 
 def _of_alias(name: str, alias: re.Match[str], step: str) -> str:
