@@ -564,35 +564,32 @@ def test_new_object_of_a_synchronous_session_is_refreshed_without_await():
     assert finding.fix == 'session.refresh(author, ["books"])  # before: no query has loaded it'
 
 
-def test_expired_attribute_wants_an_async_session_maker_also_where_no_statement_is_known():
+def findings_of_found_before(touch, prepare=None):
+    """Of touching an attribute of an author whom a query before the recording has found."""
+
     async def main():
         engine = await open_async_shelf(L)
         async with AsyncSession(engine) as session:
             author = await find(session, select(L.Author))
             async with sqltrace.record() as recording:
-                await session.commit()
+                if prepare is not None:
+                    await prepare(session)
                 with pytest.raises(ERRORS):
-                    author.name
+                    touch(author)
         await engine.dispose()
         return recording
 
-    [finding] = sqltrace.diagnose(asyncio.run(main()))
+    return sqltrace.diagnose(asyncio.run(main()))
+
+
+def test_expired_attribute_wants_an_async_session_maker_also_where_no_statement_is_known():
+    [finding] = findings_of_found_before(lambda author: author.name, AsyncSession.commit)
 
     assert finding.fix == "async_sessionmaker(engine, expire_on_commit=False)"
 
 
 def test_query_of_an_unknown_line_is_told_by_its_class():
-    async def main():
-        engine = await open_async_shelf(L)
-        async with AsyncSession(engine) as session:
-            author = await find(session, select(L.Author))
-            async with sqltrace.record() as recording:
-                with pytest.raises(ERRORS):
-                    author.books
-        await engine.dispose()
-        return recording
-
-    (finding,) = sqltrace.diagnose(asyncio.run(main()))
+    (finding,) = findings_of_found_before(lambda author: author.books)
 
     assert (finding.fix, finding.parents) == (".options(selectinload(Author.books))  # of the select(Author)", None)
 
