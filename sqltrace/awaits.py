@@ -18,7 +18,7 @@ from sqltrace.suspended import Suspension, local_of
 from sqltrace.thread_waits import ThreadUses, User, works_in_thread
 from sqltrace.watchdog import guarded_on
 
-SHORT: Final = 20_000_000  # nanoseconds of a suspension; to read its frames takes some 10 microseconds
+SHORT: Final = 20_000_000  # nanoseconds of a suspension; to read its frames takes some microseconds
 _MAX_KEPT: Final = 64  # waits one by one, from which other parts of the account can be taken; and lines of the others
 _OF_SQLALCHEMY: Final = "greenlet_spawn"  # waits for nothing but the database and its connections
 

@@ -140,7 +140,7 @@ def _pass_by(original: Wrapper, engine: Engine) -> PoolProxiedConnection:
     outer = asking.get()
     asking.set(None)
     try:
-        return original(engine)  # type: ignore[no-any-return]  # likewise
+        return original(engine)  # type: ignore[no-any-return]  # as in `raw_connection`
     finally:
         asking.set(outer)
 
