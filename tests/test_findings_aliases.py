@@ -5,7 +5,7 @@ import gc
 from functools import partial
 
 import pytest
-from sqlalchemy import ForeignKey, and_, create_engine, func, insert, orm, select
+from sqlalchemy import ForeignKey, and_, func, insert, orm, select
 from sqlalchemy.exc import MissingGreenlet, StatementError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import (
@@ -24,6 +24,7 @@ from sqlalchemy.pool import StaticPool
 
 import sqltrace
 from sqltrace.findings import row_fan_out
+from tests.asgi import memory_engine
 
 pytestmark = pytest.mark.usefixtures("no_faults")
 
@@ -72,7 +73,7 @@ def fill(connection):
 
 @pytest.fixture(scope="module")
 def engine():
-    engine = create_engine("sqlite://", poolclass=StaticPool)
+    engine = memory_engine()
     with engine.connect() as connection:
         fill(connection)
     yield engine

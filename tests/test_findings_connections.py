@@ -25,7 +25,7 @@ from sqltrace.collector import mark
 from sqltrace.connection import Checkout, Holder, Occupants, PoolWait
 from sqltrace.findings import idle_in_transaction, pool_wait, slow_statement
 from sqltrace.label import Label
-from tests.asgi import Clock, recorded
+from tests.asgi import Clock, memory_engine, recorded
 from tests.loops import block, get, observed, run_by_clock, thrice
 
 pytestmark = pytest.mark.usefixtures("no_faults")
@@ -44,7 +44,7 @@ class Job(Base):
 
 @pytest.fixture
 def engine():
-    engine = create_engine("sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False})
+    engine = memory_engine()
     Base.metadata.create_all(engine)
     yield engine
     engine.dispose()

@@ -25,6 +25,7 @@ from sqlalchemy.orm import (
 from sqlalchemy.pool import StaticPool
 
 import sqltrace
+from tests.asgi import memory_engine
 
 pytestmark = pytest.mark.usefixtures("no_faults")
 
@@ -99,7 +100,7 @@ def _column(owner, key):
 
 @pytest.fixture(scope="module")
 def engine():
-    engine = create_engine("sqlite://", poolclass=StaticPool)
+    engine = memory_engine()
     with engine.connect() as connection:
         fill(connection)
     yield engine
