@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from threading import RLock
-from typing import Any
+from typing import Any, Final
+
+_FORKS: Final = hasattr(os, "register_at_fork")
 
 
 def call_in_forked_child(function: Callable[[], None]) -> None:
     """Each time, for good; never on systems that do not fork."""
-    if hasattr(os, "register_at_fork"):
+    if _FORKS:
         os.register_at_fork(after_in_child=function)
 
 
@@ -22,5 +24,6 @@ def process_lock() -> Any:
     finalizer that is run by the garbage collector may come back in. Make it once, at import: it is never let go.
     """
     lock: Any = RLock()
-    call_in_forked_child(lock._at_fork_reinit)  # as `threading` and `logging` do with theirs
+    if _FORKS:  # on Windows no lock can be made anew
+        call_in_forked_child(lock._at_fork_reinit)  # as `threading` and `logging` do with theirs
     return lock

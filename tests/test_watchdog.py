@@ -214,7 +214,7 @@ def test_request_that_threads_keep_from_the_interpreter_is_not_blamed_alone(no_f
     assert finding.fix.startswith("less work in threads at once")
 
 
-LIBC = ctypes.CDLL(None)
+LIBC = ctypes.CDLL(None) if os.name == "posix" else None
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/schedstat"), reason="CPU time of another thread is not known here")
