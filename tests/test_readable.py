@@ -1,5 +1,7 @@
 import ast
+import os
 import re
+import subprocess
 import sys
 
 import pytest
@@ -453,3 +455,43 @@ def test_process_without_a_console_may_make_a_renderer(monkeypatch):
     monkeypatch.setattr(sys, "stdout", None)
 
     assert ReadableRenderer()(None, "info", {"event": "hello"})
+
+
+PRINTS = """
+from starlette.applications import Starlette
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.testclient import TestClient
+from sqlalchemy import create_engine, text
+import sqltrace
+
+engine = create_engine("sqlite://")
+
+def endpoint(request):
+    with engine.connect() as connection:
+        for _ in range(2):
+            connection.execute(text("SELECT 1")).all()
+    return Response()
+
+app = Starlette(routes=[Route("/{name}", endpoint)])
+app.add_middleware(sqltrace.SQLTraceMiddleware)
+TestClient(app).get("/\N{HIRAGANA LETTER A}\N{LATIN SMALL LETTER E WITH ACUTE}")
+"""
+
+
+@pytest.mark.parametrize(
+    ("encoding", "path", "count"),
+    [
+        ("utf-8", "/\N{HIRAGANA LETTER A}\N{LATIN SMALL LETTER E WITH ACUTE}", "2 ×"),
+        ("cp1252", r"/\u3042" + "\N{LATIN SMALL LETTER E WITH ACUTE}", "2 x"),
+        ("ascii", r"/\u3042\xe9", "2 x"),
+    ],
+)
+def test_line_is_told_whatever_encoding_standard_output_has(encoding, path, count):
+    environment = os.environ | {"PYTHONIOENCODING": encoding}
+    process = subprocess.run([sys.executable, "-c", PRINTS], capture_output=True, env=environment, timeout=120)
+
+    printed = process.stdout.decode(encoding)
+    assert f"url.path={path}" in printed, process.stderr
+    assert count in printed
+    assert not process.stderr

@@ -26,6 +26,7 @@ _TOLD_ABOVE = frozenset(
     " connection.idle_in_transaction_ms connection.waits network.protocol.name client.address findings".split()
 )
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_PLAIN = str.maketrans({"×": "x", "→": "->", "…": "...", "–": "-"})  # what not every encoding has of our own
 _WORDS = re.compile(r"(?<= )(?!(?<=\d )m?s\b|(?<=[A-Z] )/)")  # a number keeps its unit, and a method its path
 _CODE = re.compile(r"(?<=\))(?=\.)|(?<= )")  # between words and between calls: it can still be pasted as one expression
 _PAINT = re.compile(r"\x1b\[\d+m")
@@ -87,7 +88,7 @@ class ReadableRenderer:
         if rest.get("url.path") == event.get("http.route"):
             del rest["url.path"]
         lines += self._wrap("  ".join(f"{key}={value}" for key, value in rest.items()), color="dim")
-        return "\n".join(lines)
+        return _encodable("\n".join(lines))
 
     def _headline(self, event: Mapping[str, Any], method: str) -> str:
         level = str(event.get("level", method))
@@ -291,3 +292,13 @@ def _printable(value: Any, key: str = "") -> Any:
 
 def _escape(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
+
+
+def _encodable(text: str) -> str:
+    """As standard output takes it, or the whole line would be lost. Redirected on Windows, it has no ``→``."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return text.translate(_PLAIN).encode(encoding, "backslashreplace").decode(encoding)
+    return text
