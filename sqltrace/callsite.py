@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import sys
-import sysconfig
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -13,54 +11,20 @@ from itertools import chain
 from types import FrameType, TracebackType
 from typing import Any
 
-from sqltrace.libraries import HELPERS, INFRASTRUCTURE
-
-_PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
-_LIBRARIES = tuple(
-    os.path.join(path, "")
-    for key in ("stdlib", "platstdlib", "purelib", "platlib", "scripts")  # the last has what starts servers
-    if (path := sysconfig.get_path(key))
-)
-_INSTALLED = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
+from sqltrace.code_files import APPLICATION, END, FLUSHING, HELPER, LIBRARY, ROUTER, SKIP, kinds, package_of, shorten
 
 # What a resolver raises for GraphQL is a part of the response, whose status stays 200.
 _RESOLVERS = frozenset({"graphql", "strawberry"})
 _RESOLVING = _RESOLVERS | {"aiodataloader"}
 
-# Whoever is above these has called the server, or the event loop, and knows nothing of the statement.
-_OUTERMOST = (
-    os.path.join(_PACKAGE, "event_loop.py"),
-    *(os.sep + os.path.join(*parts) for parts in (("asyncio", "events.py"), ("asyncio", "runners.py"))),
-    *(os.sep + os.path.join("trio", "_core", file) for file in ("_run.py", "_generated_run.py")),
-)
-
-_FLUSHING = os.path.join(_PACKAGE, "capture", "sessions.py")  # whoever is above has flushed
-
-# Whoever is above these is middleware, and has not called the endpoint, nor touched what an answer is made of.
-_ROUTERS = tuple(os.sep + os.path.join(framework, "routing.py") for framework in ("starlette", "fastapi"))
-
-_SKIP, _HELPER, _LIBRARY, _APPLICATION, _END, _ROUTER = range(6)  # the first is falsy, the better is greater
 _MAX_CALLERS = 2  # from a repository past the service to the endpoint
 _DEPTH = range(3)  # frames above these, up to that of GraphQL: each takes a while
 _COMPREHENSIONS = frozenset({"<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>"})
 _INSIDE = frozenset({("__call__", 4), ("call_next", 1)})  # an ASGI application is called; with how many arguments
 _AWAITS = CO_COROUTINE | CO_ITERABLE_COROUTINE | CO_GENERATOR | CO_ASYNC_GENERATOR
 _FRAMES = range(200)
-_MAX_FILES = 10_000
 
 _Line = tuple[str, int, str]  # as the fields of a CallSite
-
-
-class _Kinds(dict[str, int]):
-    """The kinds of code files, by name: each is looked at once."""
-
-    def __missing__(self, filename: str) -> int:
-        if len(self) >= _MAX_FILES:
-            self.clear()  # only code that makes files as it runs gets here
-        return self.setdefault(filename, _kind(filename))
-
-
-_kinds = _Kinds()
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +33,7 @@ class CallSite:
     A line of the application, or of the framework where that is at work. Compares equal whatever called it.
 
     Attributes:
-        file: Absolute path, as Python knows it.
+        file: Absolute path, as Python knows it; of frozen code the name that it was compiled under.
         line: 1 is the first.
         function: Qualified name (``Class.method``).
         callers: Lines of the application that it was called from, without a library in between: at most two.
@@ -86,33 +50,21 @@ class CallSite:
 
     @property
     def in_framework(self) -> bool:
-        return _kinds[self.file] in (_SKIP, _ROUTER)
+        return kinds[self.file] in (SKIP, ROUTER)
 
     @property
     def in_helper(self) -> bool:
         """Whether it is that of a library which is known, as nobody of the application has called it."""
-        return _kinds[self.file] == _HELPER
+        return kinds[self.file] == HELPER
 
     @property
     def in_library(self) -> bool:
         """Whether it is that of a library, which a line of the application has led to."""
-        kinds = [_kinds[site.file] for site in (self, *self.callers)]
-        return kinds[0] in (_HELPER, _LIBRARY) and _APPLICATION in kinds
+        led = [kinds[site.file] for site in (self, *self.callers)]
+        return led[0] in (HELPER, LIBRARY) and APPLICATION in led
 
     def __str__(self) -> str:
         return f"{shorten(self.file)}:{self.line} in {self.function}"
-
-
-@lru_cache(maxsize=1_024)
-def shorten(path: str) -> str:
-    """
-    The path from the import root it lies under, so that it reads the same on every machine.
-
-    Found once for a file: a process that changes its directory keeps what was said before.
-    """
-    roots = [os.path.join(root, "") for root in (os.getcwd(), *sys.path) if os.path.isabs(root)]
-    inside = [root for root in roots if path.startswith(root)]
-    return path[len(max(inside, key=len)) :] if inside else path
 
 
 def find_call_site(skip: int = 0) -> CallSite | None:
@@ -128,15 +80,14 @@ def find_call_site(skip: int = 0) -> CallSite | None:
         skip: Frames above the caller that are known to be none of the application's.
     """
     best: FrameType | None = None
-    best_kind = _SKIP
+    best_kind = SKIP
     frame = sys._getframe(1 + skip)
     greenlet: Any = None
-    kinds = _kinds
     for _ in _FRAMES:  # some thirty under an AsyncSession: what is done for each adds up
         if kind := kinds[frame.f_code.co_filename]:
-            if kind == _APPLICATION:
+            if kind == APPLICATION:
                 return _site(frame)
-            if kind >= _END:
+            if kind >= END:
                 break
             if kind > best_kind:
                 best, best_kind = frame, kind
@@ -152,12 +103,12 @@ def find_call_site(skip: int = 0) -> CallSite | None:
 
 def site_in_flush(site: CallSite | None) -> CallSite | None:
     """What a flush has called that led to the caller, a library's line if need be; else what `find_call_site` found."""
-    listener, best_kind = None, _SKIP
+    listener, best_kind = None, SKIP
     for frame in _callers(sys._getframe(1)):
         filename = frame.f_code.co_filename
-        if filename == _FLUSHING:
+        if filename == FLUSHING:
             break
-        if best_kind < (kind := _kinds[filename]) <= _APPLICATION:
+        if best_kind < (kind := kinds[filename]) <= APPLICATION:
             listener, best_kind = frame, kind
     else:
         return site  # of a task that a listener has begun: its context is a copy
@@ -172,12 +123,12 @@ def in_resolver() -> bool:
     """Whether GraphQL has called the caller, also across SQLAlchemy's greenlet; not in tasks and threads of its own."""
     awaiting = getattr(getattr(_current_greenlet(), "parent", None), "gr_frame", None)
     frames = chain(_callers(sys._getframe(1)), _callers(awaiting))
-    return any(_package(frame.f_code.co_filename) in _RESOLVING for frame in frames)
+    return any(package_of(frame.f_code.co_filename) in _RESOLVING for frame in frames)
 
 
 def call_site_of(frame: FrameType) -> CallSite | None:
     """The line that a frame is at, if it is the application's."""
-    return _site(frame) if _kinds[frame.f_code.co_filename] == _APPLICATION else None
+    return _site(frame) if kinds[frame.f_code.co_filename] == APPLICATION else None
 
 
 def site_of_step(frame: FrameType) -> CallSite | None:
@@ -200,7 +151,7 @@ def site_of_task(frame: FrameType) -> CallSite | None:
     awaits = 0
     for caller in _callers(frame):
         flags = caller.f_code.co_flags
-        if _kinds[caller.f_code.co_filename] == _END or (awaits and not flags & _AWAITS):
+        if kinds[caller.f_code.co_filename] == END or (awaits and not flags & _AWAITS):
             return _site_among(inside)
         awaits |= flags & CO_COROUTINE
         inside.append(caller)
@@ -215,7 +166,7 @@ def site_awaited(frames: Sequence[FrameType]) -> CallSite | None:
 
 def call_site_at(file: str, line: int, function: str) -> CallSite | None:
     """A line that is known by these, if it is the application's."""
-    return _call_site((file, line, function)) if _kinds[file] == _APPLICATION else None
+    return _call_site((file, line, function)) if kinds[file] == APPLICATION else None
 
 
 def _callers(frame: FrameType | None) -> Iterator[FrameType]:
@@ -230,17 +181,17 @@ def _site_among(frames: Iterable[FrameType]) -> CallSite | None:
     best: dict[int, FrameType] = {}
     for frame in frames:
         code = frame.f_code
-        kind = _kinds[code.co_filename]
-        if kind == _APPLICATION:
+        kind = kinds[code.co_filename]
+        if kind == APPLICATION:
             return _site(frame)
-        awaits = kind in (_SKIP, _ROUTER) and code.co_flags & CO_COROUTINE
-        if kind == _END or (awaits and (code.co_name, code.co_argcount) in _INSIDE):
+        awaits = kind in (SKIP, ROUTER) and code.co_flags & CO_COROUTINE
+        if kind == END or (awaits and (code.co_name, code.co_argcount) in _INSIDE):
             break
         if awaits:
-            best.setdefault(_SKIP, frame)
-            if kind == _ROUTER:
+            best.setdefault(SKIP, frame)
+            if kind == ROUTER:
                 break
-        elif kind in (_HELPER, _LIBRARY):
+        elif kind in (HELPER, LIBRARY):
             best.setdefault(kind, frame)
     return _call_site(_line_of(best[max(best)])) if best else None
 
@@ -251,24 +202,24 @@ def call_site_in(traceback: TracebackType) -> CallSite | None:
     entry: TracebackType | None = traceback
     while entry is not None:
         code = entry.tb_frame.f_code
-        kind = _kinds[code.co_filename]
-        if kind == _ROUTER:
+        kind = kinds[code.co_filename]
+        if kind == ROUTER:
             best.clear()
         best[kind] = _call_site((code.co_filename, entry.tb_lineno, code.co_qualname))
         entry = entry.tb_next
-    return best.get(_APPLICATION) or best.get(_LIBRARY) or best.get(_HELPER)
+    return best.get(APPLICATION) or best.get(LIBRARY) or best.get(HELPER)
 
 
 def _site(frame: FrameType) -> CallSite:
-    lines, kind = [_line_of(frame)], _kinds[frame.f_code.co_filename]
-    caller, outside = frame.f_back, _SKIP
-    while caller is not None and (outside := _kinds[caller.f_code.co_filename]) == kind:
+    lines, kind = [_line_of(frame)], kinds[frame.f_code.co_filename]
+    caller, outside = frame.f_back, SKIP
+    while caller is not None and (outside := kinds[caller.f_code.co_filename]) == kind:
         if frame.f_code.co_name not in _COMPREHENSIONS:  # the function around it has no more to tell
             lines.append(_line_of(caller))
         if len(lines) > _MAX_CALLERS:
             break
         frame, caller = caller, caller.f_back
-    if outside in (_HELPER, kind) and "graphql" in sys.modules and _resolves(caller, kind):
+    if outside in (HELPER, kind) and "graphql" in sys.modules and _resolves(caller, kind):
         return _call_site(*lines, in_resolver=True)
     return _call_site(*lines)
 
@@ -279,9 +230,9 @@ def _resolves(caller: FrameType | None, kind: int) -> bool:
         if caller is None:
             break
         filename = caller.f_code.co_filename
-        outside = _kinds[filename]
+        outside = kinds[filename]
         if outside != kind:
-            return outside == _HELPER and _package(filename) in _RESOLVERS and not filename.endswith("dataloader.py")
+            return outside == HELPER and package_of(filename) in _RESOLVERS and not filename.endswith("dataloader.py")
         caller = caller.f_back
     return False
 
@@ -304,27 +255,3 @@ def _current_greenlet() -> Any:
     # SQLAlchemy 2.1 no longer installs greenlet; without its module nothing runs in one.
     module = sys.modules.get("greenlet")
     return module.getcurrent() if module is not None else None
-
-
-def _kind(filename: str) -> int:
-    if filename.endswith(_OUTERMOST):
-        return _END
-    if filename.startswith(("<", _PACKAGE)) or not (os.path.splitext(filename)[1] or os.path.exists(filename)):
-        return _SKIP  # some libraries name the code that they make as they run, without brackets around
-    filename = os.path.abspath(filename)  # of a script that was started by a relative path
-    package = _package(filename)
-    if package is not None:
-        if package in INFRASTRUCTURE:
-            return _ROUTER if filename.endswith(_ROUTERS) else _SKIP
-        return _HELPER if package in HELPERS else _LIBRARY
-    return _SKIP if filename.startswith(_LIBRARIES) else _APPLICATION
-
-
-@lru_cache(maxsize=1_024)
-def _package(filename: str) -> str | None:
-    """Of an installed file, else `None`."""
-    for marker in _INSTALLED:
-        _, found, inside = filename.rpartition(marker)
-        if found:
-            return inside.split(os.sep)[0].removesuffix(".py")
-    return None

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
-from sqltrace.callsite import shorten
+from sqltrace.code_files import shorten
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,8 +26,9 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
 import sqltrace
-from sqltrace import callsite
-from sqltrace.callsite import CallSite, call_site_in, find_call_site, shorten, site_of_task
+from sqltrace import callsite, code_files
+from sqltrace.callsite import CallSite, call_site_in, find_call_site, site_of_task
+from sqltrace.code_files import shorten
 from tests.loops import RUNNERS, get, observed, respond
 from tests.shelf import mapping, open_async_shelf, open_shelf
 
@@ -101,7 +102,7 @@ def test_line_of_the_application_is_found_behind_a_hundred_of_a_library(tmp_path
 
 def test_installed_application_is_second_best(tmp_path, monkeypatch):
     application = load(tmp_path / "site-packages" / "shop" / "api.py", "def list_items():\n    return find()\n")
-    monkeypatch.setitem(callsite._kinds, HERE, callsite._SKIP)
+    monkeypatch.setitem(code_files.kinds, HERE, code_files.SKIP)
     monkeypatch.setattr(callsite, "_FRAMES", range(2))
 
     site = application["list_items"]()
@@ -113,7 +114,7 @@ def test_installed_application_is_second_best(tmp_path, monkeypatch):
 def test_innermost_of_installed_applications_is_the_answer(tmp_path, monkeypatch):
     inner = load(tmp_path / "site-packages" / "shop" / "dao.py", "def load_items():\n    return find()\n")
     outer = load(tmp_path / "site-packages" / "shop" / "api.py", "def list_items(dao):\n    return dao()\n")
-    monkeypatch.setitem(callsite._kinds, HERE, callsite._SKIP)
+    monkeypatch.setitem(code_files.kinds, HERE, code_files.SKIP)
     monkeypatch.setattr(callsite, "_FRAMES", range(3))
 
     site = outer["list_items"](inner["load_items"])
@@ -129,14 +130,14 @@ def test_installed_application_goes_before_libraries_that_are_known(inside, outs
     repository = load(tmp_path / "site-packages" / inside / "core.py", call)["call"]
     decorator = load(tmp_path / "site-packages" / outside / "core.py", call)["call"]
     application = load(tmp_path / "site-packages" / "shop" / "api.py", "def list_items(load):\n    return load(find)\n")
-    monkeypatch.setitem(callsite._kinds, HERE, callsite._SKIP)
+    monkeypatch.setitem(code_files.kinds, HERE, code_files.SKIP)
 
     assert decorator(application["list_items"], repository).function == "list_items"
 
 
 def test_library_that_is_known_is_the_answer_where_there_is_no_other(tmp_path, monkeypatch):
     library = load(tmp_path / "site-packages" / "sqladmin" / "models.py", "def get_list():\n    return find()\n")
-    monkeypatch.setitem(callsite._kinds, HERE, callsite._SKIP)
+    monkeypatch.setitem(code_files.kinds, HERE, code_files.SKIP)
     monkeypatch.setattr(callsite, "_FRAMES", range(2))
 
     assert library["get_list"]().function == "get_list"
@@ -145,7 +146,7 @@ def test_library_that_is_known_is_the_answer_where_there_is_no_other(tmp_path, m
 def test_installed_application_in_a_traceback_goes_before_libraries_that_are_known(tmp_path, monkeypatch):
     library = load(tmp_path / "site-packages" / "fastcrud" / "crud.py", "def get():\n    raise KeyError\n")
     application = load(tmp_path / "site-packages" / "shop" / "api.py", "def list_items(get):\n    get()\n")
-    monkeypatch.setitem(callsite._kinds, HERE, callsite._SKIP)
+    monkeypatch.setitem(code_files.kinds, HERE, code_files.SKIP)
 
     with pytest.raises(KeyError) as known:
         library["get"]()
@@ -158,7 +159,7 @@ def test_installed_application_in_a_traceback_goes_before_libraries_that_are_kno
 
 def test_installed_application_in_a_traceback_is_second_best(tmp_path, monkeypatch):
     application = load(tmp_path / "site-packages" / "shop" / "api.py", "def list_items():\n    raise KeyError\n")
-    monkeypatch.setitem(callsite._kinds, HERE, callsite._SKIP)
+    monkeypatch.setitem(code_files.kinds, HERE, code_files.SKIP)
 
     with pytest.raises(KeyError) as raised:
         application["list_items"]()
@@ -273,7 +274,7 @@ def test_line_is_the_same_whoever_called_it():
 
 def test_framework_is_never_the_answer(tmp_path, monkeypatch):
     framework = load(tmp_path / "site-packages" / "starlette" / "routing.py", "def handle():\n    return find()\n")
-    monkeypatch.setitem(callsite._kinds, HERE, callsite._SKIP)
+    monkeypatch.setitem(code_files.kinds, HERE, code_files.SKIP)
     monkeypatch.setattr(callsite, "_FRAMES", range(2))
 
     assert framework["handle"]() is None
@@ -289,12 +290,51 @@ def test_code_that_a_library_makes_is_never_the_answer(name):
     assert site.file == HERE
 
 
+@pytest.mark.parametrize(
+    ("inside", "outside", "answer"),
+    [
+        ("sqlalchemy/engine/base.py", "shop/dao.py", "outer"),
+        ("sqltrace/capture/engine.py", "shop.py", "outer"),
+        ("asyncio/tasks.py", "shop/dao.py", "outer"),
+        ("sqladmin/models.py", "shop/dao.py", "outer"),
+        ("sqladmin/models.py", "fastapi/routing.py", "inner"),
+        ("shop/dao.py", "asyncio/events.py", "inner"),
+        ("sqlalchemy/engine/base.py", "asyncio/events.py", None),
+        ("sqlalchemy/engine/base.py", "typing_extensions.py", "outer"),  # no library that is known
+    ],
+)
+def test_frozen_code_is_told_by_its_package(inside, outside, answer, monkeypatch):
+    """PyInstaller, and an archive of the standard library, leave no path: files lie in no place that would tell."""
+
+    def freeze(name, source):
+        names = {"find": find_call_site}
+        exec(compile(source, name.replace("/", os.sep), "exec"), names)
+        return names
+
+    monkeypatch.setattr(code_files, "_PACKAGE", "sqltrace" + os.sep)
+    monkeypatch.setitem(code_files.kinds, HERE, code_files.SKIP)
+    monkeypatch.setattr(callsite, "_FRAMES", range(3))
+    inner = freeze(inside, "def inner():\n    return find()\n")["inner"]
+
+    site = freeze(outside, "def outer(inner):\n    return inner()\n")["outer"](inner)
+
+    assert (site and site.function) == answer
+
+
+def test_relative_path_of_a_file_that_is_there_is_no_frozen_library(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(code_files.kinds, HERE, code_files.SKIP)
+    script = load(Path("code", "app.py"), "def run():\n    return find()\n")
+
+    assert script["run"]().function == "run"
+
+
 @pytest.mark.parametrize("file", ["scripts/uvicorn", "site-packages/click/core.py"])
 def test_what_starts_a_server_is_never_the_answer(file, tmp_path, monkeypatch):
-    monkeypatch.setattr(callsite, "_LIBRARIES", (*callsite._LIBRARIES, str(tmp_path / "scripts") + os.sep))
-    assert sysconfig.get_path("scripts") + os.sep in callsite._LIBRARIES
+    monkeypatch.setattr(code_files, "_LIBRARIES", (*code_files._LIBRARIES, str(tmp_path / "scripts") + os.sep))
+    assert sysconfig.get_path("scripts") + os.sep in code_files._LIBRARIES
     starter = load(tmp_path / file, "def start():\n    return find()\n")
-    monkeypatch.setitem(callsite._kinds, HERE, callsite._SKIP)
+    monkeypatch.setitem(code_files.kinds, HERE, code_files.SKIP)
     monkeypatch.setattr(callsite, "_FRAMES", range(2))
 
     assert starter["start"]() is None
@@ -306,12 +346,12 @@ def test_thread_without_any_application_frame_has_no_call_site():
 
 
 def test_memory_for_files_is_bounded(tmp_path, monkeypatch):
-    monkeypatch.setattr(callsite, "_MAX_FILES", 3)
+    monkeypatch.setattr(code_files, "_MAX_FILES", 3)
 
     for number in range(10):
         load(tmp_path / f"made_{number}.py", "def call():\n    return find()\n")["call"]()
 
-    assert len(callsite._kinds) <= 3
+    assert len(code_files.kinds) <= 3
 
 
 def test_call_site_crosses_the_greenlet_of_asyncio():
@@ -609,9 +649,9 @@ def test_what_is_around_a_router_has_not_touched_what_the_framework_makes_an_ans
 def test_script_that_was_started_by_a_relative_path_is_known_as_what_it_is(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     starter = load(Path("venv", "lib", "site-packages", "gunicorn", "app.py"), "def start():\n    return find()\n")
-    monkeypatch.setattr(callsite, "_LIBRARIES", (str(tmp_path / "bin") + os.sep,))
+    monkeypatch.setattr(code_files, "_LIBRARIES", (str(tmp_path / "bin") + os.sep,))
     script = load(Path("bin", "gunicorn"), "def run(start):\n    return start()\n")
-    monkeypatch.setitem(callsite._kinds, HERE, callsite._SKIP)
+    monkeypatch.setitem(code_files.kinds, HERE, code_files.SKIP)
     monkeypatch.setattr(callsite, "_FRAMES", range(3))
 
     assert script["run"](starter["start"]) is None

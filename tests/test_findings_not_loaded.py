@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session, defer, joinedload, raiseload, selectinload
 from sqlalchemy.orm.exc import DetachedInstanceError
 
 import sqltrace
-from sqltrace import callsite
+from sqltrace import code_files
 from tests.scenarios import innermost
 from tests.shelf import fill, mapping, open_async_shelf, open_shelf
 
@@ -540,7 +540,7 @@ async def read_of_library(shelf, touch, fix=None):
 )
 def test_object_of_a_query_of_a_library_wants_a_refresh(monkeypatch, shelf, name, touch):
     """As the user that a dependency of theirs finds: there is no query to which an option could be added."""
-    monkeypatch.setitem(callsite._kinds, __file__, callsite._SKIP)
+    monkeypatch.setitem(code_files.kinds, __file__, code_files.SKIP)
 
     (finding,) = sqltrace.diagnose(asyncio.run(read_of_library(shelf, touch)))
 

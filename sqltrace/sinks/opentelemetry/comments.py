@@ -12,7 +12,8 @@ from urllib.parse import quote
 
 from opentelemetry import trace
 
-from sqltrace.callsite import find_call_site, shorten
+from sqltrace.callsite import find_call_site
+from sqltrace.code_files import shorten
 from sqltrace.faults import report_fault
 from sqltrace.request import RequestRecord
 from sqltrace.route import Scope, route_template
