@@ -19,6 +19,7 @@ from sqlalchemy.engine.default import DefaultDialect
 
 from sqltrace.callsite import find_call_site
 from sqltrace.capture import internals, replies
+from sqltrace.capture.autocommit import commits_itself
 from sqltrace.capture.failure import describe_failure
 from sqltrace.collector import Collector, Execution, Part, current, mark
 from sqltrace.connection import NEGLIGIBLE, Checkout
@@ -158,7 +159,7 @@ def _measure_begin(dialect: Dialect, begin: Callable[..., None]) -> Callable[...
         if takes_time:
             _note(collector, dialect, connection, counts, "begin", started)
         if counts is not None:
-            counts.transaction = not _commits_itself(dialect, connection)
+            counts.transaction = isinstance(connection, Connection) or not commits_itself(dialect, connection)
             if counts.rolled_back:  # not by closing: the connection goes on
                 counts.rollbacks += 1
                 counts.rolled_back = False
@@ -270,18 +271,3 @@ def _meets(dialect: Dialect) -> bool:
     """Whether SQLAlchemy gets to know the database for the caller, which is part of connecting."""
     checkout = asking.get()
     return checkout is not None and checkout.opening is dialect
-
-
-def _commits_itself(dialect: Dialect, connection: Any) -> bool:
-    """
-    Whether the connection is in the driver's autocommit mode, where `begin` begins nothing.
-
-    With SQLite an application may have sent its own BEGIN, as SQLAlchemy's documentation has it for savepoints.
-    """
-    if isinstance(connection, Connection):
-        return False
-    try:
-        autocommit = bool(dialect.detect_autocommit_setting(connection))
-        return autocommit and not getattr(connection.driver_connection, "in_transaction", False)
-    except Exception:  # SQLAlchemy before 2.0.44, or a dialect that cannot tell
-        return False
