@@ -11,55 +11,64 @@ Not undone by `uninstrument()`, which ends the recording of statements: the midd
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from functools import wraps
-from typing import Any
+from typing import Any, Final
 
 from sqltrace.collector import current
 from sqltrace.event_loop import LoopShare, stepped
 from sqltrace.faults import report_fault
-from sqltrace.route import layers
 from sqltrace.shares import share_of
 
-_MARKER = "_sqltrace_observed"
+_MARKER: Final = "_sqltrace_observed"
 
 
-def observe_inner_tasks(app: Any) -> bool:
+def observe_inner_tasks() -> bool:
     """
-    Observe the inner tasks of an ASGI application and of what it wraps, but not of what a router mounts.
+    Observe the inner tasks of all of the process's applications, also of those that are mounted.
 
-    `False` where that is not known yet: Starlette builds its stack of middleware when it is first called.
+    `False` as long as Starlette has not imported what starts them: it imports its middleware when that is needed.
     """
-    _observe_streaming()
-    for layer in layers(app):
-        if getattr(layer, "middleware_stack", layer) is None:
-            return False
-        if _starts_a_task(layer) and not isinstance(layer.app, _Observed):
-            layer.app = _Observed(layer.app)
+    # Not imported here: an ASGI application may do without Starlette.
+    replaced = [
+        _replace("starlette.responses", "StreamingResponse", "stream_response", _observing_body),
+        _replace("starlette.middleware.base", "BaseHTTPMiddleware", "__call__", _observing_inside),
+    ]
+    return all(replaced)
+
+
+def _replace(module: str, name: str, method: str, observing: Callable[[Any], Any]) -> bool:
+    """Whether it is there, and replaced by now."""
+    cls: Any = getattr(sys.modules.get(module), name, None)
+    original = vars(cls).get(method) if cls is not None else None
+    if original is None:
+        return False
+    if not hasattr(original, _MARKER):
+        replacement = wraps(original)(observing(original))
+        setattr(replacement, _MARKER, True)
+        setattr(cls, method, replacement)
     return True
 
 
-def _starts_a_task(app: Any) -> bool:
-    return any(
-        (cls.__module__, cls.__name__) == ("starlette.middleware.base", "BaseHTTPMiddleware")
-        for cls in type(app).__mro__
-    )
-
-
-def _observe_streaming() -> None:
-    """For the whole process, if Starlette is there: responses are made by the endpoints."""
-    response: Any = getattr(sys.modules.get("starlette.responses"), "StreamingResponse", None)
-    original = vars(response).get("stream_response") if response is not None else None
-    if original is None or hasattr(original, _MARKER):
-        return
-
-    @wraps(original)
+def _observing_body(original: Any) -> Any:
     async def stream_response(self: Any, send: Any) -> None:
         share = _share_of_request()
         streaming = original(self, send)
         await (streaming if share is None else stepped(streaming, share, within=True))
 
-    setattr(stream_response, _MARKER, True)
-    response.stream_response = stream_response
+    return stream_response
+
+
+def _observing_inside(original: Any) -> Any:
+    async def observed(self: Any, scope: Any, receive: Any, send: Any) -> None:
+        try:
+            if not isinstance(self.app, _Observed):
+                self.app = _Observed(self.app)
+        except Exception as fault:
+            report_fault("observing the event loop", fault)
+        await original(self, scope, receive, send)
+
+    return observed
 
 
 class _Observed:

@@ -96,7 +96,7 @@ class SQLTraceMiddleware:
             "max_sql_length": checked_size("max_sql_length", max_sql_length),
         }
         instrument(*recorded)
-        self._observed = _guarded("observing the event loop", observe_inner_tasks, app)
+        self._observed = _guarded("observing the event loop", observe_inner_tasks)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = self._begin(scope, receive, send)
@@ -119,7 +119,7 @@ class SQLTraceMiddleware:
             return None
         try:
             if self._observed is False:
-                self._observed = _guarded("observing the event loop", observe_inner_tasks, self.app)
+                self._observed = _guarded("observing the event loop", observe_inner_tasks)
             record = self._new_record(scope)
             exchange = _Exchange(record, self._sinks, scope, receive, send)
             exchange.start(self._starters, self.app)

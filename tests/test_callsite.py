@@ -572,11 +572,19 @@ def test_task_that_nobody_awaits_has_no_call_site():
     assert [statement.call_site for statement in records["/"].statements] == [None]
 
 
-def test_session_in_a_task_below_http_middleware_is_not_told_at_that_middleware():
+class Unchangeable(BaseHTTPMiddleware):
+    def __setattr__(self, name, value):
+        if name == "app" and hasattr(self, "app"):
+            raise AttributeError("unchangeable")
+        super().__setattr__(name, value)
+
+
+@pytest.mark.parametrize(("middleware", "found"), [(BaseHTTPMiddleware, True), (Unchangeable, False)])
+def test_session_in_a_task_below_http_middleware_is_not_told_at_that_middleware(middleware, found, caplog):
     async def endpoint(request):
         engine = create_async_engine("sqlite+aiosqlite://", poolclass=StaticPool)
         session = AsyncSession(engine)
-        await asyncio.gather(session.execute(text("SELECT 1")))
+        await asyncio.gather(session.execute(text("SELECT 1")))  # in a task of its own
         await session.close()
         await engine.dispose()
         return PlainTextResponse("ok")
@@ -584,11 +592,13 @@ def test_session_in_a_task_below_http_middleware_is_not_told_at_that_middleware(
     async def dispatch(request, call_next):
         return await call_next(request)
 
-    app = Starlette(routes=[Route("/", endpoint)], middleware=[Middleware(BaseHTTPMiddleware, dispatch=dispatch)])
+    app = Starlette(routes=[Route("/", endpoint)], middleware=[Middleware(middleware, dispatch=dispatch)])
     observer, records = observed(app)
     asyncio.run(get(observer, "/"))
+    caplog.clear()
 
-    assert [statement.call_site for statement in records["/"].statements] == [None]
+    sites = [statement.call_site for statement in records["/"].statements]
+    assert [site and site.line for site in sites] == [line_of("in a task of its own") if found else None]
 
 
 class Named(BaseModel):

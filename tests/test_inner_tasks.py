@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import inspect
 import weakref
 
 import pytest
@@ -9,7 +10,7 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.responses import PlainTextResponse, StreamingResponse
-from starlette.routing import Route, WebSocketRoute
+from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.testclient import TestClient
 
 import sqltrace
@@ -186,6 +187,38 @@ def test_application_that_builds_its_middleware_when_it_is_first_called_is_obser
     assert records["/"].held_loop >= held[0]
 
 
+def test_mounted_application_inside_of_its_own_middleware_holds_the_loop_as_the_request():
+    held = []
+
+    async def guilty(request):
+        held.append(block(0.3))
+        return PlainTextResponse("ok")
+
+    mounted = Starlette(
+        routes=[Route("/guilty", guilty)],
+        middleware=[Middleware(BaseHTTPMiddleware, dispatch=passes)],
+    )
+    app, records = observed(Starlette(routes=[Mount("/api", mounted), Route("/innocent", innocent)]))
+
+    async def main():
+        waiting = asyncio.create_task(get(app, "/innocent"))
+        await asyncio.sleep(0.05)
+        await get(app, "/api/guilty")
+        await waiting
+
+    run_by_clock(main())
+
+    assert records["/api/guilty"].longest_hold == pytest.approx(held[0])
+    assert records["/innocent"].waited_for[0][0] == "GET /api/guilty"
+
+
+def test_middleware_of_starlette_remains_a_coroutine_function():
+    """By which uvicorn tells an application of ASGI 3."""
+    below()
+
+    assert inspect.iscoroutinefunction(BaseHTTPMiddleware.__call__)
+
+
 def test_websocket_passes_through():
     async def echo(websocket):
         await websocket.accept()
@@ -233,7 +266,9 @@ def test_application_inside_keeps_its_attributes_and_is_observed_once():
 
     app.setting = "the application's own"
     base = BaseHTTPMiddleware(app, dispatch=passes)
-    SQLTraceMiddleware(SQLTraceMiddleware(base, sinks=[]), sinks=[])
+    twice = SQLTraceMiddleware(SQLTraceMiddleware(base, sinks=[]), sinks=[])
+    for _ in range(2):
+        asyncio.run(get(twice, "/"))
 
     assert base.app.setting == "the application's own"
     assert base.app.app is app
