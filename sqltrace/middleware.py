@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from asyncio import CancelledError
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from sqltrace.capture.failed_loads import note_exception
@@ -288,7 +289,8 @@ class _Exchange:
         self._describe_route(record)
 
     def _describe_route(self, record: RequestRecord) -> None:
-        record.route = _guarded("finding the route", route_template, self._scope)
+        template = partial(route_template, answered=self._ready or self._record is None)
+        record.route = _guarded("finding the route", template, self._scope)
         if record.route is not None:
             record.recording.name = f"{record.method or record.protocol.upper()} {record.route}"
 

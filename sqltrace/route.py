@@ -17,7 +17,7 @@ Scope = MutableMapping[str, Any]
 _MAX_DEPTH = 100
 
 
-def route_template(scope: Scope) -> str | None:
+def route_template(scope: Scope, *, answered: bool = True) -> str | None:
     """
     ``/api/tags/{tag_id}``, with the application's root path, mounts and prefixes.
 
@@ -26,6 +26,7 @@ def route_template(scope: Scope) -> str | None:
 
     Args:
         scope: As the framework left it, once its router has run.
+        answered: Whether there is a response: until then a mounted application may not have run its own router yet.
     """
     path = _told_path(scope)
     root_path: str = scope.get("root_path") or ""
@@ -40,6 +41,8 @@ def route_template(scope: Scope) -> str | None:
     if path is None:
         path = _found_path(routes, scope)
     if path is None:
+        if routes and not answered:
+            return None
         path = "/{path}"
     return root_path_above.rstrip("/") + template + path
 

@@ -212,6 +212,38 @@ def test_mounted_application_inside_of_its_own_middleware_holds_the_loop_as_the_
     assert records["/innocent"].waited_for[0][0] == "GET /api/guilty"
 
 
+def test_mounted_application_that_has_not_routed_a_request_yet_is_not_its_route():
+    told = []
+
+    async def guilty(request):
+        await asyncio.sleep(1)
+        return PlainTextResponse("ok")
+
+    async def dispatch(request, call_next):
+        block(0.3)
+        return await call_next(request)
+
+    async def waiting(request):
+        await asyncio.sleep(0.1)
+        return PlainTextResponse("ok")
+
+    mounted = Starlette(
+        routes=[Route("/guilty", guilty)], middleware=[Middleware(BaseHTTPMiddleware, dispatch=dispatch)]
+    )
+    app, records = observed(Starlette(routes=[Mount("/api", mounted), Route("/waiting", waiting)]))
+
+    async def main():
+        guilty = asyncio.create_task(get(app, "/api/guilty"))
+        await get(app, "/waiting")
+        told.extend(records["/waiting"].waited_for)
+        await guilty
+
+    run_by_clock(main())
+
+    assert [name for name, _ in told] == ["GET /api/guilty"]
+    assert records.of("/api/guilty").route == "/api/guilty"
+
+
 def test_middleware_of_starlette_remains_a_coroutine_function():
     """By which uvicorn tells an application of ASGI 3."""
     below()

@@ -69,7 +69,7 @@ class Commenter:
 
     def _name_route(self) -> str | None:
         if self._route is None:  # it is known from the router on
-            self._route = self._record.route or route_template(self._scope)
+            self._route = self._record.route or route_template(self._scope, answered=False)
         return self._route
 
 
