@@ -39,6 +39,7 @@ class LoopObserver(Protocol):
 
     thread: int
     observed: bool
+    responded: bool
 
     def note_hold(self, start: int, end: int) -> None:
         """Something measured kept a thread busy."""
@@ -215,6 +216,11 @@ class Collector:
             collector = collector.outer
 
     def nest_in(self, outer: Collector | None) -> None:
+        if self.loop is not None:
+            # A request. Servers may start one in the context of another that has had its response, and goes on: uvicorn
+            # does once it has paused reading from a connection.
+            while outer is not None and outer.loop is not None and outer.loop.responded:
+                outer = outer.outer
         self.outer = outer
         if outer is not None:
             self.capture_parameters = self.capture_parameters or outer.capture_parameters

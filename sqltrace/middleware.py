@@ -172,8 +172,8 @@ class _Exchange:
         self._sinks, self._scope, self._receive, self._send = sinks, scope, receive, send
         self._ready = self._trailers = self._disconnected = False
         scope[_SCOPE_KEY] = True
-        self._outer = record.recording.open()
         self.loop_share = record.recording.observe_loop(self._name_route)
+        self._outer = record.recording.open()
 
     def start(self, starters: Iterable[Sink], app: ASGIApp) -> None:
         self._tell("request_started", self._record, self._scope, app, sinks=starters)

@@ -9,6 +9,7 @@ import weakref
 
 import pytest
 from fastapi import FastAPI, Request
+from sqlalchemy import text
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
 from starlette.middleware import Middleware
@@ -117,6 +118,34 @@ def test_background_task_is_not_waited_for_by_the_client_and_told_apart(kind, wi
     assert told_before == ["response_ready"]
     assert record.recording.after_response > 0
     assert record.outcome == "ok"
+
+
+def test_next_request_of_a_connection_is_not_counted_in_background_tasks_of_the_last(kind, witness, memory_engine):
+    release, large = threading.Event(), b"x" * 1_000_000  # it pauses reading, which goes on in the first one's context
+
+    async def work():
+        await asyncio.to_thread(release.wait, 30)
+
+    async def first(request):
+        await request.body()
+        return PlainTextResponse("fine", background=BackgroundTask(work))
+
+    def second(request):
+        with memory_engine.connect() as connection:
+            connection.execute(text("SELECT 1"))
+        return PlainTextResponse("fine")
+
+    app = Starlette(routes=[Route("/first", first, methods=["POST"]), Route("/second", second)])
+    with serve(SQLTraceMiddleware(app, sinks=[witness]), **kind) as server:
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+        with contextlib.closing(connection):
+            for method, path, body in (("POST", "/first", large), ("GET", "/second", None)):
+                connection.request(method, path, body)
+                connection.getresponse().read()
+        release.set()
+        counts = {record.path: record.recording.counts for record in witness.take(2)}
+
+    assert (counts["/second"].statements, counts["/first"].after_response) == (1, 0)
 
 
 def test_client_that_leaves_a_stream_is_disconnected(kind, witness):
