@@ -111,15 +111,20 @@ def _function_in_thread(frames: Sequence[FrameType]) -> CallSite | None:
 
 
 def site_of_function(function: Any) -> CallSite | None:
-    """The first line of a function of the application: of what is called, or else is given to it by a `partial`."""
+    """
+    The first line of a function of the application: of what is called, or else is given to it by a `partial`.
+
+    That of an installed library is second best, for applications that are themselves installed.
+    """
     given: list[Any] = []
     while isinstance(function, partial):
         given = [*function.args, *function.keywords.values(), *given]
         function = function.func
-    return next(filter(None, map(_first_line_of, (function, *given))), None)
+    found = [_first_line_of(one, installed=installed) for installed in (False, True) for one in (function, *given)]
+    return next(filter(None, found), None)
 
 
-def _first_line_of(function: Any) -> CallSite | None:
+def _first_line_of(function: Any, *, installed: bool) -> CallSite | None:
     if isinstance(function, MethodType):
         manager = function.__self__
         generator = getattr(manager, "__dict__", {}).get("gen") if isinstance(manager, ContextDecorator) else None
@@ -129,7 +134,7 @@ def _first_line_of(function: Any) -> CallSite | None:
     if not isinstance(function, FunctionType | GeneratorType):
         return None
     code = function.gi_code if isinstance(function, GeneratorType) else function.__code__
-    return call_site_at(code.co_filename, code.co_firstlineno, code.co_qualname)
+    return call_site_at(code.co_filename, code.co_firstlineno, code.co_qualname, installed=installed)
 
 
 def _length(stretch: Stretch) -> int:

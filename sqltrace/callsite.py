@@ -164,9 +164,9 @@ def site_awaited(frames: Sequence[FrameType]) -> CallSite | None:
     return None if site is None or site.in_framework else site
 
 
-def call_site_at(file: str, line: int, function: str) -> CallSite | None:
-    """A line that is known by these, if it is the application's."""
-    return _call_site((file, line, function)) if kinds[file] == APPLICATION else None
+def call_site_at(file: str, line: int, function: str, *, installed: bool = False) -> CallSite | None:
+    """A line that is known by these, if it is the application's; if need be, that of an installed one."""
+    return _call_site((file, line, function)) if kinds[file] == (LIBRARY if installed else APPLICATION) else None
 
 
 def _callers(frame: FrameType | None) -> Iterator[FrameType]:

@@ -222,6 +222,14 @@ def test_first_line_is_told_of_functions_of_the_application(function, name):
     assert site is None or site.file == __file__
 
 
+def test_function_of_an_installed_application_is_second_best(tmp_path):
+    names = {}
+    exec(compile("def make():\n    pass\n", str(tmp_path / "site-packages" / "shop" / "api.py"), "exec"), names)
+
+    assert site_of_function(names["make"]).function == "make"
+    assert site_of_function(partial(names["make"], decorating)).function == "decorating"
+
+
 def test_middleware_that_waits_for_the_application_inside_is_not_told():
     class Outer:
         def __init__(self, app):
