@@ -58,7 +58,10 @@ _DOLLARS = rf"(?<![\w$]){_TAG}.*?(?:\$(?P=tag)\$|\Z) | (?<=[\w$]){_TAG.replace('
 _DOUBLE_QUOTED = r'"[^"]*+(?>(?:""[^"]*+)*)"'
 _COMMENT = r"--[^\n]* | /\*.*?(?:\*/|\Z)"
 _NESTED_COMMENT = rf"--[^\n]* | {_nested(9)}"
+_POSTGRESQL_COMMENT = rf"--[^\n\r]* | {_nested(9)}"
 _MYSQL_COMMENT = r"(?:--(?=\s|\Z)|\#)[^\n]* | /\*.*?(?:\*/|\Z)"
+# What stands in /*! */ is run, and does not end within a string: where it has one, all of it and after it is a value.
+_RUN = r"""/\*M?! (?>(?: [^*'"`]++ | \*(?!/) )*) ['"`].*"""
 
 # x[1] is a subscript, ARRAY[1] and [1] are not.
 _POSTGRESQL_NUMBER = r"""(?<![\w$.]) (?: (?<![\w"`)\]]\[) | (?<=\b[aA][rR][rR][aA][yY]\[) )"""
@@ -68,12 +71,12 @@ _DOLLAR = r"| \$\d+"
 
 def _postgresql(string: str) -> re.Pattern[str]:
     strings = f"{_E_STRING} | {_DOLLARS} | {string}"
-    return _values(strings, _NESTED_COMMENT, _DOUBLE_QUOTED, _POSTGRESQL_NUMBER, opens='"', dollar=_DOLLAR)
+    return _values(strings, _POSTGRESQL_COMMENT, _DOUBLE_QUOTED, _POSTGRESQL_NUMBER, opens='"', dollar=_DOLLAR)
 
 
 def _mysql(string: str) -> re.Pattern[str]:
     double_quoted = string.replace("'", '"')
-    return _values(f"{string} | {double_quoted}", _MYSQL_COMMENT, r"`[^`]*+`", _MONEY, opens="`")
+    return _values(f"{string} | {double_quoted} | {_RUN}", _MYSQL_COMMENT, r"`[^`]*+`", _MONEY, opens="`")
 
 
 _OTHER_NUMBER = r"(?<![\w$.])\$?"
@@ -90,7 +93,7 @@ _EXACT = {
 # elsewhere, all that follows is taken for a value.
 _LINE = r"""(?>(?: [^\n'"`\#/-] | /(?!/) | -(?!-) | '[^\n'\\]*+' | "[^\n"\\]*+" | `[^\n`]*+` )*)"""
 _OTHER = rf"""
-    (?: \#|//|--(?!\s) ) {_LINE} ['"`].*
+    (?: \#|//|--(?!\s) ) {_LINE} ['"`].* | --[^\n\r]*+\r [^\n'"`$]*+ ['"`$].* | {_RUN}
   | /\* (?>(?: [^*/]++ | \*(?!/) | /(?!\*) )*) /\*.*
   | '{{3}}[^'\\]*+'{{3}}(?!') | '{{3}}.* | "{{3}}[^"\\]*+"{{3}}(?!")
   | (?<![\w$\#])[nN]?[qQ]'.* | {_E_STRING} | {_DOLLARS} | {_DOUBTFUL}

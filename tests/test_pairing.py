@@ -55,6 +55,30 @@ def test_nothing_but_literals_is_taken_out_of_what_a_database_understands(databa
         assert redact(sql, system) == re.sub("‹[^›]*›", "?", marked)
 
 
+# Where a comment ends for the one database, and goes on for others.
+BEHIND_A_COMMENT = {
+    "postgresql": [f"SELECT -- a\r 'b\n {SECRET}'", f"SELECT 1, -- a\r $$\n{SECRET}$$ -- b\r\n"],
+    "mariadb": [
+        f"SELECT /*! '*/ {SECRET}' */",
+        f'SELECT /*M!50000 1, "a */ {SECRET}" */',
+        f"SELECT /*! 1 * 2 AS `*/ '`, '*/ {SECRET}' */",
+    ],
+    "sqlite": [f"SELECT -- a\r '\n'{SECRET}'", f"SELECT /*! '*/ '{SECRET}'"],
+}
+
+
+@one_of_each
+def test_nothing_of_a_value_is_left_that_begins_where_others_read_a_comment(database):
+    system = database.driver.system
+    for sql in BEHIND_A_COMMENT[system]:
+        [row] = database.run(lambda connection, sql=sql: connection.exec_driver_sql(sql).all())
+
+        assert SECRET in row[-1]
+        for cut in range(len(sql) + 1):
+            assert SECRET not in redact(sql[:cut], system)
+            assert SECRET not in redact(sql[:cut], "other_sql")
+
+
 # Of a value that somebody has put between quotes as it is.
 NAMES = ["O'Brien", "the dogs' ", "rock'n'roll", "Joe's, ", "don't (", "6' 2", "it's -- ", "it's from ", "it's; "]
 
