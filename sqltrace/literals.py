@@ -17,12 +17,12 @@ def _nested(depth: int) -> str:
     return rf"/\*(?: [^*/]++ | \*(?!/) | /(?!\*) | {inside} )* (?:\*/|\Z)"
 
 
-def _values(quoted: str, comment: str, name: str, number: str, *, opens: str, dollar: str = "") -> re.Pattern[str]:
+def _values(quoted: str, comment: str, name: str, number: str, *, opens: str, more: str = "") -> re.Pattern[str]:
     """
     Args:
         name: Quoted names. Where one of the marks that `opens` them is not read as a name, the rest is a value.
         number: What stands before a number.
-        dollar: Placeholders with a dollar sign.
+        more: What belongs to a question mark, and other placeholders.
     """
     return re.compile(
         rf"""
@@ -32,7 +32,7 @@ def _values(quoted: str, comment: str, name: str, number: str, *, opens: str, do
         | (?P<number> {number}{_NUMBER} | (?<![\w)\]])\.{_NUMBER} )
         | (?P<comment> {comment} )
         | (?P<placeholder>
-            __\[POSTCOMPILE_[^\[\]'"]*+\]? | %\(\w+\)s | %s\b | (?<![:\w'"`)\]]):\w+ | \? {dollar} ) )
+            __\[POSTCOMPILE_[^\[\]'"]*+\]? | %\(\w+\)s | %s\b | (?<![:\w'"`)\]]):\w+ | \? {more} ) )
         """,
         re.VERBOSE | re.DOTALL,
     )
@@ -71,7 +71,7 @@ _DOLLAR = r"| \$\d+"
 
 def _postgresql(string: str) -> re.Pattern[str]:
     strings = f"{_E_STRING} | {_DOLLARS} | {string}"
-    return _values(strings, _POSTGRESQL_COMMENT, _DOUBLE_QUOTED, _POSTGRESQL_NUMBER, opens='"', dollar=_DOLLAR)
+    return _values(strings, _POSTGRESQL_COMMENT, _DOUBLE_QUOTED, _POSTGRESQL_NUMBER, opens='"', more=_DOLLAR)
 
 
 def _mysql(string: str) -> re.Pattern[str]:
@@ -85,7 +85,12 @@ _EXACT = {
         _STRING, _NESTED_COMMENT, rf"{_DOUBLE_QUOTED} | \[[^\]]*+(?>(?:\]\][^\]]*+)*)\]", _MONEY, opens=r'"\['
     ),
     "sqlite": _values(
-        _STRING, _COMMENT, rf"{_DOUBLE_QUOTED} | `[^`]*+` | \[[^\]]*+\]", r"(?<![\w$.@])", opens=r'"`\[', dollar=_DOLLAR
+        _STRING,
+        _COMMENT,
+        rf"{_DOUBLE_QUOTED} | `[^`]*+` | \[[^\]]*+\]",
+        r"(?<![\w$.@])",
+        opens=r'"`\[',
+        more=rf"\d*+ {_DOLLAR}",
     ),
     "oracle.db": _values(f"{_Q_STRING} | {_STRING}", _COMMENT, _DOUBLE_QUOTED, _OTHER_NUMBER, opens='"'),
 }

@@ -95,6 +95,7 @@ def test_summary_is_cut_between_words_at_255_characters():
         ("mariadb", r"SELECT 'a\\n', 'b'", "SELECT ?, ?"),
         ("postgresql", 'SELECT "name 1", a1.b2, x[1], a::int, now()', 'SELECT "name 1", a1.b2, x[1], a::int, now()'),
         ("postgresql", "SELECT :name, %(name)s, %s, ?, @p1, $2", "SELECT :name, %(name)s, %s, ?, @p1, $2"),
+        ("sqlite", "SELECT ?1, a=?12, $1 FROM t WHERE b IN (?,?2)", "SELECT ?1, a=?12, $1 FROM t WHERE b IN (?,?2)"),
         ("sqlite", "SELECT id IN (__[POSTCOMPILE_id_1])", "SELECT id IN (__[POSTCOMPILE_id_1])"),
         ("sqlite", "SELECT 1 -- password 'x'\n, 2 /* 3 */", "SELECT ?  \n, ?"),
         ("postgresql", "SELECT 1_000, 0b101, 0o17, 1.5e-3, 5.", "SELECT ?, ?, ?, ?, ?"),
