@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
+
+_URL = re.compile(r"(?<=://)[^'\"].*", re.DOTALL)
 
 
 def name_of(function: Any) -> str:
     """Of what it calls, for a `functools.partial`; of its class, for an object without a name."""
     inner = getattr(function, "func", function)
     return getattr(inner, "__name__", type(inner).__name__)
+
+
+def shown(value: Any) -> str:
+    """What was got, for a message: its `repr`, shortened. Of a URL only its scheme: a password may follow."""
+    return f"{_URL.sub('…', repr(value)):.100}"
 
 
 def checked_flag(name: str, value: Any) -> bool:
@@ -36,7 +44,7 @@ def checked_number(name: str, value: Any, least: float, most: float | None = Non
 
 def checked_sequence(name: str, value: Any, of: str, remedy: str) -> tuple[Any, ...]:
     if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
-        raise TypeError(f"{name} must be a sequence of {of}, got {value!r:.100}: write {remedy}")
+        raise TypeError(f"{name} must be a sequence of {of}, got {shown(value)}: write {remedy}")
     return tuple(value)
 
 

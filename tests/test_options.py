@@ -196,6 +196,18 @@ def test_single_engine_is_refused_with_the_remedy(make_engine):
         SQLTraceMiddleware(sends(START, BODY), engines=engine)
 
 
+@pytest.mark.parametrize(
+    "url", ["postgresql://user:s3cr3t@db/shop", "mysql://db/shop?user=a&password=s3cr3t", "oracle://a:it's3cr3t@db"]
+)
+def test_message_about_a_url_in_place_of_an_engine_has_no_password(url):
+    for engines in (url, [url], {"shop": url}.values()):
+        with pytest.raises(TypeError, match="got ") as raised:
+            SQLTraceMiddleware(sends(START, BODY), engines=engines)
+
+        assert "s3cr3t" not in str(raised.value)
+    assert str(raised.value).endswith(f"{url.partition('//')[0]}//…")
+
+
 def test_unknown_option_is_refused_by_name():
     with pytest.raises(TypeError, match="unexpected keyword argument 'engine'"):
         SQLTraceMiddleware(sends(START, BODY), engine=None)

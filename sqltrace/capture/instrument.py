@@ -22,6 +22,7 @@ from sqltrace.capture import (
 )
 from sqltrace.capture.compatibility import self_test
 from sqltrace.capture.replacements import listen_for_good
+from sqltrace.checks import shown
 from sqltrace.locks import process_lock
 
 _lock = process_lock()
@@ -136,7 +137,7 @@ def dialect_of(engine: Any) -> Dialect:
     """
     sync_engine = getattr(engine, "sync_engine", engine)
     if not isinstance(sync_engine, Engine):
-        raise TypeError(f"expected a SQLAlchemy Engine or AsyncEngine, got {type(engine).__name__}: {engine!r:.100}")
+        raise TypeError(f"expected a SQLAlchemy Engine or AsyncEngine, got {type(engine).__name__}: {shown(engine)}")
     return sync_engine.dialect
 
 
