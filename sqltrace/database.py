@@ -51,7 +51,9 @@ def _describe(name: str, url: Any) -> Database:
         namespace = ":memory:"
     elif name == "oracle" and namespace is None:
         namespace = _text(url.query.get("service_name"))
-    return Database(url.host or _text(url.query.get("host")), url.port, namespace)
+    # Where a password has an @ in it that is not written as %40, SQLAlchemy takes what is behind that for the host.
+    host = url.host.rpartition("@")[2] if url.host else _text(url.query.get("host"))
+    return Database(host, url.port, namespace)
 
 
 def _text(value: Any) -> str | None:
