@@ -82,6 +82,18 @@ def test_what_comes_late_for_settled_time_counts_from_its_end_on():
     assert (account.database, account.objects) == (50, 5)
 
 
+def test_stretch_across_the_end_of_settled_time_counts_once():
+    spent, second = Spent(limit=4), 1_000_000_000
+    spent.add_all("objects", [second], [100 * second])
+
+    for start in range(10, 110, 10):
+        spent.add_all("database", [start * second], [(start + 5) * second])
+
+    assert second < spent._settled_until < 100 * second
+    account = account_of(spent, 200 * second)
+    assert (account.objects, account.database, account.python) == (99, 5, 96)
+
+
 @pytest.mark.parametrize(("boundary", "database"), [(12, 7), (95, 50)], ids=["ended", "still to come"])
 def test_time_after_the_end_of_the_response_is_not_settled_into_it(boundary, database):
     spent, second = Spent(limit=4), 1_000_000_000
