@@ -218,6 +218,18 @@ def test_rest_of_many_groups_lasts_from_the_first_to_the_last_of_them(memory_eng
     assert compressed(rest) == {"count": 2, "sum": 3.0, "min": 1.0, "max": 2.0, "rows": 2}
 
 
+@pytest.mark.parametrize(
+    ("max_spans", "expected"),
+    [(2, ["(other statements) ×4", "SELECT"]), (3, ["(other statements) ×2", "SELECT", "SELECT ×2"])],
+)
+def test_rest_costs_what_its_statements_took_however_far_they_lie_apart(memory_engine, tracing, max_spans, expected):
+    first = ["SELECT wait(6), 1", "SELECT wait(3), 1, 1"]
+    options = {"pause": 20, "repeats": 1, "max_spans": max_spans}
+    _, statements = ask_by_clock(tracing, memory_engine, 1, 1, 1, first=first, **options)
+
+    assert sorted(names(statements)) == expected
+
+
 def test_cap_keeps_what_is_known_of_groups_that_were_compressed_before(memory_engine, tracing):
     *_, rest = ask_by_clock(tracing, memory_engine, 5, 1, 2, 3, 4, max_spans=1)[1]
 
