@@ -145,6 +145,12 @@ def test_least_of_a_group_of_which_not_all_were_kept_is_not_known(memory_engine,
     assert compressed(statements[-1]) == {"count": 3, "sum": 28.0, "max": 12.0, "rows": 6}
 
 
+def test_least_is_not_known_where_the_longest_was_kept_and_another_was_not(memory_engine, tracing):
+    *_, rest = ask_by_clock(tracing, memory_engine, 1, 1, 1, 9, 5, 2, max_statements=5)[1]
+
+    assert compressed(rest) == {"count": 3, "sum": 32.0, "max": 18.0, "rows": 6}
+
+
 def test_rest_of_which_none_was_kept_begins_after_the_last_that_was(memory_engine, tracing):
     server, statements = ask_by_clock(tracing, memory_engine, 4, 1, 2, 3, 5, pause=1, max_statements=3)
 

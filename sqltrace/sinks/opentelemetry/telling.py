@@ -145,7 +145,7 @@ def _rest_of(recording: Recording, group: Group, singles: list[Execution], kept:
     total = max(0.0, group.total - sum(told) / _SECOND)
     rows = None if group.rows is None else group.rows - sum(execution.rows or 0 for execution in singles)
     failed = group.failed - sum(execution.failure is not None for execution in singles)
-    least = min(known) / _SECOND if len(known) >= count else None
+    least = min(known) / _SECOND if count == len(kept) else None
     most = max(known) / _SECOND if known else None
     if count == 1:
         least = most = total
