@@ -25,7 +25,7 @@ from sqltrace import SQLTraceMiddleware
 from sqltrace.database import Database
 from sqltrace.sinks import OpenTelemetrySink
 from sqltrace.sinks.opentelemetry.attributes import of_operation, of_statement
-from sqltrace.sinks.opentelemetry.telling import choose
+from sqltrace.sinks.opentelemetry.telling import TOLD_ELSEWHERE, Rest, choose
 from tests.asgi import BODY, START, Clock, http_scope, run, select, sends, timed
 from tests.databases import books
 from tests.telemetry import (
@@ -316,7 +316,9 @@ def test_as_many_as_the_cap_are_told_one_by_one(memory_engine, tracing):
 
 
 def test_one_more_than_the_repeats_is_told_itself(memory_engine, tracing):
-    assert names(statement_spans(ask(tracing, lambda: repeat(memory_engine, 4)))) == ["SELECT"] * 4
+    statements = statement_spans(ask(tracing, lambda: repeat(memory_engine, 4)))
+
+    assert [(span.name, compressed(span)) for span in statements] == [("SELECT", {})] * 4
 
 
 def test_repeats_are_an_option(memory_engine, tracing):
@@ -454,7 +456,22 @@ def test_one_more_than_the_repeats_beside_failures_is_told_itself(memory_engine,
                 with suppress(DBAPIError):
                     connection.execute(text("SELECT abs(:number)"), {"number": number or -(2**63)})
 
-    assert names(statement_spans(ask(tracing, work))) == ["SELECT"] * 5
+    statements = statement_spans(ask(tracing, work))
+
+    assert [(span.name, compressed(span)) for span in statements] == [("SELECT", {})] * 5
+
+
+def test_failed_statement_after_more_than_the_repeats_is_told_itself(memory_engine, tracing):
+    def work():
+        with memory_engine.connect() as connection:
+            for number in (1, 2, 3, 4, 5, 0):
+                with suppress(DBAPIError):
+                    connection.execute(text("SELECT abs(:number)"), {"number": number or -(2**63)})
+
+    statements = statement_spans(ask(tracing, work))
+
+    failed = [span for span in statements if span.status.status_code is StatusCode.ERROR]
+    assert (len(statements), [compressed(span) for span in failed]) == (5, [{}])
 
 
 def test_failures_that_have_a_span_are_not_told_again_by_the_compressed(memory_engine, tracing):
@@ -520,6 +537,23 @@ def test_rest_of_a_group_has_its_times_without_waiting_for_the_loop(memory_engin
     [_, told] = choose(recording, repeats=1, most=10)
 
     assert (told.rest.count, told.rest.total, told.rest.least, told.rest.most) == (3, 7.5, 1.5, 3.5)
+
+
+def test_rest_of_a_group_is_without_what_another_instrumentation_tells(memory_engine):
+    sqltrace.instrument()
+    with sqltrace.record() as recording, memory_engine.connect() as connection:
+        for number in (0, 0, 1, 2, 3, 4):
+            with suppress(DBAPIError):
+                connection.execute(text("SELECT abs(:number)"), {"number": number or -(2**63)}).all()
+    [(group, executions)] = recording.executions()
+    for seconds, execution in enumerate(executions, start=1):
+        execution.ended, execution.fetch = execution.started + seconds * 1_000_000_000, 0
+    executions[0].span = executions[5].span = TOLD_ELSEWHERE  # one that failed, and the longest
+    group.total, group._longest = 21.0, 6_000_000_000
+
+    *_, told = choose(recording, repeats=1, most=10)
+
+    assert told.rest == Rest(count=2, total=9.0, least=4.0, most=5.0, rows=2, failed=0)
 
 
 def test_times_of_a_statement_are_told_in_seconds(memory_engine):

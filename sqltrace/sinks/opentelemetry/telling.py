@@ -43,7 +43,7 @@ class Rest:
 
     @property
     def has_failed(self) -> bool:
-        return self.failed == self.count > 0
+        return self.failed == self.count
 
 
 @dataclass(slots=True)
@@ -112,16 +112,13 @@ def _left_over(group: Group, kept: list[Execution]) -> tuple[Group, list[Executi
 
 def _split(group: Group, kept: list[Execution], repeats: int) -> tuple[list[Execution], list[Execution]]:
     """Those that are told one by one, and the others."""
-    if group.count <= repeats or (len(kept) == group.count == repeats + 1):
-        return kept, []
-    if not any(map(_FAILURE, kept)):
-        return kept[:repeats], kept[repeats:]
-    singles: list[Execution] = []
-    rest: list[Execution] = []
-    ordinary = 0
-    for execution in kept:
-        ordinary += execution.failure is None
-        (singles if execution.failure is not None or ordinary <= repeats else rest).append(execution)
+    if any(map(_FAILURE, kept)):
+        singles, rest, ordinary = list[Execution](), list[Execution](), 0
+        for execution in kept:
+            ordinary += execution.failure is None
+            (singles if execution.failure is not None or ordinary <= repeats else rest).append(execution)
+    else:
+        singles, rest = kept[:repeats], kept[repeats:]
     if len(rest) == 1 and group.count == len(kept):
         return kept, []
     return singles, rest
