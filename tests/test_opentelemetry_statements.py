@@ -554,6 +554,9 @@ def test_rest_of_a_group_is_without_what_another_instrumentation_tells(memory_en
     *_, told = choose(recording, repeats=1, most=10)
 
     assert told.rest == Rest(count=2, total=9.0, least=4.0, most=5.0, rows=2, failed=0)
+    group.count += 1  # one was not kept
+    *_, told = choose(recording, repeats=1, most=10)
+    assert (told.rest.count, told.rest.least, told.rest.most) == (3, None, 5.0)
 
 
 def test_times_of_a_statement_are_told_in_seconds(memory_engine):

@@ -105,7 +105,7 @@ def _left_over(group: Group, kept: list[Execution]) -> tuple[Group, list[Executi
         failed=group.failed - sum(execution.failure is not None for execution in theirs),
         total=group.total - sum(_elapsed(theirs)) / _SECOND,
         rows=None if group.rows is None else group.rows - sum(execution.rows or 0 for execution in theirs),
-        _longest=max(execution.elapsed for execution in ours),
+        _longest=0,  # it may be one of theirs
     )
     return left, ours
 
