@@ -107,9 +107,8 @@ class Tally:
         self._fold_marks(collector.marks, executions, boundary)
         self._fold_checkouts(collector.checkouts, ended)
         room = self._max_statements - len(self.kept)
-        if room > 0:
-            self.kept += executions[:room]
-        unkept = executions[max(0, room) :]
+        self.kept += executions[:room]
+        unkept = executions[room:]
         for phase, begun in self._by_phase(executions, boundary):
             self._count(begun, phase)
         for execution in unkept:
