@@ -286,6 +286,15 @@ def test_literals_in_the_text_do_not_fill_the_memory(engine, clock):
         assert len(recording._tally._known["response"]) == 1  # of 2,048 texts it begins anew
 
 
+def test_statements_are_kept_with_their_group_when_their_texts_are_known_no_more(engine, clock):
+    with recorded(clock, max_statements=2) as recording:
+        for number in range(4):
+            run(engine, 1, sql=f"SELECT spend(:seconds), {number}")
+
+    [group] = recording.groups
+    assert [(told is group, len(kept)) for told, kept in recording.executions()] == [(True, 2)]
+
+
 def test_engines_that_a_statement_ran_on_do_not_fill_the_memory():
     with sqltrace.record() as recording:
         for _ in range(65):
