@@ -307,6 +307,7 @@ def test_any_text_is_read_without_an_exception(sql):
         ("SAVE TRANSACTION sa_savepoint_1", "SAVE TRANSACTION sa_savepoint_22"),
         ('savepoint "point 1"', 'savepoint "point 2"'),
         ("SELECT a /* for joe */ FROM t", "SELECT a FROM t"),
+        ("SELECT a/* for joe */FROM t", "SELECT a FROM t"),
     ],
 )
 def test_texts_that_differ_in_values_only_have_one_fingerprint(one, other):
