@@ -177,6 +177,8 @@ class _Words:
             self.found.append(self._tokens[index])
             self.listing[depth] = False
             self.expects_target = upper in _BEFORE_TARGET
+        elif (upper, self._next(index)) == ("USING", "("):
+            pass  # JOIN b USING (id): columns; a SELECT in there is found as such
         elif upper in _BEFORE_TARGET and not (self.calls.get(depth) or previous == "DISTINCT"):
             self.expects_target = bool(self.found) and upper != "UPDATE"
             self.listing[depth] = upper == "FROM"
