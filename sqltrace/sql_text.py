@@ -183,7 +183,7 @@ class _Words:
             self.expects_target = bool(self.found) and upper != "UPDATE"
             self.listing[depth] = upper == "FROM"
         elif upper in _AFTER_TARGETS:
-            self.listing[depth] = upper == "ON" and self.listing.get(depth, False)
+            self.listing[depth] = False
         elif previous in ("WITH", "RECURSIVE") or (self._next(index), self._next(index + 1)) == ("AS", "("):
             self.common.add(self._tokens[index])
 
