@@ -489,7 +489,7 @@ def test_load_that_gets_no_connection_after_a_commit_is_told_though_the_applicat
         await engine.dispose()
         for thread in set(threading.enumerate()) - others:
             if "_connection_worker_thread" in thread.name:  # of aiosqlite: it was told to end, and tells the loop
-                await asyncio.to_thread(thread.join)
+                await asyncio.to_thread(thread.join, 10)  # SQLAlchemy 2.0.40 does not tell it
         return recording
 
     (failed,) = asyncio.run(main()).failed_loads
