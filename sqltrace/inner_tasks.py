@@ -29,17 +29,15 @@ def observe_inner_tasks() -> bool:
 
     `False` as long as Starlette has not imported what starts them: it imports its middleware when that is needed.
     """
-    # Not imported here: an ASGI application may do without Starlette.
-    replaced = [
-        _replace("starlette.responses", "StreamingResponse", "stream_response", _observing_body),
-        _replace("starlette.middleware.base", "BaseHTTPMiddleware", "__call__", _observing_inside),
-    ]
-    return all(replaced)
+    for module, place in _missing.copy().items():
+        if module in sys.modules and _replace(module, *place):
+            _missing.pop(module, None)
+    return not _missing
 
 
 def _replace(module: str, name: str, method: str, observing: Callable[[Any], Any]) -> bool:
     """Whether it is there, and replaced by now."""
-    cls: Any = getattr(sys.modules.get(module), name, None)
+    cls: Any = getattr(sys.modules[module], name, None)
     original = vars(cls).get(method) if cls is not None else None
     if original is None:
         return False
@@ -69,6 +67,13 @@ def _observing_inside(original: Any) -> Any:
         await original(self, scope, receive, send)
 
     return observed
+
+
+# Of modules that are not imported yet; and not by us, for an ASGI application may do without Starlette.
+_missing: Final[dict[str, tuple[str, str, Callable[[Any], Any]]]] = {
+    "starlette.responses": ("StreamingResponse", "stream_response", _observing_body),
+    "starlette.middleware.base": ("BaseHTTPMiddleware", "__call__", _observing_inside),
+}
 
 
 class _Observed:

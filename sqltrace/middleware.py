@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from asyncio import CancelledError
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping, Sequence
-from functools import partial
 from typing import Any, TypeVar
 
 from sqltrace.capture.failed_loads import note_exception
@@ -289,8 +288,8 @@ class _Exchange:
         self._describe_route(record)
 
     def _describe_route(self, record: RequestRecord) -> None:
-        template = partial(route_template, answered=self._ready or self._record is None)
-        record.route = _guarded("finding the route", template, self._scope)
+        answered = self._ready or self._record is None
+        record.route = _guarded("finding the route", route_template, self._scope, answered)
         if record.route is not None:
             record.recording.name = f"{record.method or record.protocol.upper()} {record.route}"
 

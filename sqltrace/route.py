@@ -17,7 +17,7 @@ Scope = MutableMapping[str, Any]
 _MAX_DEPTH = 100
 
 
-def route_template(scope: Scope, *, answered: bool = True) -> str | None:
+def route_template(scope: Scope, answered: bool = True) -> str | None:
     """
     ``/api/tags/{tag_id}``, with the application's root path, mounts and prefixes.
 
