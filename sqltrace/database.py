@@ -46,14 +46,15 @@ def note_database(dialect: Any, url: Any) -> None:
 
 
 def _describe(name: str, url: Any) -> Database:
-    namespace = url.database or None
-    if name == "sqlite" and namespace is None:
-        namespace = ":memory:"
+    host, namespace = url.host, url.database or None
+    if name == "sqlite":
+        namespace = namespace or ":memory:"
+    elif host and "@" in f"{host}{namespace}":
+        # A password with an @ or a / that is not written as %40 or %2F: SQLAlchemy takes a part of it for these.
+        host, _, namespace = f"{host}/{namespace or ''}".rpartition("@")[2].partition("/")
     elif name == "oracle" and namespace is None:
         namespace = _text(url.query.get("service_name"))
-    # Where a password has an @ in it that is not written as %40, SQLAlchemy takes what is behind that for the host.
-    host = url.host.rpartition("@")[2] if url.host else _text(url.query.get("host"))
-    return Database(host, url.port, namespace)
+    return Database(host or _text(url.query.get("host")), url.port, namespace)
 
 
 def _text(value: Any) -> str | None:

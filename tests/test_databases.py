@@ -529,6 +529,7 @@ def test_statement_that_a_listener_after_ours_executes_is_recorded(database, lis
         ("oracle://scott:tiger@db.example.com/?service_name=shop", Database("db.example.com", None, "shop")),
         ("oracle://scott:tiger@db.example.com:1521/shop", Database("db.example.com", 1521, "shop")),
         ("postgresql://scott:ti@ger@db.example.com/shop", Database("db.example.com", None, "shop")),
+        ("postgresql://scott:ti@ge/r@db.example.com/shop", Database("db.example.com", None, "shop")),
         ("postgresql:///shop?host=/run/postgresql", Database("/run/postgresql", None, "shop")),
     ],
 )
