@@ -67,16 +67,18 @@ def shorten(path: str) -> str:
 
     Found once for a file: a process that changes its directory keeps what was said before.
     """
-    roots = [os.path.join(root, "") for root in (os.getcwd(), *sys.path) if os.path.isabs(root)]
+    roots = [os.path.join(root, "") for root in (_absolute(os.curdir), *sys.path) if os.path.isabs(root)]
     inside = [root for root in roots if path.startswith(root)]
     return (path[len(max(inside, key=len)) :] if inside else path).replace(os.sep, "/")
 
 
 def _kind(filename: str) -> int:
-    path = os.path.abspath(filename)  # of a script that was started by a relative path
+    if filename.startswith("<"):
+        return SKIP
+    path = _absolute(filename)
     if path.endswith(_OUTERMOST):
         return END
-    if filename.startswith(("<", _PACKAGE)) or not (os.path.splitext(filename)[1] or os.path.exists(filename)):
+    if filename.startswith(_PACKAGE) or not (os.path.splitext(filename)[1] or os.path.exists(filename)):
         return SKIP  # some libraries name the code that they make as they run, without brackets around
     package = package_of(path) or package_of(filename)
     if package is not None:
@@ -86,8 +88,20 @@ def _kind(filename: str) -> int:
     return SKIP if path.startswith(_LIBRARIES) or _frozen(filename) in sys.stdlib_module_names else APPLICATION
 
 
+def _absolute(path: str) -> str:
+    """Of a script that was started by a relative path; as it is where the working directory has been removed."""
+    try:
+        return os.path.abspath(path)
+    except OSError:
+        return path
+
+
 def _frozen(filename: str) -> str:
-    """The package of code that lies in a program or an archive, as PyInstaller makes them: it has no path."""
+    """
+    The package of code that lies in a program or an archive, as PyInstaller makes them: it has no path.
+
+    An application that has one of a name of the standard library is taken for that.
+    """
     if os.path.isabs(filename) or os.path.exists(filename):
         return ""
     return filename.partition(os.sep)[0].removesuffix(".py")
