@@ -120,7 +120,7 @@ def site_of_function(function: Any) -> CallSite | None:
     while isinstance(function, partial):
         given = [*function.args, *function.keywords.values(), *given]
         function = function.func
-    found = [_first_line_of(one, installed=installed) for installed in (False, True) for one in (function, *given)]
+    found = (_first_line_of(one, installed=installed) for installed in (False, True) for one in (function, *given))
     return next(filter(None, found), None)
 
 

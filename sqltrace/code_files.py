@@ -52,8 +52,9 @@ kinds = _Kinds()
 @lru_cache(maxsize=1_024)
 def package_of(filename: str) -> str | None:
     """Of an installed file, or of a known library that is frozen, the package, else `None`."""
+    path = _absolute(filename)
     for marker in _INSTALLED:
-        _, found, inside = filename.rpartition(marker)
+        _, found, inside = path.rpartition(marker)
         if found:
             return inside.partition(os.sep)[0].removesuffix(".py")
     frozen = _frozen(filename)
@@ -80,7 +81,7 @@ def _kind(filename: str) -> int:
         return END
     if filename.startswith(_PACKAGE) or not (os.path.splitext(filename)[1] or os.path.exists(filename)):
         return SKIP  # some libraries name the code that they make as they run, without brackets around
-    package = package_of(path) or package_of(filename)
+    package = package_of(filename)
     if package is not None:
         if package in INFRASTRUCTURE:
             return ROUTER if path.endswith(_ROUTERS) else SKIP

@@ -25,5 +25,5 @@ def process_lock() -> Any:
     """
     lock: Any = RLock()
     if _FORKS:  # on Windows no lock can be made anew
-        call_in_forked_child(lock._at_fork_reinit)  # as `threading` and `logging` do with theirs
+        os.register_at_fork(after_in_child=lock._at_fork_reinit)  # as `threading` and `logging` do with theirs
     return lock

@@ -51,8 +51,13 @@ def load(path, code):
     """The names of a module written to `path`, as an import would make them."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(textwrap.dedent(code), encoding="utf-8")
+    return compiled(str(path), code)
+
+
+def compiled(name, code):
+    """The names of code that says to come from a file `name`."""
     names = {"find": find_call_site}
-    exec(compile(code, str(path), "exec"), names)
+    exec(compile(code, name, "exec"), names)
     return names
 
 
@@ -305,18 +310,13 @@ def test_code_that_a_library_makes_is_never_the_answer(name):
 )
 def test_frozen_code_is_told_by_its_package(inside, outside, answer, monkeypatch):
     """PyInstaller, and an archive of the standard library, leave no path: files lie in no place that would tell."""
-
-    def freeze(name, source):
-        names = {"find": find_call_site}
-        exec(compile(source, name.replace("/", os.sep), "exec"), names)
-        return names
-
     monkeypatch.setattr(code_files, "_PACKAGE", "sqltrace" + os.sep)
     monkeypatch.setitem(code_files.kinds, HERE, code_files.SKIP)
     monkeypatch.setattr(callsite, "_FRAMES", range(3))
-    inner = freeze(inside, "def inner():\n    return find()\n")["inner"]
+    inner = compiled(inside.replace("/", os.sep), "def inner():\n    return find()\n")["inner"]
+    outer = compiled(outside.replace("/", os.sep), "def outer(inner):\n    return inner()\n")["outer"]
 
-    site = freeze(outside, "def outer(inner):\n    return inner()\n")["outer"](inner)
+    site = outer(inner)
 
     assert (site and site.function) == answer
 
@@ -673,10 +673,9 @@ def test_working_directory_may_be_removed_while_the_application_runs(tmp_path, m
     directory.mkdir()
     monkeypatch.chdir(directory)
     directory.rmdir()
-    names = {"find": find_call_site}
-    exec(compile("def call():\n    return find()\n", "<made at run time>", "exec"), names)
+    made = compiled("<made at run time>", "def call():\n    return find()\n")
 
-    assert names["call"]().file == HERE
+    assert made["call"]().file == HERE
     assert shorten(f"{directory}/app.py") == f"{directory}/app.py"
 
 
