@@ -16,7 +16,6 @@ from sqltrace import sinks
 from sqltrace.callsite import CallSite
 from sqltrace.capture.instrument import capabilities, instrument, uninstrument
 from sqltrace.capture.record import current_recording, record
-from sqltrace.collector import MissedStatements, missed_statements
 from sqltrace.connection import ConnectionUse, Holder, PoolWait
 from sqltrace.database import Database
 from sqltrace.failed_commit import FailedCommit
@@ -25,6 +24,7 @@ from sqltrace.finding import Finding
 from sqltrace.findings import diagnose
 from sqltrace.idle import IdleStretch
 from sqltrace.middleware import SQLTraceMiddleware
+from sqltrace.missed import MissedStatements, missed_statements
 from sqltrace.origin import Origin, Parents
 from sqltrace.recording import Recording
 from sqltrace.request import RequestRecord

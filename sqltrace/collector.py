@@ -9,8 +9,8 @@ task that runs on keeps no more than an empty shell alive, and is counted late.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from sqltrace.callsite import CallSite
@@ -18,6 +18,7 @@ from sqltrace.connection import Checkout
 from sqltrace.failed_load import FailedLoad
 from sqltrace.label import Label
 from sqltrace.loop_log import HOLD
+from sqltrace.missed import missed
 from sqltrace.origin import QUERY, ExpiredBy, Origin
 from sqltrace.statement import Failure
 from sqltrace.widening import Widening
@@ -217,10 +218,7 @@ class Collector:
 
     def nest_in(self, outer: Collector | None) -> None:
         if self.loop is not None:
-            # A request. Servers may start one in the context of another that has had its response, and goes on: uvicorn
-            # does once it has paused reading from a connection.
-            while outer is not None and outer.loop is not None and outer.loop.responded:
-                outer = outer.outer
+            outer = _unanswered(outer)
         self.outer = outer
         if outer is not None:
             self.capture_parameters = self.capture_parameters or outer.capture_parameters
@@ -259,6 +257,29 @@ class Collector:
         self.sites_taken = {}
 
 
+def _unanswered(collector: Collector | None) -> Collector | None:
+    """
+    Without the requests whose response has ended: no other request is part of one.
+
+    Servers may start one in the context of another that goes on after its response: uvicorn does once it has paused
+    reading from a connection.
+    """
+    while collector is not None and collector.loop is not None and collector.loop.responded:
+        collector = collector.outer
+    return collector
+
+
+@contextmanager
+def beside_answered_requests() -> Iterator[None]:
+    """For a request that has no recording of its own: its statements do not count in one that has had its response."""
+    outer = current.get()
+    current.set(_unanswered(outer))
+    try:
+        yield
+    finally:
+        current.set(outer)
+
+
 def outwards(collector: Collector | None) -> Iterator[Collector]:
     """A collector and those around it. What is asked very often goes the same way by hand, without a generator."""
     while collector is not None:
@@ -295,35 +316,6 @@ def mark_estimate(collector: Collector | None, start: int, end: int) -> None:
     mark(collector, None, "loop_wait", start, end)
     for each in outwards(collector):
         each.loop_wait_estimated = True
-
-
-@dataclass(slots=True)
-class MissedStatements:
-    """
-    Statements of this process that are in no recording.
-
-    Attributes:
-        unattributed:
-            Ran where no recording was open: at start-up, in a cron thread, or in
-            a bare `threading.Thread` or ``loop.run_in_executor()`` call of a
-            request, which do not inherit its context. Remedy for the last:
-            ``run_in_executor(None, contextvars.copy_context().run, function)``,
-            or `asyncio.to_thread`.
-
-        late: Ran in a task that outlived its recording.
-    """
-
-    unattributed: int = 0
-    late: int = 0
-
-
-# Counted without a lock: exact where the GIL makes one `+=` atomic, close elsewhere.
-missed = MissedStatements()
-
-
-def missed_statements() -> MissedStatements:
-    """A copy of the counts of statements that are in no recording, since the process began."""
-    return MissedStatements(missed.unattributed, missed.late)
 
 
 current: ContextVar[Collector | None] = ContextVar("sqltrace", default=None)

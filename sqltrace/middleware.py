@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from sqltrace.capture.failed_loads import note_exception
 from sqltrace.capture.instrument import dialect_of, instrument
 from sqltrace.checks import checked_engines, checked_flag, checked_size
-from sqltrace.collector import Clock
+from sqltrace.collector import Clock, beside_answered_requests
 from sqltrace.event_loop import stepped
 from sqltrace.faults import report_fault
 from sqltrace.findings import Rule
@@ -101,7 +101,8 @@ class SQLTraceMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = self._begin(scope, receive, send)
         if exchange is None:
-            await self.app(scope, receive, send)
+            with beside_answered_requests():
+                await self.app(scope, receive, send)
             return
         error: BaseException | None = None
         try:

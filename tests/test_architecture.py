@@ -15,7 +15,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = (
     # plain data and small pure helpers
     "callsite checks code_files connection database declaration failed_commit failed_load faults finding idle intervals label"
-    " libraries literals locks origin pairing route samples sql_text statement suspended widening",
+    " libraries literals locks missed origin pairing route samples sql_text statement suspended widening",
     # what travels with the context, and who holds the event loop
     "awaits collector child_tasks event_loop inner_tasks loop_log shares thread_waits watchdog",
     # what one unit of work did

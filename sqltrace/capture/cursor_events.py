@@ -11,8 +11,9 @@ from typing import Any, Final
 
 from sqltrace.capture.statements import describe, note
 from sqltrace.capture.wanted import is_wanted
-from sqltrace.collector import current, missed
+from sqltrace.collector import current
 from sqltrace.faults import report_fault
+from sqltrace.missed import missed
 
 
 def before_cursor_execute(

@@ -18,7 +18,8 @@ from sqlalchemy.engine.interfaces import DBAPICursor, ExecutionContext
 from sqltrace.capture import wanted
 from sqltrace.capture.statements import describe, note
 from sqltrace.capture.transactions import abandon
-from sqltrace.collector import current, missed
+from sqltrace.collector import current
+from sqltrace.missed import missed
 
 _collector: Final = current.get
 
