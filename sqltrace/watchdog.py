@@ -6,7 +6,8 @@ knows at which line that was. So one thread of the process looks at all requests
 any, and notes the line at which a step is that has lasted for a while. Neither steps nor statements cost more for it.
 
 What keeps the GIL all the time, as some C extensions do, is seen when it lets go of it: then all the time since the
-previous look counts for the line it has reached, as a rule the same one.
+previous look counts for the line it has reached, as a rule the same one. A garbage collection keeps it, too, and may
+begin at any line: it is told by the thread that oversleeps meanwhile.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import gc
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from operator import itemgetter
 from threading import Event, Lock, Thread
 from threading import enumerate as enumerate_threads
@@ -34,6 +35,7 @@ _PAUSES: Final = 100  # of what a look takes, at least: of thousands of websocke
 _MAX_LINES: Final = 100
 _THREAD_CLOCK: Final = 0b110  # include/linux/posix-timers_types.h: of a thread, by what the scheduler gave it
 _LITTLE: Final = 0.02  # less of it is CPU time while a call blocks
+_OVERSLEPT: Final = 0.02  # seconds: more than threads that want the interpreter's lock delay each other, as a rule
 _has_gil: Final[Callable[[], bool]] = getattr(sys, "_is_gil_enabled", lambda: True)
 _COLLECTS_ANYWHERE: Final = sys.version_info < (3, 12)  # later between two instructions of Python only
 
@@ -56,12 +58,17 @@ class Sightings:
     What was seen of a request while it held the event loop, of the step that was seen to last longest.
 
     Written by the watchdog, read by any thread.
+
+    Attributes:
+        collecting: Seconds of the longest stretch, in any step, in which no thread could go on while Python collected
+            garbage of all generations; 0.0 for none. The collection itself may have begun up to 50 ms earlier.
     """
 
-    __slots__ = ("_longest", "_step")
+    __slots__ = ("_longest", "_step", "collecting")
 
     def __init__(self) -> None:
         self._step = self._longest = _Step(0)
+        self.collecting = 0.0
 
     def add(self, began: int, site: CallSite | None, seconds: float, computed: float | None, together: float) -> None:
         """
@@ -108,6 +115,7 @@ class Guarded(User, Protocol):
     """The share that a request has of its event loop, seen from the watchdog."""
 
     began: int
+    left: int
     thread: int
     sightings: Sightings | None
 
@@ -161,17 +169,18 @@ def _wake() -> None:
 
 
 def _watch() -> None:
-    before, pause = _Look(), _PAUSE
+    before, pause = _Look(collections=_collections()), _PAUSE
     while True:
         if not _guarded:
-            before = _Look()
             _awake.clear()
             if not _guarded:  # one that came before the flag was cleared has not set it
                 _awake.wait()
+            before = _Look(collections=_collections())
+        due = time.monotonic() + pause
         time.sleep(pause)
         try:
             began = time.thread_time()
-            before = _look(before)
+            before = _look(before, time.monotonic() - due)
             pause = _pause_after(time.thread_time() - began)
         except Exception as fault:
             report_fault("looking at the event loop", fault)
@@ -183,16 +192,30 @@ def _pause_after(look: float) -> float:
 
 
 class _Look(NamedTuple):
-    """When it was, and CPU seconds of threads until then: of all of Python's where a step lasted, else of none."""
+    """
+    When it was, and what was known then.
+
+    Attributes:
+        overslept: Seconds that the thread had to wait for it.
+        collections: Of garbage of all generations, in this process.
+        computed: CPU seconds of threads: of all of Python's where a step lasted, else of none.
+    """
 
     at: float = 0.0
+    overslept: float = 0.0
+    collections: int = 0
     computed: Mapping[int | None, float | None] = MappingProxyType({})
 
 
-def _look(before: _Look) -> _Look:
+def _look(before: _Look, overslept: float) -> _Look:
     """Note where those are that have not let go of the loop for a while."""
-    at = time.monotonic()
+    at, collections = time.monotonic(), _collections()
     shares = _shares()
+    if collections != before.collections:
+        # It may have been the look before, too: finalizers let others run, and the collection is counted after them.
+        for seconds, ago in (overslept, 0.0), (before.overslept, at - before.at):
+            if seconds >= _OVERSLEPT:
+                _note_collection(shares, seconds, ago)
     running = [(share, began, share.thread) for share in shares if (began := share.began)]
     held = [(step, seen) for step in running if (seen := _see(*step)) is not None]
     busy = {thread for _, _, thread in running}
@@ -205,7 +228,24 @@ def _look(before: _Look) -> _Look:
         sightings = share.sightings = share.sightings or Sightings()
         own = since.get(thread)
         sightings.add(began, site, min(lasted, at - before.at), own, sum(since.values()))
-    return _Look(at, computed)
+    return _Look(at, overslept, collections, computed)
+
+
+def _collections() -> int:
+    """Of garbage of all generations, in this process; 0 where Python does not count them so, as PyPy."""
+    return gc.get_stats()[-1]["collections"] if sys.implementation.name == "cpython" else 0
+
+
+def _note_collection(shares: Iterable[Guarded], seconds: float, ago: float) -> None:
+    """The interpreter stood still for so long, until so long ago: so did steps that go on, or ended just then."""
+    for share in shares:
+        began = share.began
+        until = share.collector.clock() - int(ago * 1_000_000_000)
+        since = max(began, until - int(seconds * 1_000_000_000))
+        stood = ((until if began else min(until, share.left)) - since) / 1_000_000_000
+        if stood > 0:
+            sightings = share.sightings = share.sightings or Sightings()
+            sightings.collecting = max(sightings.collecting, stood)
 
 
 def _since(

@@ -1,6 +1,7 @@
 import asyncio
 import ctypes
 import gc
+import operator
 import os
 import subprocess
 import sys
@@ -122,6 +123,47 @@ def test_line_of_another_task_that_holds_the_loop_is_told_to_those_who_wait(run,
 
 
 @thrice
+class Node:
+    """Garbage that only a collection finds."""
+
+    def __init__(self):
+        self.itself = self
+
+
+# Without bytecode, so that no other thread of Python runs meanwhile, as while a large heap is looked through.
+keep_the_lock = partial(operator.contains, range(10_000_000))
+
+
+@pytest.mark.parametrize("ends", ["within the step", "with it"])
+@pytest.mark.parametrize("collects", [True, False])
+def test_time_in_which_python_collects_garbage_is_told_as_that(collects, ends, no_faults):
+    async def holds(scope, receive, send):
+        await asyncio.sleep(0.1)  # it is looked at from now on
+        node = Node()
+        reference = weakref.ref(node, keep_the_lock if collects else None)
+        del node
+        if not collects:
+            keep_the_lock(reference)
+        else:
+            gc.collect()
+        if ends == "within the step":
+            time.sleep(0.06)
+        await asyncio.sleep(0.1)
+        await respond(send)
+
+    app, records = observed(holds)
+    gc.collect()  # what is left by others: in their finalizers threads do run
+    gc.disable()  # else one may come by itself
+    try:
+        asyncio.run(get(app, "/"))
+    finally:
+        gc.enable()
+
+    [finding] = sqltrace.diagnose(records["/"], [partial(blocked_loop, hold=0)])
+    assert ("while Python collected garbage" in finding.message) == collects
+    assert finding.fix.startswith("gc.freeze()") == collects
+
+
 def test_request_that_lets_go_of_the_loop_is_not_seen(no_faults):
     async def endpoint(scope, receive, send):
         deadline = time.monotonic() + 0.3

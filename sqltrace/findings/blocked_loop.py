@@ -60,6 +60,17 @@ def _by_sql(groups: list[Group], blocked: float) -> Finding:
 
 
 def _by_python(recording: Recording, held: float) -> Finding:
+    sightings = recording.sightings
+    site = sightings.site if sightings is not None else None
+    if sightings is not None and sightings.collecting >= held / 2:
+        return Finding(
+            "blocked_loop",
+            f"the event loop was held for {time(held)} at a stretch; for {time(sightings.collecting)} of it or more no"
+            " thread could go on, while Python collected garbage.",
+            held,
+            line(site),
+            fix="gc.freeze() once the application has started: what it has loaded by then is not looked through again",
+        )
     groups = [group for group in recording.groups if group.is_async]
     worst = max(groups, key=lambda group: group.objects, default=None)
     objects = recording.time_account.objects or 0.0
@@ -75,8 +86,6 @@ def _by_python(recording: Recording, held: float) -> Finding:
             fix=_fix_for_objects(recording, worst),
             fingerprint=worst.fingerprint,
         )
-    sightings = recording.sightings
-    site = sightings.site if sightings is not None else None
     if sightings is not None and sightings.waited_for_lock >= _MOSTLY:
         return Finding(
             "blocked_loop",
