@@ -91,7 +91,7 @@ _WITHIN = frozenset({"SELECT", "INSERT", "UPDATE", "DELETE", "MERGE"})
 WRITES = frozenset({"INSERT", "UPDATE", "DELETE", "MERGE", "REPLACE"})
 _BEFORE_TARGET = frozenset({"FROM", "JOIN", "INTO", "UPDATE", "TABLE", "USING", "CALL", "PRAGMA"})
 _BETWEEN = frozenset({"ONLY", "IF", "NOT", "EXISTS", "LATERAL", "OR", "IGNORE", "LOW_PRIORITY"})
-_AFTER_TARGETS = frozenset({"WHERE", "GROUP", "ORDER", "ON", "LIMIT", "SET", "RETURNING", "HAVING", "UNION"})
+_AFTER_TARGETS = frozenset({"WHERE", "GROUP", "HAVING", "WINDOW", "ORDER", "LIMIT", "FOR", "UNION", "SET", "RETURNING"})
 _NO_TARGET = frozenset({"SELECT", "VALUES", "SET", "UNNEST"})
 _BEFORE_ROWS = frozenset({"FROM", "JOIN", "LATERAL", "USING", ","})  # f(x) there is a function
 _BEFORE_SELECT = frozenset({"(", ")", "ALL", "UNION", "EXCEPT", "INTERSECT", ";"})
@@ -124,6 +124,7 @@ class _Words:
         found: Operations and targets.
         common: Names of common table expressions.
         listing: By depth of parentheses, whether inside a list of targets, where a comma is followed by the next.
+        naming: By depth of parentheses, whether in a WITH clause, where a comma is followed by the next name.
         calls: By depth of parentheses, whether inside ``extract(.. FROM ..)`` or its like.
         expects_target: Whether the next name is one.
     """
@@ -134,6 +135,7 @@ class _Words:
         self.found: list[str] = []
         self.common: set[str] = set()
         self.listing: dict[int, bool] = {}
+        self.naming: dict[int, bool] = {}
         self.calls: dict[int, bool] = {}
         self.depth = 0
         self.expects_target = False
@@ -144,6 +146,7 @@ class _Words:
                 self._open(index)
             elif token == ")":
                 self.listing.pop(self.depth, None)
+                self.naming.pop(self.depth, None)
                 self.depth, self.expects_target = self.depth - 1, False
             elif token == ",":
                 self.expects_target = self.listing.get(self.depth, False)
@@ -175,17 +178,19 @@ class _Words:
         upper, previous, depth = self._upper[index], self._previous(index), self.depth
         if self._is_operation(upper, previous):
             self.found.append(self._tokens[index])
-            self.listing[depth] = False
+            self.listing[depth] = self.naming[depth] = False
             self.expects_target = upper in _BEFORE_TARGET
         elif (upper, self._next(index)) == ("USING", "("):
             pass  # JOIN b USING (id): columns; a SELECT in there is found as such
         elif upper in _BEFORE_TARGET and not (self.calls.get(depth) or previous == "DISTINCT"):
             self.expects_target = bool(self.found) and upper != "UPDATE"
-            self.listing[depth] = upper == "FROM"
+            if upper != "JOIN":  # which a list goes on after
+                self.listing[depth] = upper == "FROM"
         elif upper in _AFTER_TARGETS:
             self.listing[depth] = False
-        elif previous in ("WITH", "RECURSIVE") or (self._next(index), self._next(index + 1)) == ("AS", "("):
+        elif previous in ("WITH", "RECURSIVE") or (previous == "," and self.naming.get(depth)):
             self.common.add(self._tokens[index])
+            self.naming[depth] = True
 
     def _previous(self, index: int) -> str:
         return self._upper[index - 1] if index else ""
