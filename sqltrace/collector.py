@@ -56,7 +56,7 @@ class Execution:
     Attributes:
         collector: That of the innermost recording that it belongs to.
         started, ended: Readings of the collector's clock around the driver's call. Of a server-side cursor the first
-            row lengthens it.
+            row lengthens it, and `gil_wait` is not in it.
         key: The compiled text before IN lists are expanded: equal for equals, and SQLAlchemy's own string.
         rows, fetch: Rows that reached Python, and the time spent on fetching them after `ended`.
         longest_fetch: The longest of those by which a stream asked for more of its rows.
@@ -68,6 +68,7 @@ class Execution:
         entities: ORM objects made of the rows, by class name; those that the session had before are not in it.
         roots: Distinct root objects of a statement whose eager joins can repeat them in many rows.
         loop_wait: The part of `ended - started` in which the reply was there and the event loop busy elsewhere.
+        gil_wait: After `ended`, for how long a thread waited for the interpreter's lock, or a processor, to go on.
         on_loop: Whether synchronous SQL ran on the thread of a running event loop.
         origin: Why the statement ran.
         parents: Key, dialect, call site and origin of the statement that loaded the objects this one is a load for.
@@ -84,9 +85,9 @@ class Execution:
     # Slots, all set: reading a default of the class takes ten times as long, and setting another name later longer.
     __slots__ = (
         "batch_size", "call_site", "collector", "dialect", "digest", "ended", "entities", "executemany", "failure",
-        "fetch", "folded", "key", "later_digest", "longest_fetch", "loop_wait", "mark_at", "marked", "more", "objects",
-        "on_loop", "open", "origin", "parameters", "parents", "reading", "roots", "rows", "span", "sql", "started",
-        "streamed", "tail", "widening",
+        "fetch", "folded", "gil_wait", "key", "later_digest", "longest_fetch", "loop_wait", "mark_at", "marked", "more",
+        "objects", "on_loop", "open", "origin", "parameters", "parents", "reading", "roots", "rows", "span", "sql",
+        "started", "streamed", "tail", "widening",
     )  # fmt: skip
 
     def __init__(self, collector: Collector, started: int, ended: int, sql: str, key: str, dialect: Any) -> None:
@@ -98,7 +99,7 @@ class Execution:
         self.dialect = dialect
         self.origin = QUERY
         self.executemany = self.folded = self.more = self.on_loop = self.open = self.reading = self.streamed = False
-        self.fetch = self.longest_fetch = self.marked = self.objects = self.tail = 0
+        self.fetch = self.gil_wait = self.longest_fetch = self.marked = self.objects = self.tail = 0
         self.mark_at = LEAST_MARK
         self.batch_size: int | None = None
         self.call_site: CallSite | None = None

@@ -9,7 +9,7 @@ _SECOND = 1_000_000_000
 
 
 def add_measured(group: Group, execution: Execution) -> int | None:
-    """Add all that an execution has measured to its group, but for its `loop_wait`. Returns the rows."""
+    """Add all that an execution has measured to its group, but for what `add_waits` does. Returns the rows."""
     elapsed, rows = execution.ended - execution.started + execution.fetch, execution.rows
     group.total += elapsed / _SECOND
     elapsed -= execution.loop_wait or 0
@@ -24,6 +24,14 @@ def add_measured(group: Group, execution: Execution) -> int | None:
     if execution.failure is not None:
         _add_failure(group, execution)
     return rows
+
+
+def add_waits(group: Group, execution: Execution) -> None:
+    """Add the time in which the reply was there, which is not the database's."""
+    if execution.loop_wait:
+        group.total -= execution.loop_wait / _SECOND
+        group.loop_wait += execution.loop_wait / _SECOND
+    group.gil_wait += execution.gil_wait / _SECOND
 
 
 def add_objects(group: Group, execution: Execution) -> None:

@@ -57,7 +57,7 @@ class Statement:
 
         execute:
             Seconds between handing the statement to the driver and getting
-            control back, without `loop_wait`. Async drivers fetch the rows
+            control back, without `loop_wait` and `gil_wait`. Async drivers fetch the rows
             within that time, sync drivers usually do not: `fetch` has the rest.
             Of a server-side cursor the first row counts here, with which the
             database begins to work on it.
@@ -73,6 +73,11 @@ class Statement:
             Seconds in which the reply was there, and the event loop busy with
             something else. An estimate where `Recording.loop_wait_estimated` says
             so. `None` where that cannot be known.
+
+        gil_wait:
+            Seconds in which the reply was there, and the thread of a synchronous
+            statement waited for the interpreter's lock, or for a processor. 0.0
+            for none, and where it cannot be known: elsewhere than over TCP on Linux.
 
         rows:
             Rows taken from the driver's cursor, also if the application did
@@ -134,6 +139,7 @@ class Statement:
     entities: dict[str, int] | None = None
     roots: int | None = None
     on_loop: bool = False
+    gil_wait: float = 0.0
     phase: Phase = "response"
     failure: Failure | None = None
     executemany: bool = False
@@ -172,6 +178,7 @@ class Group:
         entities: ORM objects made, by class name; `None` where no statement made any, or it could not be known.
         roots: Different objects asked for, added up over the statements; `None` where no eager join can repeat them.
         loop_wait: Seconds in which replies lay ready and the event loop was busy with something else.
+        gil_wait: Seconds in which replies lay ready and threads waited for the interpreter's lock, or for a processor.
         on_loop: How many ran synchronously on an event loop.
         is_async: Whether an asynchronous driver ran them.
         failure: Of the first that failed.
@@ -196,6 +203,7 @@ class Group:
     entities: dict[str, int] | None = None
     roots: int | None = None
     loop_wait: float = 0.0
+    gil_wait: float = 0.0
     on_loop: int = 0
     _longest: int = 0
     call_site: CallSite | None = None

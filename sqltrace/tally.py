@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from sqltrace.collector import Collector, Execution, Marks, ParentKey, unmeasurable
 from sqltrace.connection import Checkout, ConnectionTotals
-from sqltrace.counting import Unsettled, add_measured, add_objects
+from sqltrace.counting import Unsettled, add_measured, add_objects, add_waits
 from sqltrace.database import database_of
 from sqltrace.origin import Origin, Parents
 from sqltrace.samples import Samples
@@ -169,6 +169,7 @@ class Tally:
             entities=execution.entities,
             roots=execution.roots,
             loop_wait=None if loop_wait is None else loop_wait / _SECOND,
+            gil_wait=execution.gil_wait / _SECOND,
             rows=execution.rows,
             system=system,
             on_loop=execution.on_loop,
@@ -266,9 +267,7 @@ class Tally:
             rows = add_measured(group, execution)
             if execution.failure is not None:
                 self.failed += 1
-        if execution.loop_wait:
-            group.total -= execution.loop_wait / _SECOND
-            group.loop_wait += execution.loop_wait / _SECOND
+        add_waits(group, execution)
         if group.fingerprint:
             group.samples.add(group.count, execution.call_site, execution.digest, execution.later_digest)
             group.call_site = group.call_site or execution.call_site

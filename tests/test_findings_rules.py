@@ -1097,6 +1097,32 @@ def test_request_that_waited_for_another_of_its_route_is_not_told_to_see_itself(
 
 
 @pytest.mark.parametrize(
+    ("waits", "duration", "found"),
+    [((0.2, 0.05), 1.25, [0.25]), ((0.2, 0.049), 1.0, []), ((0.25, 0.0), 1.26, []), ((1.0, 1.0), 5.0, [2.0])],
+)
+def test_wait_for_the_interpreter_is_told_if_it_is_long_and_a_good_part_of_the_duration(
+    engine, clock, waits, duration, found
+):
+    sqltrace.instrument()
+    recording = Recording(clock=clock)
+    outer = recording.open()
+    with engine.connect() as connection:
+        for number in range(len(waits)):
+            connection.execute(text(f"SELECT 1 AS n{number}")).all()
+    recording.leave(outer)
+    clock.advance(duration)
+    recording.end()
+    for group, waited in zip(recording.groups, waits, strict=True):
+        group.gil_wait = waited
+
+    findings = sqltrace.diagnose(recording)
+
+    assert [(finding.kind, finding.cost) for finding in findings] == [
+        ("gil_wait", pytest.approx(cost)) for cost in found
+    ]
+
+
+@pytest.mark.parametrize(
     ("waited", "duration", "found"),
     [(0.25, 1.25, ["waited_for_loop"]), (0.249, 1.0, []), (0.25, 1.26, []), (2.0, 5.0, ["waited_for_loop"])],
 )

@@ -544,13 +544,14 @@ def test_line_tells_what_a_group_has_measured(engine):
     with sqltrace.record() as recording:
         asyncio.run(work())
     [group] = recording.groups
-    group.objects, group.loop_wait = 0.5, 0.25
+    group.objects, group.loop_wait, group.gil_wait = 0.5, 0.25, 0.125
 
     line = log_line(RequestRecord(recording, "http", "/"))
 
-    assert (line["sql.rows"], line["sql.on_loop"]) == (2, 1)
-    told = {key: line["sql.statements"][0].get(key) for key in ("rows", "on_loop", "objects_ms", "loop_wait_ms")}
-    assert told == {"rows": 2, "on_loop": 1, "objects_ms": 500.0, "loop_wait_ms": 250.0}
+    assert (line["sql.rows"], line["sql.on_loop"], line["python.gil_wait_ms"]) == (2, 1, 125.0)
+    times = {"objects_ms": 500.0, "loop_wait_ms": 250.0, "gil_wait_ms": 125.0}
+    told = {key: line["sql.statements"][0].get(key) for key in ("rows", "on_loop", *times)}
+    assert told == {"rows": 2, "on_loop": 1, **times}
 
 
 def test_line_has_no_checkouts_where_connections_cannot_be_measured(monkeypatch):

@@ -23,8 +23,9 @@ from starlette.testclient import TestClient
 import sqltrace
 from sqltrace import SQLTraceMiddleware
 from sqltrace.database import Database
+from sqltrace.request import RequestRecord
 from sqltrace.sinks import OpenTelemetrySink
-from sqltrace.sinks.opentelemetry.attributes import of_operation, of_statement
+from sqltrace.sinks.opentelemetry.attributes import of_operation, of_request, of_statement
 from sqltrace.sinks.opentelemetry.telling import TOLD_ELSEWHERE, Rest, choose
 from tests.asgi import BODY, START, Clock, http_scope, run, select, sends, timed
 from tests.databases import books
@@ -564,12 +565,15 @@ def test_times_of_a_statement_are_told_in_seconds(memory_engine):
     with sqltrace.record() as recording:
         select(memory_engine)
     [(group, [execution])] = recording.executions()
-    execution.fetch, execution.objects, execution.loop_wait = 500_000_000, 250_000_000, 125_000_000
+    times = {"fetch": 0.5, "objects": 0.25, "loop_wait": 0.125, "gil_wait": 0.0625}
+    for name, seconds in times.items():
+        setattr(execution, name, round(seconds * 1_000_000_000))
+    group.gil_wait = 0.0625
 
     told = of_statement(group, execution, None, literals=False)
 
-    times = ("fetch", "objects", "loop_wait")
-    assert {name: told[f"sqltrace.{name}"] for name in times} == {"fetch": 0.5, "objects": 0.25, "loop_wait": 0.125}
+    assert {name: told[f"sqltrace.{name}"] for name in times} == times
+    assert of_request(RequestRecord(recording, "http", "/"))["sqltrace.python.gil_wait"] == 0.0625
 
 
 def test_statement_is_below_the_span_that_was_current(memory_engine, tracing):

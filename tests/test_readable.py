@@ -334,6 +334,14 @@ def test_long_request_says_where_its_time_went_though_it_is_one_part():
     assert "702.8 ms = 702.8 ms python" in printed
 
 
+@pytest.mark.parametrize(("waited", "told"), [(300.0, True), (0.05, False), (None, False)])
+def test_waiting_for_the_interpreter_is_told_if_it_can_be_felt(waited, told):
+    printed = render(**{"python.gil_wait_ms": waited})
+
+    assert ("replies lay ready for 300.0 ms, while threads waited for the interpreter's lock" in printed) == told
+    assert "python.gil_wait_ms" not in printed
+
+
 @pytest.mark.parametrize(
     ("held", "told"),
     [(1.3, "702.8 ms python (701.5 ms of it off the event loop)\n"), (400, "702.8 ms python\n"), (None, "python\n")],

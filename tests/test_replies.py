@@ -1,7 +1,11 @@
 import asyncio
+import operator
 import socket
 import sys
+import threading
+import time
 from contextlib import suppress
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +18,7 @@ from starlette.routing import Route
 
 import sqltrace
 from sqltrace.capture import internals, replies
+from sqltrace.findings import gil_wait
 from sqltrace.recording import Recording
 from tests.databases import drivers
 from tests.loops import RUNNERS, block, get, observed, thrice
@@ -21,6 +26,7 @@ from tests.loops import RUNNERS, block, get, observed, thrice
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells when a reply came in")
 
 OVER_TCP = drivers(lambda driver: driver.is_async and driver.system != "sqlite")
+SYNC_OVER_TCP = drivers(lambda driver: not driver.is_async and driver.system != "sqlite")
 OF_POSTGRESQL = drivers(lambda driver: driver.is_async and driver.system == "postgresql")
 ASYNCPG = drivers(lambda driver: driver.name == "asyncpg")
 PSYCOPG = drivers(lambda driver: driver.name == "psycopg_async")
@@ -518,3 +524,113 @@ def test_synchronous_statement_on_a_loop_outside_of_requests_is_recorded():
     [group] = asyncio.run(main()).groups
 
     assert (group.on_loop, group.total >= 0.02) == (1, True)
+
+
+class Computer:
+    """A thread that keeps the interpreter's lock for a while, some time after it was told to."""
+
+    def __init__(self, *, after=0.02, rounds=30_000_000):
+        self._told = threading.Event()
+        self._after, self._rounds = after, rounds
+        self._thread = threading.Thread(target=self._compute)
+
+    def _compute(self):
+        self._told.wait()
+        time.sleep(self._after)
+        operator.contains(range(self._rounds), object())  # without bytecode: no other thread goes on
+
+    def __enter__(self):
+        self._thread.start()
+        return self._told.set
+
+    def __exit__(self, *_):
+        self._told.set()
+        self._thread.join()
+
+
+class TestThreads:
+    @thrice
+    @pytest.mark.parametrize("driver", SYNC_OVER_TCP)
+    def test_statement_ends_when_its_reply_comes_however_long_others_have_the_interpreter(self, driver):
+        engine = create_engine(driver.url())
+        with engine.connect() as connection, Computer() as compute, sqltrace.record() as recording:
+            compute()
+            connection.execute(sleep(driver, 0.1)).all()
+        engine.dispose()
+
+        [statement], [group], account = recording.statements, recording.groups, recording.time_account
+        assert statement.gil_wait > 0.1, statement
+        assert statement.execute == pytest.approx(0.1, abs=0.08), statement
+        assert (group.total, group.gil_wait) == pytest.approx((statement.duration, statement.gil_wait))
+        assert account.database == pytest.approx(statement.duration, abs=0.02)
+        assert account.python >= statement.gil_wait
+        assert sum(account[:3]) + account.python == pytest.approx(recording.duration, abs=0.001)
+
+    @thrice
+    @pytest.mark.parametrize("driver", SYNC_OVER_TCP)
+    def test_request_is_told_that_it_waited_for_the_interpreter(self, driver):
+        engine = create_engine(driver.url())
+
+        def endpoint(request):
+            with engine.connect() as connection:
+                connection.execute(text("SELECT 1"))
+                with Computer() as compute:
+                    compute()
+                    connection.execute(sleep(driver, 0.1)).all()
+            return PlainTextResponse("ok")
+
+        app, records = observed(Starlette(routes=[Route("/", endpoint)]))
+        asyncio.run(get(app, "/"))
+        engine.dispose()
+
+        [finding] = sqltrace.diagnose(records["/"], [partial(gil_wait, wait=0.1)])
+        assert finding.call_site.startswith("tests/test_replies.py:"), finding
+        assert records["/"].time_account.python > finding.cost > 0.1, records["/"].time_account
+
+    @thrice
+    def test_commit_ends_when_its_reply_comes(self, postgres_url):
+        engine = create_engine(postgres_url)
+        with engine.begin() as connection:
+            connection.execute(text("DROP TABLE IF EXISTS slow_commits"))
+            connection.execute(text("CREATE TABLE slow_commits (id INTEGER)"))
+            connection.execute(text(SLOW_COMMIT))
+            connection.execute(text(SLOW_TRIGGER))
+        with Computer() as compute, sqltrace.record() as recording, engine.begin() as connection:
+            connection.execute(text("INSERT INTO slow_commits VALUES (1)"))
+            compute()
+        with engine.begin() as connection:
+            connection.execute(text("DROP TABLE slow_commits"))
+        engine.dispose()
+
+        assert recording.connections.commit == pytest.approx(0.1, abs=0.08)
+        assert recording.time_account.python > 0.1
+
+    @thrice
+    @pytest.mark.parametrize("driver", SYNC_OVER_TCP)
+    def test_reading_a_large_reply_is_the_drivers_own_work(self, driver):
+        engine = create_engine(driver.url())
+        with engine.connect() as connection, sqltrace.record() as recording:
+            connection.execute(numbers(driver, 20_000)).all()
+        engine.dispose()
+
+        assert recording.statements[0].gil_wait == 0
+
+    @thrice
+    @pytest.mark.parametrize("driver", SYNC_OVER_TCP)
+    def test_statement_that_waits_for_the_database_only_does_not_wait_for_the_interpreter(self, driver):
+        engine = create_engine(driver.url())
+        with engine.connect() as connection, sqltrace.record() as recording:
+            connection.execute(sleep(driver, 0.05)).all()
+        engine.dispose()
+
+        assert recording.statements[0].gil_wait == 0
+
+
+SLOW_COMMIT = """
+CREATE OR REPLACE FUNCTION sqltrace_slow() RETURNS trigger LANGUAGE plpgsql
+AS $$ BEGIN PERFORM pg_sleep(0.1); RETURN NULL; END $$
+"""
+SLOW_TRIGGER = """
+CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON slow_commits DEFERRABLE INITIALLY DEFERRED
+FOR EACH ROW EXECUTE FUNCTION sqltrace_slow()
+"""

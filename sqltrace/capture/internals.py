@@ -51,18 +51,19 @@ def batch_size(context: Any, parameters: Any) -> int | None:
 
 def driver_descriptor(adapted: Any) -> int | None:
     """
-    The file descriptor on which an asynchronous driver talks to the database; `None` where it has none.
+    The file descriptor on which a driver talks to the database; `None` where it has none, or does not tell.
 
     Args:
         adapted: SQLAlchemy's adapted connection, or the pool's proxy of it.
     """
     try:
-        # Of psycopg the connection tells itself, of asyncpg and asyncmy its transport, of aiomysql its writer.
+        # Of psycopg the connection tells itself, of asyncpg and asyncmy its transport, of aiomysql its writer, and of
+        # PyMySQL its socket.
         connection = adapted.driver_connection
         source = connection
         if not hasattr(connection, "fileno"):
             transport = getattr(connection, "_transport", None) or getattr(connection, "_writer", None)
-            source = None if transport is None else transport.get_extra_info("socket")
+            source = getattr(connection, "_sock", None) if transport is None else transport.get_extra_info("socket")
         descriptor = -1 if source is None else source.fileno()
         return descriptor if isinstance(descriptor, int) and descriptor >= 0 else None
     except Exception:

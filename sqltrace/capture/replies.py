@@ -1,8 +1,9 @@
 """
 When the reply to a slow statement reached this machine.
 
-An asynchronous driver gets control back when the event loop gets round to it,
-which can be long after the reply. On Linux and over TCP, the kernel knows.
+An asynchronous driver gets control back when the event loop gets round to it, a
+synchronous one when its thread has the interpreter's lock again. Both can be
+long after the reply. On Linux and over TCP, the kernel knows.
 """
 
 from __future__ import annotations
@@ -137,10 +138,36 @@ def _mark_waits(
     return total
 
 
+def came_at(collector: Collector, connection: Any, started: int, ended: int) -> int:
+    """
+    When the reply came in to a synchronous call that has just ended and was slow; `ended` where that is not known.
+
+    What comes after it is the driver's own work, which is little unless the reply is large, and waiting: for the
+    interpreter's lock while other threads compute, or for a processor.
+
+    Args:
+        connection: The pool's proxy of it.
+    """
+    ago = _age(connection)
+    if ago is None:
+        return ended
+    came = collector.clock() - ago
+    return max(came, started) if started - _RESOLUTION <= came < ended - SLOW else ended
+
+
+def is_large(context: Any) -> bool:
+    """Whether a driver may need milliseconds to read the reply to a statement."""
+    return _value_count(context) > _LARGE
+
+
+def _value_count(context: Any) -> int:
+    rows: int = context.cursor.rowcount
+    return max(0, rows) * len(context.cursor.description or ())
+
+
 def value_count(context: Any) -> int:
     """About how many values the reply to a statement has, with those inside of documents, which asyncpg decodes."""
-    rows: int = context.cursor.rowcount
-    count = max(0, rows) * len(context.cursor.description or ())
+    count = _value_count(context)
     return count if count > _LARGE else max(count, _count_nested(internals.rows_at_hand(context)))
 
 

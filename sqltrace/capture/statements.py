@@ -117,11 +117,14 @@ def note(
             # What failed without a code, as by a timeout, has no reply: the latest was that of its preparation.
             if elapsed >= replies.SLOW and (failure is None or failure.code is not None):
                 _note_loop_wait(execution, context)
-        # Asking for the running loop is costly where one runs: before Python 3.12 asyncio asks for the process, too.
-        elif ((loop := collector.loop) and loop.thread == get_ident()) or _get_running_loop() is not None:
-            execution.on_loop = True
-            if elapsed >= HOLD:
-                note_hold(collector, started, ended)
+        else:
+            # Asking for the running loop is costly where one runs: before 3.12 asyncio asks for the process, too.
+            if ((loop := collector.loop) and loop.thread == get_ident()) or _get_running_loop() is not None:
+                execution.on_loop = True
+                if elapsed >= HOLD:
+                    note_hold(collector, started, ended)
+            if elapsed >= replies.SLOW and (failure is None or failure.code is not None):
+                _note_gil_wait(execution, context)
         if collector.probe is not None:
             execution.span = collector.probe(context)
         pending = collector.pending
@@ -218,6 +221,15 @@ def _note_loop_wait(execution: Execution, context: Any) -> None:
     started, ended = execution.started, execution.ended
     execution.loop_wait = replies.loop_wait(execution.collector, connection, execution.dialect, started, ended, values)
     execution.more = True
+
+
+def _note_gil_wait(execution: Execution, context: Any) -> None:
+    """Let a slow synchronous statement end when its reply came, however long its thread waited to go on."""
+    connection, ended = internals.pooled_connection(context), execution.ended
+    came = replies.came_at(execution.collector, connection, execution.started, ended)
+    if came < ended and (execution.failure is not None or not replies.is_large(context)):
+        execution.ended, execution.gil_wait = came, ended - came
+        execution.more = True
 
 
 def _take_sample(

@@ -253,14 +253,18 @@ def _note(
 
 
 def _mark(collector: Collector, dialect: Dialect, connection: Any, part: Part, started: int) -> int:
-    """Mark what ends now. Returns how long it took, without waiting for the event loop. Never raises."""
+    """Mark what ends now. Returns how long it took, without waiting for loop or interpreter. Never raises."""
     spent = 0
     try:
         ended = collector.clock()
         spent = ended - started
         if spent > NEGLIGIBLE and not _meets(dialect):
+            slow = spent >= replies.SLOW
+            if slow and not dialect.is_async:
+                ended = replies.came_at(collector, connection, started, ended)
+                spent = ended - started
             mark(collector, dialect, part, started, ended)
-            if dialect.is_async and spent >= replies.SLOW:
+            if slow and dialect.is_async:
                 spent -= replies.loop_wait(collector, connection, dialect, started, ended, 0) or 0
     except Exception as fault:
         report_fault("measuring a transaction", fault)

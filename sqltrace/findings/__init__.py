@@ -19,6 +19,7 @@ from sqltrace.findings.blocked_loop import blocked_loop
 from sqltrace.findings.cartesian_product import cartesian_product
 from sqltrace.findings.detached_instance import detached_instance
 from sqltrace.findings.eager_join import eager_join
+from sqltrace.findings.gil_wait import gil_wait
 from sqltrace.findings.idle_in_transaction import idle_in_transaction, is_idle_of_hold
 from sqltrace.findings.missing_greenlet import missing_greenlet
 from sqltrace.findings.n_plus_one import n_plus_one
@@ -42,6 +43,7 @@ __all__ = [
     "detached_instance",
     "diagnose",
     "eager_join",
+    "gil_wait",
     "idle_in_transaction",
     "missing_greenlet",
     "n_plus_one",
@@ -78,6 +80,7 @@ def default_rules() -> list[Rule]:
         blocked_loop,
         waited_for_loop,
         thread_wait,
+        gil_wait,
         pool_wait,
         idle_in_transaction,
         after_response_sql,

@@ -41,6 +41,11 @@ def kept_of(recording: Recording, group: Group) -> list[Execution]:
     return next((executions for other, executions in recording.executions() if other is group), [])
 
 
+def waited_for_gil(recording: Recording) -> float:
+    """Seconds of the response in which threads could not go on, though they had the replies to their statements."""
+    return sum(group.gil_wait for group in recording.groups if group.phase == "response")
+
+
 def mean_pause(group: Group, loop_wait: float) -> float:
     """Seconds between the end of one statement and the start of the next, without waiting for the event loop."""
     between = (group.samples.last - group.samples.first) / _SECOND

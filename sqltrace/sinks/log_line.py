@@ -7,6 +7,7 @@ from typing import Any
 
 from sqltrace.connection import ConnectionUse, PoolWait
 from sqltrace.finding import Finding
+from sqltrace.findings.costs import waited_for_gil
 from sqltrace.findings.wording import name_and_line, place
 from sqltrace.origin import QUERY
 from sqltrace.recording import Recording
@@ -50,6 +51,7 @@ def log_line(record: RequestRecord, *, top: int = 5, literals: bool = False) -> 
         "time.loop_wait_estimated": wait_is_estimated(recording) or None,
         "time.python_ms": _milliseconds(account.python),
         "python.awaited": _awaited(record),
+        "python.gil_wait_ms": _milliseconds(waited_for_gil(recording)) or None,
         "loop.held_ms": _milliseconds(recording.held_loop),
         "loop.longest_hold_ms": _milliseconds(recording.longest_hold),
         "loop.waited_for": _waited_for(recording) if (account.loop_wait or 0.0) >= _NOTABLE_WAIT else None,
@@ -132,6 +134,7 @@ def _statement(group: Group, literals: bool) -> dict[str, Any]:
         "rows": group.rows,
         "objects_ms": _milliseconds(group.objects or None),
         "loop_wait_ms": _milliseconds(group.loop_wait or None),
+        "gil_wait_ms": _milliseconds(group.gil_wait or None),
         "on_loop": group.on_loop or None,
         "origin": group.origin.kind if group.origin is not QUERY else None,
         "relationship": group.origin.relationship,

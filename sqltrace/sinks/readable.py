@@ -19,8 +19,8 @@ _COLUMNS = re.compile(r"\bSELECT (?P<columns>(?:(?! FROM ).){40,}?) FROM ", re.D
 _TOLD_ABOVE = frozenset(
     "timestamp level event logger http.request.method http.route http.response.status_code outcome error.type"
     " duration_ms time_to_first_byte_ms time.connection_ms time.database_ms time.objects_ms time.loop_wait_ms"
-    " time.loop_wait_estimated time.python_ms python.awaited loop.held_ms loop.longest_hold_ms loop.waited_for"
-    " threads.wait_ms threads.count threads.used_by after_response_ms"
+    " time.loop_wait_estimated time.python_ms python.awaited python.gil_wait_ms loop.held_ms loop.longest_hold_ms"
+    " loop.waited_for threads.wait_ms threads.count threads.used_by after_response_ms"
     " sql.count sql.rows sql.distinct sql.failed sql.on_loop sql.after_response sql.statements connection.checkouts"
     " connection.wait_ms connection.held_ms connection.commit_ms connection.commit_after_response_ms"
     " connection.idle_in_transaction_ms connection.waits network.protocol.name client.address findings".split()
@@ -76,6 +76,7 @@ class ReadableRenderer:
             _awaited(event),
             _waited(event),
             _waited_for_thread(event),
+            _waited_for_gil(event),
             *map(_wait, event.get("connection.waits", ())),
         )
         for line in filter(None, told):
@@ -231,6 +232,13 @@ def _waited_for_thread(event: Mapping[str, Any]) -> str:
     text = f"waited {_time(event['threads.wait_ms'])} for {of_threads(event.get('threads.count'))}"
     users = ", ".join(f"{user['name']} ({user['threads']})" for user in event.get("threads.used_by", ()))
     return f"{text}, used by {users}" if users else text
+
+
+def _waited_for_gil(event: Mapping[str, Any]) -> str:
+    waited = event.get("python.gil_wait_ms", 0.0)
+    if not _is_seen(waited, event["duration_ms"]):
+        return ""
+    return f"replies lay ready for {_time(waited)}, while threads waited for the interpreter's lock"
 
 
 def _awaited(event: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 from sqltrace.collector import Execution, unmeasurable
 from sqltrace.connection import Acquisition, ConnectionUse, unmeasurable_times
 from sqltrace.database import Database, database_of
+from sqltrace.findings.costs import waited_for_gil
 from sqltrace.origin import QUERY
 from sqltrace.request import RequestRecord
 from sqltrace.sinks.log_line import known, wait_is_estimated
@@ -36,6 +37,7 @@ def of_request(record: RequestRecord) -> Attributes:
             "sqltrace.time.loop_wait_estimated": wait_is_estimated(recording) or None,
             "sqltrace.time.python": account.python,
             "sqltrace.python.awaited_at": [str(site) for site, _ in record.awaited] or None,
+            "sqltrace.python.gil_wait": waited_for_gil(recording) or None,
             "sqltrace.loop.held": recording.held_loop,
             "sqltrace.loop.longest_hold": recording.longest_hold,
             "sqltrace.loop.waited_for": [name for name, _ in recording.waited_for] or None,
@@ -97,6 +99,8 @@ def _add_measured(attributes: Attributes, execution: Execution) -> None:
         attributes["sqltrace.objects"] = execution.objects / _SECOND
     if execution.loop_wait is not None:
         attributes["sqltrace.loop_wait"] = execution.loop_wait / _SECOND
+    if execution.gil_wait:
+        attributes["sqltrace.gil_wait"] = execution.gil_wait / _SECOND
     if execution.rows is not None:
         attributes["db.response.returned_rows"] = execution.rows
     if execution.executemany and execution.batch_size is not None:
