@@ -626,6 +626,22 @@ class TestThreads:
         assert recording.statements[0].gil_wait == 0
 
 
+def test_statement_is_told_with_the_time_it_took_where_we_fail_to_ask_for_its_reply(monkeypatch, caplog, memory_engine):
+    def broken(*_):
+        raise RuntimeError("ours")
+
+    monkeypatch.setattr(replies, "SLOW", -1)
+    monkeypatch.setattr(replies, "came_at", broken)
+
+    with sqltrace.record() as recording, memory_engine.connect() as connection:
+        assert connection.execute(text("SELECT 1")).scalar() == 1
+
+    assert [(statement.sql, statement.rows, statement.execute > 0) for statement in recording.statements] == [
+        ("SELECT 1", 1, True)
+    ]
+    assert "telling when a reply came failed and is skipped; the application is not affected" in caplog.messages
+
+
 SLOW_COMMIT = """
 CREATE OR REPLACE FUNCTION sqltrace_slow() RETURNS trigger LANGUAGE plpgsql
 AS $$ BEGIN PERFORM pg_sleep(0.1); RETURN NULL; END $$

@@ -113,18 +113,17 @@ def note(
             collector.sites_taken[kind] = taken + 1
         if taken < DIGESTS and context.execute_style is _EXECUTE:
             execution.digest = _digest(statement, parameters, context.dialect)
-        if execution.dialect.is_async if purpose is NOTHING else purpose.is_async:
-            # What failed without a code, as by a timeout, has no reply: the latest was that of its preparation.
-            if elapsed >= replies.SLOW and (failure is None or failure.code is not None):
-                _note_loop_wait(execution, context)
-        else:
-            # Asking for the running loop is costly where one runs: before 3.12 asyncio asks for the process, too.
-            if ((loop := collector.loop) and loop.thread == get_ident()) or _get_running_loop() is not None:
-                execution.on_loop = True
-                if elapsed >= HOLD:
-                    note_hold(collector, started, ended)
-            if elapsed >= replies.SLOW and (failure is None or failure.code is not None):
-                _note_gil_wait(execution, context)
+        is_async = execution.dialect.is_async if purpose is NOTHING else purpose.is_async
+        # Asking for the running loop is costly where one runs: before Python 3.12 asyncio asks for the process, too.
+        if not is_async and (
+            ((loop := collector.loop) and loop.thread == get_ident()) or _get_running_loop() is not None
+        ):
+            execution.on_loop = True
+            if elapsed >= HOLD:
+                note_hold(collector, started, ended)
+        # What failed without a code, as by a timeout, has no reply: the latest was that of its preparation.
+        if elapsed >= replies.SLOW and (failure is None or failure.code is not None):
+            _note_reply(execution, context, is_async=is_async)
         if collector.probe is not None:
             execution.span = collector.probe(context)
         pending = collector.pending
@@ -214,8 +213,15 @@ def _key_of(context: Any, statement: str, purpose: Purpose, style: ExecuteStyle)
     return key if statement is getattr(context, "statement", None) else statement
 
 
+def _note_reply(execution: Execution, context: Any, *, is_async: bool) -> None:
+    """Note for how long the reply to a slow statement lay ready. Never raises: what has been measured stays."""
+    try:
+        (_note_loop_wait if is_async else _note_gil_wait)(execution, context)
+    except Exception as fault:
+        report_fault("telling when a reply came", fault)
+
+
 def _note_loop_wait(execution: Execution, context: Any) -> None:
-    """Note for how long the reply to a slow statement lay ready."""
     connection = internals.pooled_connection(context)
     values = replies.value_count(context) if execution.failure is None else 0
     started, ended = execution.started, execution.ended
@@ -224,7 +230,7 @@ def _note_loop_wait(execution: Execution, context: Any) -> None:
 
 
 def _note_gil_wait(execution: Execution, context: Any) -> None:
-    """Let a slow synchronous statement end when its reply came, however long its thread waited to go on."""
+    """A synchronous statement ends when its reply came, however long its thread waited to go on."""
     connection, ended = internals.pooled_connection(context), execution.ended
     came = replies.came_at(execution.collector, connection, execution.started, ended)
     if came < ended and (execution.failure is not None or not replies.is_large(context)):
