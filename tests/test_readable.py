@@ -96,6 +96,14 @@ def test_websocket_without_route_shows_its_path():
     assert printed.startswith("12:04:31 warning WEBSOCKET /ws  200")
 
 
+@pytest.mark.parametrize(("route", "named"), [("/tags/{tag_id}", "GET /tags/{tag_id}"), (None, "GET ")])
+def test_path_that_a_processor_has_dropped_is_not_missed(route, named):
+    printed = render(**{"http.route": route, "url.path": None})
+
+    assert printed.startswith(f"12:04:31 warning {named}  200  5.82 s\n")
+    assert printed.endswith("\n         request_id=r-1")
+
+
 def test_failures_and_work_after_the_response_are_told():
     statement = REQUEST["sql.statements"][0] | {"failed": 1, "error": "psycopg.errors.UniqueViolation (23505)"}
     del statement["call_site"]

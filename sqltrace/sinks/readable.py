@@ -26,7 +26,7 @@ _TOLD_ABOVE = frozenset(
     " connection.idle_in_transaction_ms connection.waits network.protocol.name client.address findings".split()
 )
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-_PLAIN = str.maketrans({"×": "x", "→": "->", "…": "...", "–": "-"})  # what not every encoding has of our own
+_PLAIN = str.maketrans({"×": "x", "→": "->", "…": "..."})  # what not every encoding has of our own
 _WORDS = re.compile(r"(?<= )(?!(?<=\d )m?s\b|(?<=[A-Z] )/)")  # a number keeps its unit, and a method its path
 _CODE = re.compile(r"(?<=\))(?=\.)|(?<= )")  # between words and between calls: it can still be pasted as one expression
 _PAINT = re.compile(r"\x1b\[\d+m")
@@ -87,7 +87,7 @@ class ReadableRenderer:
             lines += self._statement(statement)
         rest = {key: value for key, value in event.items() if key not in _TOLD_ABOVE}
         if rest.get("url.path") == event.get("http.route"):
-            del rest["url.path"]
+            rest.pop("url.path", None)  # a processor may have dropped it, of a request without a route
         lines += self._wrap("  ".join(f"{key}={value}" for key, value in rest.items()), color="dim")
         return _encodable("\n".join(lines))
 
