@@ -463,6 +463,23 @@ def test_recording_around_counts_many_statements_as_they_come(engine, clock):
     assert outer.groups[0].total == inner.groups[0].total == FOLD_AT + 10
 
 
+@pytest.mark.usefixtures("no_faults")
+def test_recording_around_may_be_ended_by_another_thread_while_a_statement_is_passed_on(engine, clock):
+    class Another:
+        """As if another thread were faster than the one that wants to count."""
+
+        def fold(self):
+            outer.end()
+
+    with recorded(clock) as outer:
+        outer.collector.pending.extend([Execution(outer.collector, 0, 0, "", "", engine.dialect)] * FOLD_AT)
+        outer.collector.recording = Another()
+        with recorded(clock) as inner:
+            run(engine, 1)
+
+    assert inner.statement_count == 1
+
+
 def test_recording_that_is_left_out_of_turn_does_not_take_the_place_of_another(engine, clock):
     first, second = Recording("first", clock=clock), Recording("second", clock=clock)
     before = first.open()

@@ -194,12 +194,13 @@ def _pass_on(collector: Collector | None, execution: Execution) -> None:
     """Note it in the recordings around, too."""
     while collector is not None:
         if collector.dialects is None or execution.dialect in collector.dialects:
-            if collector.pending is None:
+            pending = collector.pending  # read once: another thread may end the recording just now
+            if pending is None:
                 collector.late += 1
             else:
-                if len(collector.pending) >= FOLD_AT:
+                if len(pending) >= FOLD_AT:
                     collector.fold()
-                collector.pending.append(execution)
+                pending.append(execution)
         collector = collector.outer
 
 
