@@ -189,8 +189,9 @@ class Collector:
         self.late = 0
 
     def fold(self) -> None:
-        if self.recording is not None:  # pragma: no branch - another thread may end the recording just now
-            self.recording.fold()
+        recording = self.recording  # read once, as `loop` below: another thread may end the recording just now
+        if recording is not None:  # pragma: no branch - likewise
+            recording.fold()
 
     def find_open(self, dialect: Any) -> Collector | None:
         """
@@ -213,8 +214,8 @@ class Collector:
     def settle(self) -> None:
         collector: Collector | None = self
         while collector is not None:
-            if collector.loop is not None:
-                collector.loop.settle()
+            if (loop := collector.loop) is not None:
+                loop.settle()
             collector = collector.outer
 
     def nest_in(self, outer: Collector | None) -> None:
@@ -227,7 +228,7 @@ class Collector:
             self.plain = self.plain and not self.capture_parameters
             self.probe = outer.probe
             self.comment = outer.comment
-            self.loop_observed = outer.loop_observed or (outer.loop is not None and outer.loop.observed)
+            self.loop_observed = outer.loop_observed or ((loop := outer.loop) is not None and loop.observed)
 
     def forget_ended(self) -> None:
         """Take out those around it that have ended: left in another context they stay in this, and would pile up."""
@@ -265,7 +266,7 @@ def _unanswered(collector: Collector | None) -> Collector | None:
     Servers may start one in the context of another that goes on after its response: uvicorn does once it has paused
     reading from a connection.
     """
-    while collector is not None and collector.loop is not None and collector.loop.responded:
+    while collector is not None and (loop := collector.loop) is not None and loop.responded:
         collector = collector.outer
     return collector
 
@@ -305,8 +306,8 @@ def mark(collector: Collector | None, dialect: Any, part: Part, start: int, end:
         ):
             marks = collector.marks[part]
             marks += start, end
-            if part == "objects" and end - start >= HOLD and collector.loop is not None:
-                collector.loop.note_hold(start, end)
+            if part == "objects" and end - start >= HOLD and (loop := collector.loop) is not None:
+                loop.note_hold(start, end)
             if len(marks) >= FOLD_AT:
                 collector.fold()
         collector = collector.outer

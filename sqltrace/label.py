@@ -29,8 +29,9 @@ class Label:
 
     def find_route(self) -> None:
         """See to it that `name` is the route, if that is known by now. For any thread."""
-        if self.name_route is not None:
-            self.name_route()
+        name_route = self.name_route  # read once: the request may end just now
+        if name_route is not None:
+            name_route()
 
 
 def longest_by_name(times: Mapping[Label, int]) -> list[tuple[Label, int]]:

@@ -12,7 +12,8 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from sqlalchemy.pool import StaticPool
 
 import sqltrace
-from sqltrace.collector import FOLD_AT, Execution, current
+from sqltrace import recording as recording_module
+from sqltrace.collector import FOLD_AT, Collector, Execution, current
 from sqltrace.database import Database
 from sqltrace.recording import Recording
 from sqltrace.statement import CallSite, Failure, Group, Statement
@@ -478,6 +479,34 @@ def test_recording_around_may_be_ended_by_another_thread_while_a_statement_is_pa
             run(engine, 1)
 
     assert inner.statement_count == 1
+
+
+class Leaving(Collector):
+    """As if another thread ended its request, and left the loop, each time that one has looked."""
+
+    @property
+    def loop(self):
+        share, self.share = vars(self).get("share"), None
+        return share
+
+    @loop.setter
+    def loop(self, share):
+        self.share = share
+
+
+def test_request_may_end_in_another_thread_while_a_recording_is_opened_or_settled_within(monkeypatch):
+    monkeypatch.setattr(recording_module, "Collector", Leaving)
+    outer, inner = Recording("outer"), Recording("inner")
+    before = outer.open()
+    outer.observe_loop()
+
+    between = inner.open()
+    outer.observe_loop()
+    account = inner.time_account
+
+    inner.leave(between)
+    outer.leave(before)
+    assert account.loop_wait is None
 
 
 def test_recording_that_is_left_out_of_turn_does_not_take_the_place_of_another(engine, clock):
