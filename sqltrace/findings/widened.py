@@ -106,12 +106,14 @@ def _fix(recording: Recording, group: Group, joins: Iterable[EagerJoin]) -> str:
     A collection of what was asked for, or that the query's own options join, is
     loaded by a statement of its own. What only came along with something else is left out.
     """
-    above = paths_from_query(recording, group)
     outermost = _outermost(joins)
+    unwanted = [join for join in outermost if not _is_wanted(group, join)]
     text = options(
-        (way_of_join(path, join, group.widening), _loader(group, join)) for path in above for join in outermost
+        (way_of_join(above, join, group.widening), loader_for_unused(group) if join in unwanted else "selectinload({})")
+        for above in paths_from_query(recording, group)
+        for join in outermost
     )
-    if not all(_is_wanted(group, join) for join in outermost):
+    if unwanted:
         text += "  # selectinload() where they are needed"
     # SQLAlchemy takes no second option for the same relationship.
     replaced = dict.fromkeys(f"joinedload({join.relationship})" for join in outermost if join.named)
@@ -127,10 +129,6 @@ def _fix(recording: Recording, group: Group, joins: Iterable[EagerJoin]) -> str:
 def _declared(join: EagerJoin) -> str | None:
     """``app/models.py:23``."""
     return join.declaration.find() if join.declaration is not None else None
-
-
-def _loader(group: Group, join: EagerJoin) -> str:
-    return "selectinload({})" if _is_wanted(group, join) else loader_for_unused(group)
 
 
 def _is_wanted(group: Group, join: EagerJoin) -> bool:
