@@ -82,11 +82,8 @@ NOTHING: Final = Purpose()  # of SQL that was not compiled
 
 
 def purpose_of(context: Any) -> Purpose:
-    """The purpose of an execution's statement, where it is not known yet. Never raises."""
-    compiled = context.compiled
-    if compiled is None:
-        return NOTHING
-    purpose = Purpose()
+    """The purpose of a compiled statement that was not met before."""
+    compiled, purpose = context.compiled, Purpose()
     try:
         purpose.key = without_number(compiled.string)
         purpose.is_async = bool(context.dialect.is_async)

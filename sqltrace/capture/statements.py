@@ -149,11 +149,12 @@ def note(
 
 def _first_of(context: Any) -> Purpose:
     """The purpose of a compiled statement that was not met before, and of each that was not compiled."""
-    if context.compiled is not None:
-        # Before an ORM query has made an object.
-        objects.install_when_imported()
-        failed_loads.install_when_imported()
-        note_database(context.dialect, context.engine.url)
+    if context.compiled is None:
+        return NOTHING
+    # Before an ORM query has made an object.
+    objects.install_when_imported()
+    failed_loads.install_when_imported()
+    note_database(context.dialect, context.engine.url)
     return purpose_of(context)
 
 
