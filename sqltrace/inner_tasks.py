@@ -23,16 +23,15 @@ from sqltrace.shares import share_of
 _MARKER: Final = "_sqltrace_observed"
 
 
-def observe_inner_tasks() -> bool:
+def observe_inner_tasks() -> None:
     """
     Observe the inner tasks of all of the process's applications, also of those that are mounted.
 
-    `False` as long as Starlette has not imported what starts them: it imports its middleware when that is needed.
+    Asked before each request, as Starlette imports what starts them when that is needed. Once all is there it is done.
     """
     for module, place in _missing.copy().items():
         if module in sys.modules and _replace(module, *place):
             _missing.pop(module, None)
-    return not _missing
 
 
 def _replace(module: str, name: str, method: str, observing: Callable[[Any], Any]) -> bool:

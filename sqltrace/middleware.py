@@ -96,7 +96,6 @@ class SQLTraceMiddleware:
             "max_sql_length": checked_size("max_sql_length", max_sql_length),
         }
         instrument(*recorded)
-        self._observed = _guarded("observing the event loop", observe_inner_tasks)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = self._begin(scope, receive, send)
@@ -118,9 +117,8 @@ class SQLTraceMiddleware:
         """`None` for what is none of our business, is excluded, or is recorded further out already."""
         if scope.get("type") not in ("http", "websocket") or _SCOPE_KEY in scope or self._excludes(scope):
             return None
+        _guarded("observing the event loop", observe_inner_tasks)
         try:
-            if self._observed is False:
-                self._observed = _guarded("observing the event loop", observe_inner_tasks)
             record = self._new_record(scope)
             exchange = _Exchange(record, self._sinks, scope, receive, send)
             exchange.start(self._starters, self.app)
