@@ -163,7 +163,9 @@ class RequestMetrics:
 
 def _of_route(record: RequestRecord) -> dict[str, Any]:
     """Without a method of what is meant to live: its times are those of all its life, and belong in no mean."""
-    return known({"http.route": record.route, "http.request.method": None if record.event_stream else _method(record)})
+    return known(
+        {"http.route": record.route, "http.request.method": None if record.event_stream else http_method(record)}
+    )
 
 
 def _of_http(record: RequestRecord, http: Attributes) -> dict[str, Any]:
@@ -171,16 +173,9 @@ def _of_http(record: RequestRecord, http: Attributes) -> dict[str, Any]:
     return known(
         {
             "http.route": record.route,
-            "http.request.method": _method(record),
+            "http.request.method": http_method(record),
             **http,
             "http.response.status_code": record.status,
             "error.type": (record.error_type or "_OTHER") if failed else None,
         }
     )
-
-
-def _method(record: RequestRecord) -> str | None:
-    if record.protocol != "http":
-        return None
-    method = http_method(record)
-    return "_OTHER" if method == "HTTP" else method

@@ -22,6 +22,7 @@ _METHODS = frozenset("CONNECT DELETE GET HEAD OPTIONS PATCH POST PUT QUERY TRACE
 _known_methods = (
     frozenset(map(str.strip, os.environ.get("OTEL_INSTRUMENTATION_HTTP_KNOWN_METHODS", "").split(","))) - {""}
 ) or _METHODS
+_OTHER = "_OTHER"
 _SECRETS = frozenset(  # of the semantic conventions for url.query
     "X-Amz-Signature X-Amz-Credential X-Amz-Security-Token AWSAccessKeyId Signature sig X-Goog-Signature".split()
 )
@@ -51,7 +52,7 @@ def begin_server_span(
         headers = scope["headers"] = list(headers)
     parent = propagate.extract(headers, getter=_GETTER)
     span = tracer.start_span(
-        http_method(record),
+        span_name(record),
         context=parent,
         kind=SpanKind.SERVER,
         attributes=_attributes_at_start(record, scope, headers, url_query),
@@ -69,7 +70,7 @@ def conclude_server_span(span: Span, record: RequestRecord, end_time: int) -> No
         if record.status is not None:
             span.set_attribute("http.response.status_code", record.status)
         if record.outcome == "error":
-            span.set_attribute("error.type", record.error_type or "_OTHER")
+            span.set_attribute("error.type", record.error_type or _OTHER)
             span.set_status(StatusCode.ERROR)
     finally:
         span.end(end_time)
@@ -100,17 +101,20 @@ def _redact_secret(pair: str) -> str:
 
 def span_name(record: RequestRecord) -> str:
     """Without a route the method alone: a path is no name."""
-    return http_method(record) if record.route is None else f"{http_method(record)} {record.route}"
+    method = http_method(record)
+    name = "WS" if method is None else "HTTP" if method == _OTHER else method
+    return name if record.route is None else f"{name} {record.route}"
 
 
-def http_method(record: RequestRecord) -> str:
+def http_method(record: RequestRecord) -> str | None:
+    """``http.request.method``; `None` for a websocket."""
     if record.protocol == "websocket":
-        return "WS"
-    return record.method if record.method in _known_methods else "HTTP"
+        return None
+    return record.method if record.method in _known_methods else _OTHER
 
 
 def _attributes_at_start(record: RequestRecord, scope: Scope, headers: Headers, url_query: bool) -> dict[str, Any]:
-    websocket = record.protocol == "websocket"
+    method, websocket = http_method(record), record.protocol == "websocket"
     scheme = scope.get("scheme") or ("ws" if websocket else "http")
     host = agent = None
     for name, value in headers:
@@ -120,10 +124,9 @@ def _attributes_at_start(record: RequestRecord, scope: Scope, headers: Headers, 
             agent = value.decode("latin-1")
     address, port = _server(host, scheme, scope)
     query = (scope.get("query_string") or b"").decode("latin-1")
-    usual = record.method in _known_methods
     attributes = {
-        "http.request.method": None if websocket else record.method if usual else "_OTHER",
-        "http.request.method_original": None if websocket or usual else record.method,
+        "http.request.method": method,
+        "http.request.method_original": record.method if method == _OTHER else None,
         "url.scheme": scheme,
         "url.path": record.path,
         "url.query": redact_query(query, values=url_query) or None,
