@@ -75,10 +75,9 @@ def of_statement(group: Group, execution: Execution | None, rest: Rest | None, *
             )
         call_site = group.call_site
         if execution is not None:
+            attributes["db.query.summary"] = summary_of(group.summary, execution)
             _add_database(attributes, database_of(execution.dialect), group.system)
             call_site = execution.call_site or call_site
-            if execution.executemany:
-                attributes["db.query.summary"] = f"BATCH {group.summary}"
         if call_site is not None:
             attributes["code.file.path"] = call_site.file
             attributes["code.line.number"] = call_site.line
@@ -90,6 +89,11 @@ def of_statement(group: Group, execution: Execution | None, rest: Rest | None, *
     elif execution is not None:  # pragma: no branch - for the type checker: one of both is there
         _add_measured(attributes, execution)
     return attributes
+
+
+def summary_of(summary: str, execution: Execution) -> str:
+    """``db.query.summary``. What `executemany()` ran had several sets of parameters: one alone is for `execute()`."""
+    return f"BATCH {summary}" if execution.executemany else summary
 
 
 def _add_measured(attributes: Attributes, execution: Execution) -> None:

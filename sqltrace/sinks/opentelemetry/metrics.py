@@ -13,7 +13,7 @@ from sqltrace.database import Database, database_of
 from sqltrace.request import RequestRecord
 from sqltrace.route import Scope
 from sqltrace.sinks.log_line import known
-from sqltrace.sinks.opentelemetry.attributes import of_failure, of_operation
+from sqltrace.sinks.opentelemetry.attributes import of_failure, of_operation, summary_of
 from sqltrace.sinks.opentelemetry.measurements import Attributes, Measurement, record_all
 from sqltrace.sinks.opentelemetry.pool_metrics import PoolMetrics
 from sqltrace.sinks.opentelemetry.server_span import http_method
@@ -132,11 +132,10 @@ class RequestMetrics:
     def _of_group(self, group: Group, executions: list[Execution]) -> Iterator[Measurement]:
         found: dict[tuple[Any, bool, Failure | None], Attributes] = {}
         for execution in executions:
-            batch = execution.executemany  # of several sets of parameters: one alone SQLAlchemy gives to execute()
-            kind = execution.dialect, batch, execution.failure
+            kind = execution.dialect, execution.executemany, execution.failure
             attributes = found.get(kind)
             if attributes is None:
-                summary, database = f"BATCH {group.summary}" if batch else group.summary, database_of(execution.dialect)
+                summary, database = summary_of(group.summary, execution), database_of(execution.dialect)
                 attributes = found[kind] = self._of_operation(group.system, summary, database, execution.failure)
             yield self._operation, execution.elapsed / _SECOND, attributes, 1
             if execution.rows is not None:

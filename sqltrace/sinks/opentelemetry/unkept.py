@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from sqltrace.collector import Execution
 from sqltrace.database import Database, database_of
 from sqltrace.faults import report_fault
+from sqltrace.sinks.opentelemetry.attributes import summary_of
 from sqltrace.sql_text import summarize
 from sqltrace.statement import Failure, system_name
 from sqltrace.tally import OTHER_STATEMENTS
@@ -71,9 +72,7 @@ class Unkept:
 
     def _take(self, execution: Execution) -> None:
         system = system_name(execution.dialect)
-        database, summary = database_of(execution.dialect), summarize(execution.key, system)
-        if execution.executemany:
-            summary = f"BATCH {summary}"
+        database, summary = database_of(execution.dialect), summary_of(summarize(execution.key, system), execution)
         operation = (system, summary, database, execution.failure)
         measured = self._by_operation.get(operation)
         if measured is None:
