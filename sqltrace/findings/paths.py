@@ -9,10 +9,11 @@ from typing import NamedTuple
 from sqltrace.origin import QUERY, Origin, Parents
 from sqltrace.recording import Recording
 from sqltrace.sql_text import WRITES
-from sqltrace.statement import Group
+from sqltrace.statement import Group, Statement
 from sqltrace.widening import EagerJoin, Widening
 
 Path = tuple[str, ...]
+Key = tuple[str, Origin]  # fingerprint and origin: what tells the kinds of statements apart
 GET, ONE_OF, OR, INSTEAD = "session.get", "one of ", "or ", " in place of the "
 WITH = " with selectin_polymorphic "  # a base and its subclasses: what comes next is of one of these
 ALIAS = re.compile(r"(?P<written>\w+\((?P<entity>\w+)(?:, \[(?P<others>[^]]*)\])?\))")
@@ -43,11 +44,8 @@ def paths_from_query(recording: Recording, group: Group) -> list[Path]:
     ``select(Author)``. There are several paths where objects of the same class came on different ways.
     A path may begin with how the query calls what it asked for (`Asked`).
     """
-    parents_of: dict[tuple[str, Origin], dict[Parents | None, None]] = {}
-    if group.origin is not QUERY:
-        for statement in recording.statements:
-            parents_of.setdefault((statement.fingerprint, statement.origin), {})[statement.parents] = None
-    widenings = {(other.fingerprint, other.origin): other.widening for other in recording.groups}
+    parents_of = {} if group.origin is QUERY else _parents_of_loads(recording)
+    widenings = {_key(other): other.widening for other in recording.groups}
     found = _paths(group.fingerprint, group.origin, _Known(recording, parents_of, widenings), _MAX_DEPTH)
     own: Path = () if group.origin.step is None else (group.origin.step,)
     return list(dict.fromkeys(found)) or [own]
@@ -129,27 +127,33 @@ def query_above(recording: Recording, parents: Parents | None) -> Parents | None
     for _ in range(_MAX_DEPTH):
         if parents is None or parents.origin.kind == "query":
             return parents
-        load = parents.fingerprint, parents.origin
-        above = (one.parents for one in recording.statements if (one.fingerprint, one.origin) == load)
-        parents = next(above, None)
+        load = _key(parents)
+        parents = next((one.parents for one in recording.statements if _key(one) == load), None)
     return None
 
 
 def loads_above(recording: Recording, group: Group) -> list[Group]:
     """The loads by which the objects came that a group was for, and those above them; the nearest first."""
-    found, waiting = list[Group](), [group]
+    found, waiting, parents_of = list[Group](), [group], _parents_of_loads(recording)
     while waiting:
-        load = waiting.pop(0)
-        loaded_for = {one.parents for one in recording.statements if (one.fingerprint, one.origin) == _key(load)}
-        keys = {(parents.fingerprint, parents.origin) for parents in loaded_for if parents is not None}
+        loaded_for = parents_of.get(_key(waiting.pop(0)), {})
+        keys = {_key(parents) for parents in loaded_for if parents is not None}
         above = [one for one in recording.groups if _key(one) in keys and one.origin is not QUERY and one not in found]
         found += above
         waiting += above
     return found
 
 
-def _key(group: Group) -> tuple[str, Origin]:
-    return group.fingerprint, group.origin
+def _parents_of_loads(recording: Recording) -> dict[Key, dict[Parents | None, None]]:
+    """What the statements of each kind were loads for, in their order."""
+    found: dict[Key, dict[Parents | None, None]] = {}
+    for statement in recording.statements:
+        found.setdefault(_key(statement), {})[statement.parents] = None
+    return found
+
+
+def _key(one: Group | Statement | Parents) -> Key:
+    return one.fingerprint, one.origin
 
 
 def times_asked(recording: Recording, parents: Parents | None) -> int:
@@ -166,7 +170,7 @@ def _groups_of(recording: Recording, query: Parents | None) -> list[Group]:
     """Of a query: one of each phase in which it ran."""
     if query is None:
         return []
-    return [one for one in recording.groups if (one.fingerprint, one.origin) == (query.fingerprint, query.origin)]
+    return [one for one in recording.groups if _key(one) == _key(query)]
 
 
 def _widening_of(recording: Recording, query: Parents | None) -> Widening | None:
@@ -186,8 +190,8 @@ def takes_joins(recording: Recording, parents: Parents | None) -> bool:
 
 class _Known(NamedTuple):
     recording: Recording
-    parents_of: dict[tuple[str, Origin], dict[Parents | None, None]]
-    widenings: dict[tuple[str, Origin], Widening | None]
+    parents_of: dict[Key, dict[Parents | None, None]]
+    widenings: dict[Key, Widening | None]
 
 
 def _paths(fingerprint: str, origin: Origin, known: _Known, depth: int) -> Iterator[Path]:
@@ -200,7 +204,7 @@ def _paths(fingerprint: str, origin: Origin, known: _Known, depth: int) -> Itera
             found = True
             if not depth:
                 break  # of a tree, whose objects are loaded for each other: shorter ways lead there, too
-            widening = known.widenings.get((parents.fingerprint, parents.origin))
+            widening = known.widenings.get(_key(parents))
             join = _join_of(widening, origin)
             for way in _paths(parents.fingerprint, parents.origin, known, depth - 1):
                 above = way if join is None else way_of_join(way, join, widening)
