@@ -104,6 +104,21 @@ def test_path_that_a_processor_has_dropped_is_not_missed(route, named):
     assert printed.endswith("\n         request_id=r-1")
 
 
+@pytest.mark.parametrize(
+    ("timestamp", "told"),
+    [
+        ("2026-11-23 12:04:31", "12:04:31"),
+        ("Mon Nov 23 12:04:31 2026", "12:04:31"),
+        ("12:04:31.120000", "12:04:31"),
+        (1_795_435_471.12, "1795435471.12"),
+        ("12.04", "12.04   "),
+        (None, "        "),
+    ],
+)
+def test_time_of_day_is_told_of_a_timestamp_that_has_one(timestamp, told):
+    assert render(timestamp=timestamp).startswith(f"{told} warning GET ")
+
+
 def test_failures_and_work_after_the_response_are_told():
     statement = REQUEST["sql.statements"][0] | {"failed": 1, "error": "psycopg.errors.UniqueViolation (23505)"}
     del statement["call_site"]

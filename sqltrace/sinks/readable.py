@@ -25,6 +25,7 @@ _TOLD_ABOVE = frozenset(
     " connection.wait_ms connection.held_ms connection.commit_ms connection.commit_after_response_ms"
     " connection.idle_in_transaction_ms connection.waits network.protocol.name client.address findings".split()
 )
+_TIME_OF_DAY = re.compile(r"\d\d:\d\d:\d\d")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _PLAIN = str.maketrans({"×": "x", "→": "->", "…": "..."})  # what not every encoding has of our own
 _WORDS = re.compile(r"(?<= )(?!(?<=\d )m?s\b|(?<=[A-Z] )/)")  # a number keeps its unit, and a method its path
@@ -98,8 +99,9 @@ class ReadableRenderer:
             facts.append(event["outcome"])
         if "error.type" in event and event["error.type"] != facts[0]:
             facts.append(event["error.type"])
-        time = str(event.get("timestamp", ""))
-        clock = time[11:19] if len(time) > 8 else time
+        timestamp = str(event.get("timestamp", ""))  # a number, where structlog's TimeStamper() was given no format
+        found = _TIME_OF_DAY.search(timestamp)
+        clock = found[0] if found is not None else timestamp
         return f"{clock:8} {self._paint(level, f'{level:7}')} {self._paint('bold', _who(event))}  {'  '.join(facts)}"
 
     def _account(self, event: Mapping[str, Any]) -> str:
