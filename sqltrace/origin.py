@@ -88,7 +88,7 @@ class Parents:
     Attributes:
         fingerprint: Of its group.
         summary: ``SELECT contents``.
-        call_site: The application's line that ran it; `None` when not taken, as from the third of a group on.
+        call_site: The application's line that ran it; `None` when not taken, as of the third of a group.
         origin: Why it ran: the objects may have been loaded for others themselves.
     """
 

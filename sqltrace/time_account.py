@@ -34,9 +34,6 @@ class TimeAccount(NamedTuple):
     python: float
 
 
-ALL_PARTS = TimeAccount._fields
-
-
 class Spent:
     """
     The stretches of time of each part, and the account of them. In bounded memory, and not thread-safe.

@@ -12,7 +12,7 @@ import structlog
 
 from sqltrace.checks import checked_flag, checked_size
 from sqltrace.findings.wording import by_name, of_threads, plural, time
-from sqltrace.time_account import ALL_PARTS
+from sqltrace.time_account import TimeAccount
 
 _INDENT = " " * 9
 _COLUMNS = re.compile(r"\bSELECT (?P<columns>(?:(?! FROM ).){40,}?) FROM ", re.DOTALL)
@@ -199,7 +199,7 @@ def _who(event: Mapping[str, Any]) -> str:
 def _parts(event: Mapping[str, Any]) -> str:
     """The time account, without the parts that are too small to be seen."""
     total = event["duration_ms"]
-    parts = {part: event.get(f"time.{part}_ms") or 0.0 for part in ALL_PARTS}
+    parts = {part: event.get(f"time.{part}_ms") or 0.0 for part in TimeAccount._fields}
     seen = [f"{_time(spent)} {part.replace('_', ' ')}" for part, spent in parts.items() if _is_seen(spent, total)]
     worth_it = len(seen) > 1 or (total >= _LONG and sum(parts.values()) > 0.9 * total)
     return f"{_time(total)} = {' + '.join(seen)}{_off_the_loop(event)}" if worth_it else ""

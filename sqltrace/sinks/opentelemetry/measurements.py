@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 from contextvars import copy_context
-from typing import Any
 
 from opentelemetry.context import Context
 from opentelemetry.metrics import Histogram
 
 from sqltrace.faults import report_fault
+from sqltrace.sinks.opentelemetry.attributes import Attributes
 
-Attributes = Mapping[str, Any]
 Measurement = tuple[Histogram, float, Attributes, int]  # the last says how often: the API takes one at a time
 
 _MOST_AT_ONCE = 500  # some 10 ms

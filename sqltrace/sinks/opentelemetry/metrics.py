@@ -13,13 +13,13 @@ from sqltrace.database import Database, database_of
 from sqltrace.request import RequestRecord
 from sqltrace.route import Scope
 from sqltrace.sinks.log_line import known
-from sqltrace.sinks.opentelemetry.attributes import of_failure, of_operation, summary_of
-from sqltrace.sinks.opentelemetry.measurements import Attributes, Measurement, record_all
+from sqltrace.sinks.opentelemetry.attributes import Attributes, of_failure, of_operation, summary_of
+from sqltrace.sinks.opentelemetry.measurements import Measurement, record_all
 from sqltrace.sinks.opentelemetry.pool_metrics import PoolMetrics
 from sqltrace.sinks.opentelemetry.server_span import http_method
 from sqltrace.sinks.opentelemetry.unkept import Unkept
 from sqltrace.statement import Failure, Group
-from sqltrace.time_account import ALL_PARTS
+from sqltrace.time_account import TimeAccount
 
 # Of the semantic conventions, which the SDK's default boundaries (milliseconds) do not fit.
 OPERATION_BUCKETS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10)
@@ -70,7 +70,7 @@ class RequestMetrics:
             part: histogram(
                 f"sqltrace.request.{part}", "s", f"Part of the duration of a request: {part}.", TIME_BUCKETS
             )
-            for part in ALL_PARTS
+            for part in TimeAccount._fields
         }
         self._findings = meter.create_counter("sqltrace.findings", "{finding}", "Findings in requests.")
         self._pools = PoolMetrics(meter)
