@@ -886,7 +886,7 @@ def test_connection_that_outlives_the_recording_is_held_until_its_end(sqlite, cl
 
 
 def held_now(engine):
-    return connections._held[id(engine.pool)][1]
+    return connections._pools[id(engine.pool)][1]
 
 
 def test_nothing_is_kept_alive(sqlite):
@@ -913,13 +913,13 @@ def test_entry_of_a_pool_goes_with_it(tmp_path):
     engine = create_engine(f"sqlite:///{tmp_path}/gone.db")
     with sqltrace.record():
         sql(engine)
-    known = len(connections._held)
+    known = len(connections._pools)
     engine.dispose()
 
     del engine
     gc.collect()
 
-    assert len(connections._held) < known
+    assert len(connections._pools) < known
 
 
 def checkout_of(clock, taken=True, **measured):
@@ -1204,7 +1204,7 @@ def test_without_a_recording_nothing_is_noted(sqlite):
         assert one.connection.record_info == {}
 
     assert "do_commit" not in vars(engine.dialect)
-    assert id(engine.pool) not in connections._held
+    assert id(engine.pool) not in connections._pools
 
 
 def test_nothing_stays_in_the_pool_when_a_connection_is_back(sqlite):
@@ -1221,7 +1221,7 @@ def test_nothing_stays_in_the_pool_when_a_connection_is_back(sqlite):
     "place",
     [
         (connections, "Checkout"),
-        (connections, "_neighbours"),
+        (connections, "_watch"),
         (connection.Checkout, "note"),
         (connection.Checkout, "end"),
         (connection.Checkout, "end_transaction"),
@@ -1269,7 +1269,7 @@ def test_uninstrument_puts_everything_back(sqlite):
 
     after = [vars(owner)[name] for owner, name in places], dict(vars(engine.dialect))
     assert (after[0], after[1].keys() & set(transactions._METHODS)) == (before[0], set())
-    assert (connections._held, recording.connections.checkouts) == ({}, 2)
+    assert (connections._pools, recording.connections.checkouts) == ({}, 2)
     left.close()
 
 

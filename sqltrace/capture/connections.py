@@ -8,7 +8,7 @@ Connections: waiting for the pool and for whom, opening, holding and giving back
     PoolEvents checkin, detach       ended
 
 The `Checkout` stays with the pool's entry in its public ``record_info`` and,
-for those who wait, in a table of its pool, until the connection is given back.
+for those who wait, among the occupants of its pool, until the connection is given back.
 A fault of ours is reported and swallowed.
 """
 
@@ -39,7 +39,7 @@ from sqltrace.locks import process_lock
 Wrapper = Callable[[Any], Any]
 
 _lock: Final = process_lock()
-_held: dict[int, tuple[ref[Pool], Occupants, ref[Dialect]]] = {}
+_pools: dict[int, tuple[ref[Pool], Occupants, ref[Dialect]]] = {}
 _replacements: Final = Replacements()
 
 
@@ -63,10 +63,10 @@ def uninstall() -> None:
     _replacements.undo()
     transactions.release_all()
     with _lock:
-        tables = [table for _, table, _ in list(_held.values())]
-        _held.clear()
-    for table in tables:
-        for checkout in table.copy():
+        known = list(_pools.values())
+        _pools.clear()
+    for _, occupants, _ in known:
+        for checkout in occupants.copy():
             checkout.end()
 
 
@@ -74,9 +74,9 @@ def release(dialect: Dialect) -> None:
     """Put back what was replaced on this dialect object. A pool of it that comes up again is watched anew."""
     transactions.release(dialect)
     with _lock:
-        for key, (_, _, pooled) in list(_held.items()):
+        for key, (_, _, pooled) in list(_pools.items()):
             if pooled() is dialect:
-                _held.pop(key, None)
+                _pools.pop(key, None)
 
 
 @cache
@@ -106,8 +106,9 @@ def watched_pools() -> list[tuple[Pool, Occupants, bool]]:
     Each with whether its engine was disposed of and has another by now: it only takes its connections back.
     """
     with _lock:
-        held = list(_held.values())
-    known = [(pool(), occupants, dialect()) for pool, occupants, dialect in held]  # asked once: they go at any moment
+        watched = list(_pools.values())
+    # Asked once: they go at any moment.
+    known = [(pool(), occupants, dialect()) for pool, occupants, dialect in watched]
     latest = {id(dialect): occupants for _, occupants, dialect in known}
     return [(pool, occupants, latest[id(dialect)] is not occupants) for pool, occupants, dialect in known if pool]
 
@@ -148,9 +149,9 @@ def _pass_by(original: Wrapper, engine: Engine) -> PoolProxiedConnection:
 def _ask(collector: Collector, engine: Engine) -> Checkout | None:
     """Begin a checkout, in the recordings that want this engine."""
     try:
-        known = _held.get(id(engine.pool))
-        neighbours = _neighbours(engine) if known is None else known[1]
-        if neighbours is None:
+        known = _pools.get(id(engine.pool))
+        occupants = _watch(engine) if known is None else known[1]
+        if occupants is None:
             return None
         wanting = [
             each
@@ -159,7 +160,7 @@ def _ask(collector: Collector, engine: Engine) -> Checkout | None:
         ]
         if not wanting:
             return None
-        checkout = Checkout(wanting[0].clock, tuple([wanted.label for wanted in wanting]), neighbours)
+        checkout = Checkout(wanting[0].clock, tuple([wanted.label for wanted in wanting]), occupants)
         if wanting[0].probe is not None:
             checkout.span = wanting[0].probe(None)
         for wanted in wanting:
@@ -172,20 +173,20 @@ def _ask(collector: Collector, engine: Engine) -> Checkout | None:
         return None
 
 
-def _neighbours(engine: Engine) -> Occupants | None:
-    """The occupants of a pool that comes up for the first time; `None` where its engine is not wanted."""
+def _watch(engine: Engine) -> Occupants | None:
+    """Answers the occupants of a pool that comes up for the first time; `None` where its engine is not wanted."""
     if not is_wanted(engine.dialect):
         return None
     sessions.install_when_imported()  # whoever uses it by now
     transactions.watch(engine.dialect)
     pool = engine.pool
     # By identity, for a WeakKeyDictionary is five times slower: the entry goes before the identity is used again.
-    forget = partial(_held.pop, id(pool), None)
+    forget = partial(_pools.pop, id(pool), None)
     note_database(engine.dialect, engine.url)
     apart = " (async)" if engine.dialect.is_async else ""  # an engine of each kind on one database is usual
     occupants = Occupants(pool.logging_name or f"{database_of(engine.dialect)}{apart}")
     with _lock:
-        return _held.setdefault(id(pool), (ref(pool, lambda _: forget()), occupants, ref(engine.dialect)))[1]
+        return _pools.setdefault(id(pool), (ref(pool, lambda _: forget()), occupants, ref(engine.dialect)))[1]
 
 
 def _take(collector: Collector, checkout: Checkout, dialect: Dialect, connection: Any) -> None:
