@@ -104,7 +104,7 @@ def find_call_site(skip: int = 0) -> CallSite | None:
 def site_in_flush(site: CallSite | None) -> CallSite | None:
     """What a flush has called that led to the caller, a library's line if need be; else what `find_call_site` found."""
     listener, best_kind = None, SKIP
-    for frame in _callers(sys._getframe(1)):
+    for frame in frames_above(sys._getframe(1)):
         filename = frame.f_code.co_filename
         if filename == FLUSHING:
             break
@@ -122,7 +122,7 @@ def site_in_flush(site: CallSite | None) -> CallSite | None:
 def in_resolver() -> bool:
     """Whether GraphQL has called the caller, also across SQLAlchemy's greenlet; not in tasks and threads of its own."""
     awaiting = getattr(getattr(_current_greenlet(), "parent", None), "gr_frame", None)
-    frames = chain(_callers(sys._getframe(1)), _callers(awaiting))
+    frames = chain(frames_above(sys._getframe(1)), frames_above(awaiting))
     return any(package_of(frame.f_code.co_filename) in _RESOLVING for frame in frames)
 
 
@@ -138,7 +138,7 @@ def site_of_step(frame: FrameType) -> CallSite | None:
     As `find_call_site`; but middleware of the application that waits for the framework inside is not at work:
     there it is the framework's line, as where a response is made of what an endpoint returned.
     """
-    return _site_among(_callers(frame))
+    return _site_among(frames_above(frame))
 
 
 def site_of_task(frame: FrameType) -> CallSite | None:
@@ -149,7 +149,7 @@ def site_of_task(frame: FrameType) -> CallSite | None:
     """
     inside: list[FrameType] = []
     awaits = 0
-    for caller in _callers(frame):
+    for caller in frames_above(frame):
         flags = caller.f_code.co_flags
         if kinds[caller.f_code.co_filename] == END or (awaits and not flags & _AWAITS):
             return _site_among(inside)
@@ -169,7 +169,8 @@ def call_site_at(file: str, line: int, function: str, *, installed: bool = False
     return _call_site((file, line, function)) if kinds[file] == (LIBRARY if installed else APPLICATION) else None
 
 
-def _callers(frame: FrameType | None) -> Iterator[FrameType]:
+def frames_above(frame: FrameType | None) -> Iterator[FrameType]:
+    """A frame, and those that have called it, from there outwards; at most 200."""
     for _ in _FRAMES:
         if frame is None:
             return

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import wraps
+from inspect import currentframe
 from operator import attrgetter
 from types import TracebackType
 from typing import Any
 
 from sqlalchemy.exc import InvalidRequestError, MissingGreenlet
 
-from sqltrace.callsite import CallSite, call_site_in, find_call_site, in_resolver
+from sqltrace.callsite import CallSite, call_site_in, find_call_site, frames_above, in_resolver
 from sqltrace.capture import expiry, load_internals, sessions
 from sqltrace.capture.compatibility import self_test
 from sqltrace.capture.joins import written_step
@@ -51,7 +52,7 @@ def note_error(error: BaseException | None, dialect: Any) -> None:
         if isinstance(error, MissingGreenlet) and is_wanted(dialect) and work():
             collector = current.get()
             if collector is not None:
-                found = load_internals.failing_load(load_internals.frames_above())
+                found = load_internals.failing_load(frames_above(currentframe()))
                 _note(collector, "missing_greenlet", found, find_call_site())
     except Exception as fault:
         report_fault("describing a failed load", fault)
@@ -116,7 +117,7 @@ def _made(original: Callable[..., None]) -> Callable[..., None]:
         try:
             collector = current.get()
             if collector is not None:
-                found = load_internals.failing_load(load_internals.frames_above())
+                found = load_internals.failing_load(frames_above(currentframe()))
                 _note(collector, "detached_instance", found, find_call_site())
         except Exception as fault:
             report_fault("describing a failed load", fault)

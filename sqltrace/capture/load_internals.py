@@ -7,7 +7,6 @@ ORM statement comes, or `capabilities()` is called: `sqlalchemy.orm` is imported
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator
 from types import FrameType, FunctionType
 from typing import Any
@@ -226,14 +225,6 @@ def _touched(frames: Iterator[FrameType]) -> str | None:
             key: str = frame.f_locals["self"].key
             return key
     return None
-
-
-def frames_above() -> Iterator[FrameType]:
-    """The frames of this thread, from the caller outwards."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        yield frame
-        frame = frame.f_back
 
 
 def property_of(loader: Any) -> Any:
