@@ -372,6 +372,46 @@ def test_child_tasks_of_the_only_request_wait_for_nobody_else(run, driver):
 
 @pytest.mark.parametrize("driver", ASYNCPG)
 @thrice
+def test_nobody_on_the_loop_of_the_request_holds_one_that_it_runs_in_a_thread(run, driver):
+    query = sleep(driver, 0.02)
+
+    async def ask():
+        engine = create_async_engine(driver.url())
+        async with engine.connect() as connection:
+            await connection.execute(query)
+            asyncio.get_running_loop().call_later(0.01, block, 0.3)
+            await connection.execute(query)
+        await engine.dispose()
+
+    async def main():
+        async def threaded(request):
+            await asyncio.to_thread(asyncio.run, ask())
+            return PlainTextResponse("ok")
+
+        async def beside(request):
+            for _ in range(20):
+                block(0.01)
+                await asyncio.sleep(0)
+            return PlainTextResponse("ok")
+
+        app, records = observed(Starlette(routes=[Route("/beside", beside), Route("/threaded", threaded)]))
+        waiting = asyncio.create_task(get(app, "/threaded"))
+        await asyncio.sleep(0.15)
+        await get(app, "/beside")
+        await waiting
+        return records["/threaded"]
+
+    recording = run(main())
+
+    account = recording.time_account
+    assert recording.statements[-1].execute == pytest.approx(0.03, abs=0.02)
+    assert account.loop_wait < 0.05
+    assert account.python > 0.25
+    assert sum(waited for _, waited in recording.waited_for) < 0.05
+
+
+@pytest.mark.parametrize("driver", ASYNCPG)
+@thrice
 def test_wait_between_two_round_trips_is_an_estimate(run, driver):
     query = sleep(driver, 0.02)
 

@@ -90,6 +90,9 @@ def loop_wait(collector: Collector, connection: Any, dialect: Any, started: int,
         Nanoseconds; `None` where it cannot be known.
     """
     share = share_of(collector)
+    elsewhere = share is not None and share.observed and not share.on_its_loop()
+    if elsewhere:
+        share = None  # on a loop of its own, as by asyncio.run() in a thread: who holds that is not noted
     own = share is not None and share.in_own_task()
     ago = _age(connection)
     if ago is None:
@@ -111,7 +114,7 @@ def loop_wait(collector: Collector, connection: Any, dialect: Any, started: int,
         waits = share.suspended_within(arrived, share.began)
     if sum(until - since for since, until in waits) <= _RESOLUTION:
         return before
-    alone = not own and share is not None and share.is_alone(arrived, ended)
+    alone = elsewhere or (share is not None and not own and share.is_alone(arrived, ended))
     return before + _mark_waits(collector, dialect, share, waits, large=large, alone=alone)
 
 
