@@ -159,12 +159,13 @@ def _shares() -> list[Guarded]:
 def _wake() -> None:
     global _thread
     try:
-        _awake.set()
         with _starting:
             if _thread is None:
-                _thread = Thread(target=_watch, name="sqltrace-watchdog", daemon=True)
-                _thread.start()
-    except Exception as fault:  # no threads here, or the interpreter is about to end
+                thread = Thread(target=_watch, name="sqltrace-watchdog", daemon=True)
+                thread.start()
+                _thread = thread
+        _awake.set()
+    except Exception as fault:  # no more threads for now, none at all here, or the interpreter is about to end
         report_fault("starting the watchdog of the event loop", fault)
 
 

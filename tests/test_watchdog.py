@@ -428,6 +428,32 @@ def test_thread_is_started_by_the_first_request_and_not_before():
     assert finished.stdout.splitlines() == ["[]", *3 * ["['sqltrace-watchdog']"]], finished.stderr
 
 
+def test_thread_that_could_not_be_started_is_started_by_a_later_request():
+    finished = run_script(
+        "import asyncio, threading\n"
+        "from sqltrace import watchdog\n"
+        "from tests.loops import get, observed, respond\n"
+        "from tests.test_watchdog import held_until_seen\n"
+        "class Scarce(threading.Thread):\n"
+        "    left = 1\n"
+        "    def start(self):\n"
+        "        Scarce.left -= 1\n"
+        "        if Scarce.left >= 0:\n"
+        '            raise RuntimeError("can\'t start new thread")\n'
+        "        super().start()\n"
+        "async def at_once(scope, receive, send):\n"
+        "    await respond(send)\n"
+        "watchdog.Thread = Scarce\n"
+        "asyncio.run(get(observed(at_once)[0], '/'))\n"
+        "app, records = observed(held_until_seen)\n"
+        "asyncio.run(get(app, '/'))\n"
+        "print('seen' if records['/'].sightings is not None else 'not seen')\n"
+    )
+
+    assert finished.stdout.split() == ["seen"], finished.stderr
+    assert "starting the watchdog of the event loop failed" in finished.stderr
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_process_that_was_forked_looks_for_itself():
     finished = run_script(
