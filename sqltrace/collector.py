@@ -69,7 +69,7 @@ class Execution:
         roots: Distinct root objects of a statement whose eager joins can repeat them in many rows.
         loop_wait: The part of `ended - started` in which the reply was there and the event loop busy elsewhere.
         gil_wait: After `ended`, for how long a thread waited for the interpreter's lock, or a processor, to go on.
-        on_loop: Whether synchronous SQL ran on the thread of a running event loop.
+        on_loop: Whether synchronous SQL ran on the thread of the request's event loop; outside of requests on any.
         origin: Why the statement ran.
         parents: Key, dialect, call site and origin of the statement that loaded the objects this one is a load for.
         widening: What eager joins made of it.

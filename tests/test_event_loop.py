@@ -22,6 +22,7 @@ from starlette.routing import Route
 import sqltrace
 from sqltrace.child_tasks import waits_for_own
 from sqltrace.event_loop import stepped
+from sqltrace.findings import blocked_loop
 from sqltrace.label import Label
 from sqltrace.loop_log import UNKNOWN, LoopLog
 from sqltrace.recording import Recording
@@ -398,6 +399,25 @@ class TestHeld:
         assert records["/parent/1"].counts.on_loop == 1
         assert records["/parent/1"].time_account.loop_wait < 0.005
         assert records["/victim/1"].waited_for[0][0] == "GET /parent/{number}"
+
+    def test_is_not_held_by_synchronous_sql_on_a_loop_that_a_thread_runs(self, run):
+        engine = create_engine("sqlite://", connect_args={"check_same_thread": False})
+
+        async def ask():
+            with engine.connect() as connection:
+                connection.connection.create_function("block", 0, lambda: time.sleep(0.15))
+                connection.execute(text("SELECT block()"))
+
+        async def threaded(request):
+            await asyncio.to_thread(asyncio.run, ask())
+            return ok()
+
+        app, records = routes(threaded=threaded)
+        run(get(app, "/threaded/1"))
+
+        engine.dispose()
+        assert (records["/threaded/1"].statement_count, records["/threaded/1"].counts.on_loop) == (1, 0)
+        assert sqltrace.diagnose(records["/threaded/1"], [blocked_loop]) == []
 
 
 class TestLoopWait:

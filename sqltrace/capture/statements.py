@@ -114,9 +114,10 @@ def note(
         if taken < DIGESTS and context.execute_style is _EXECUTE:
             execution.digest = _digest(statement, parameters, context.dialect)
         is_async = execution.dialect.is_async if purpose is NOTHING else purpose.is_async
-        # Asking for the running loop is costly where one runs: before Python 3.12 asyncio asks for the process, too.
+        # On a loop that the request runs in a thread nobody else waits. Asking for the running one is costly where one
+        # runs: before Python 3.12 asyncio asks for the process, too.
         if not is_async and (
-            ((loop := collector.loop) and loop.thread == get_ident()) or _get_running_loop() is not None
+            loop.thread == get_ident() if (loop := collector.loop) and loop.thread else _get_running_loop() is not None
         ):
             execution.on_loop = True
             if elapsed >= HOLD:
