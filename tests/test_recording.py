@@ -7,7 +7,7 @@ import tracemalloc
 import weakref
 
 import pytest
-from sqlalchemy import column, create_engine, select, table, text
+from sqlalchemy import column, create_engine, insert, literal_column, select, table, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from sqlalchemy.pool import StaticPool
 
@@ -352,6 +352,25 @@ def test_long_sql_is_held_nowhere(clock):
 
     engine.dispose()
     assert recording.statement_count == 50
+    assert held < 1_000_000
+
+
+def test_long_sql_that_sqlalchemy_keeps_not_is_held_nowhere(clock):
+    engine = create_engine("sqlite://", connect_args={"cached_statements": 0})
+    things = table("things", column("size"))
+    sqltrace.instrument(engine)
+    with recorded(clock, max_sql_length=100) as recording, engine.connect() as connection:
+        connection.execute(text("CREATE TABLE things (size INTEGER)"))
+        tracemalloc.start()
+        for number in range(50):
+            long = literal_column(f"{number} /* {'x' * 100_000} */")
+            connection.execute(insert(things).values([{"size": 1}, {"size": long}]))
+        gc.collect()
+        held, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+
+    engine.dispose()
+    assert recording.statement_count == 51
     assert held < 1_000_000
 
 

@@ -174,7 +174,7 @@ def _special(
     key = _key_of(context, statement, purpose, style)
     if len(statement) > collector.max_sql_length:
         sql = statement[: collector.max_sql_length]
-        if key is not purpose.key:  # which SQLAlchemy keeps anyway
+        if key is not purpose.key or context.compiled.cache_key is None:  # else SQLAlchemy keeps it anyway
             key = key[: collector.max_sql_length]
     counted = failure is None and rows.work()
     execution = (rows.kind_of(context) if counted else Execution)(collector, started, ended, sql, key, context.dialect)
