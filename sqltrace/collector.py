@@ -14,6 +14,7 @@ from contextvars import ContextVar
 from typing import Any, Literal, Protocol
 
 from sqltrace.callsite import CallSite
+from sqltrace.clock import Clock
 from sqltrace.connection import Checkout
 from sqltrace.failed_load import FailedLoad
 from sqltrace.label import Label
@@ -23,7 +24,6 @@ from sqltrace.origin import QUERY, ExpiredBy, Origin
 from sqltrace.statement import Failure
 from sqltrace.widening import Widening
 
-Clock = Callable[[], int]
 FOLD_AT = 512  # statements that may wait before the recording counts them
 LEAST_MARK = 200_000  # nanoseconds of reading row by row that are marked at once
 

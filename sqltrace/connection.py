@@ -8,13 +8,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from sqltrace.callsite import CallSite
+from sqltrace.clock import SECOND, Clock
 from sqltrace.failed_commit import FailedCommit
 from sqltrace.idle import LEAST, IdleStretch, Transactions
 from sqltrace.label import Label
 from sqltrace.statement import Failure
 
 NEGLIGIBLE = 10_000  # nanoseconds: below that a stretch of the time account costs more than it is worth
-_SECOND = 1_000_000_000
 WORST = 10  # waits, and idle stretches, that are kept
 _NOTABLE = 1_000_000  # nanoseconds from asking for a connection to having it
 _LONGEST = 20  # that are kept of those that took so long
@@ -77,7 +77,7 @@ class PoolWait:
     @property
     def started(self) -> int:
         """Reading of the clock at the start of the wait, in nanoseconds."""
-        return self.ended - round(self.waited * _SECOND)
+        return self.ended - round(self.waited * SECOND)
 
     @property
     def self_deadlock(self) -> bool:
@@ -214,9 +214,9 @@ class ConnectionTotals:
                 totals.add(checkout, now)
         if not (totals.checkouts or totals.failed or unmeasurable_times):
             return ConnectionUse()  # as of most requests without SQL
-        seconds = {name: None if name in unmeasurable_times else getattr(totals, name) / _SECOND for name in TIMES}
+        seconds = {name: None if name in unmeasurable_times else getattr(totals, name) / SECOND for name in TIMES}
         committed = totals.commit if totals.committed is None else totals.committed
-        later = None if seconds["commit"] is None else (totals.commit - committed) / _SECOND
+        later = None if seconds["commit"] is None else (totals.commit - committed) / SECOND
         return ConnectionUse(
             totals.checkouts,
             totals.failed,
@@ -279,7 +279,7 @@ class Checkout(Transactions):
         "span", "taken", "wait", "wait_ended", "wait_started",
     )  # fmt: skip
 
-    def __init__(self, clock: Callable[[], int], labels: tuple[Label, ...], neighbours: Occupants) -> None:
+    def __init__(self, clock: Clock, labels: tuple[Label, ...], neighbours: Occupants) -> None:
         self.clock = clock
         self.labels = labels
         self.neighbours = neighbours

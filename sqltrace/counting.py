@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+from sqltrace.clock import SECOND
 from sqltrace.collector import Execution
 from sqltrace.statement import Group
-
-_SECOND = 1_000_000_000
 
 
 def add_measured(group: Group, execution: Execution) -> int | None:
     """Add all that an execution has measured to its group, but for what `add_waits` does. Returns the rows."""
     elapsed, rows = execution.ended - execution.started + execution.fetch, execution.rows
-    group.total += elapsed / _SECOND
+    group.total += elapsed / SECOND
     elapsed -= execution.loop_wait or 0
     if elapsed > group._longest:
         group._longest, group.longest_at = elapsed, execution.call_site
@@ -29,14 +28,14 @@ def add_measured(group: Group, execution: Execution) -> int | None:
 def add_waits(group: Group, execution: Execution) -> None:
     """Add the time in which the reply was there, which is not the database's."""
     if execution.loop_wait:
-        group.total -= execution.loop_wait / _SECOND
-        group.loop_wait += execution.loop_wait / _SECOND
-    group.gil_wait += execution.gil_wait / _SECOND
+        group.total -= execution.loop_wait / SECOND
+        group.loop_wait += execution.loop_wait / SECOND
+    group.gil_wait += execution.gil_wait / SECOND
 
 
 def add_objects(group: Group, execution: Execution) -> None:
     """Add the objects that an execution has made, and the time for that."""
-    group.objects += execution.objects / _SECOND
+    group.objects += execution.objects / SECOND
     if execution.entities:
         if group.entities is None:
             group.entities = {}
@@ -89,8 +88,8 @@ class Unsettled:
         elapsed = execution.ended - execution.started + fetch - (execution.loop_wait or 0)
         if elapsed > group._longest:
             group._longest, group.longest_at = elapsed, execution.call_site
-        group.total += (fetch - self._fetch) / _SECOND
-        group.objects += (objects - self._objects) / _SECOND
+        group.total += (fetch - self._fetch) / SECOND
+        group.objects += (objects - self._objects) / SECOND
         self._fetch, self._objects = fetch, objects
         if roots is not None:
             group.roots = (group.roots or 0) + roots - self._roots

@@ -26,6 +26,7 @@ from typing import Any, Final
 
 from sqltrace.awaits import SHORT, Awaits, note_wait
 from sqltrace.child_tasks import TICK, ready_since, waits_for_own
+from sqltrace.clock import SECOND
 from sqltrace.collector import Collector, current, mark_estimate
 from sqltrace.faults import report_fault
 from sqltrace.intervals import Coverage
@@ -35,7 +36,6 @@ from sqltrace.suspended import Suspension
 from sqltrace.thread_waits import ThreadWaits
 from sqltrace.watchdog import Sightings, guard, release
 
-_SECOND: Final = 1_000_000_000
 _NAMED: Final = 5
 _MAX_WAITED_FOR: Final = 64
 _MAX_SUSPENSIONS: Final = 64
@@ -97,7 +97,7 @@ class LoopShare:
     def holders(self) -> list[tuple[Label, float]]:
         """Who held the loop while this request waited for it, and seconds; those waited for longest first."""
         worst = longest_by_name(self._waited_for.copy())[:_NAMED]
-        return [(label, waited / _SECOND) for label, waited in worst]
+        return [(label, waited / SECOND) for label, waited in worst]
 
     def enter(self) -> LoopLog | None:
         """Never raises; `None` where the loop is not observed."""

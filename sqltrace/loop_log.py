@@ -16,6 +16,7 @@ from operator import itemgetter
 from typing import Final
 
 from sqltrace.callsite import CallSite
+from sqltrace.clock import SECOND, Clock
 from sqltrace.faults import report_fault
 from sqltrace.label import Label
 from sqltrace.thread_waits import ThreadUses
@@ -76,7 +77,7 @@ class LoopLog:
         "thread_uses", "unknown_turns",
     )  # fmt: skip
 
-    def __init__(self, clock: Callable[[], int]) -> None:
+    def __init__(self, clock: Clock) -> None:
         self.clock = clock
         self.loop: asyncio.AbstractEventLoop | None = None
         self.active = 0
@@ -262,7 +263,7 @@ class LoopLog:
         loop = self.loop
         if loop is not None:
             self.beat_due = now + delay
-            self.beat = loop.call_later(delay / 1_000_000_000, self._beat, context=self._context)
+            self.beat = loop.call_later(delay / SECOND, self._beat, context=self._context)
 
     def _beat(self) -> None:
         now = self.clock()
@@ -291,7 +292,7 @@ class _Thread(threading.local):
 _thread = _Thread()
 
 
-def log_of(loop: asyncio.AbstractEventLoop, clock: Callable[[], int]) -> LoopLog:
+def log_of(loop: asyncio.AbstractEventLoop, clock: Clock) -> LoopLog:
     """The log of the loop that is running on this thread."""
     log = _thread.log
     if log is None or log.clock is not clock or (log.active and log.loop is not loop):
@@ -300,7 +301,7 @@ def log_of(loop: asyncio.AbstractEventLoop, clock: Callable[[], int]) -> LoopLog
     return log
 
 
-def note_sinks(clock: Callable[[], int], since: int) -> None:
+def note_sinks(clock: Clock, since: int) -> None:
     """What a request's sinks have held the running loop with, since it ended: others may have waited for it."""
     log = _thread.log
     if since and log is not None and log.active and log.clock is clock:

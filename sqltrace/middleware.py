@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 from sqltrace.capture.failed_loads import note_exception
 from sqltrace.capture.instrument import dialect_of, instrument
 from sqltrace.checks import checked_engines, checked_flag, checked_size
-from sqltrace.collector import Clock, beside_answered_requests
+from sqltrace.clock import Clock
+from sqltrace.collector import beside_answered_requests
 from sqltrace.event_loop import stepped
 from sqltrace.faults import report_fault
 from sqltrace.findings import Rule

@@ -22,7 +22,8 @@ from threading import RLock
 from typing import Any
 
 from sqltrace.awaits import Awaits
-from sqltrace.collector import Clock, Collector, Execution, Part, current, unmeasurable
+from sqltrace.clock import SECOND, Clock
+from sqltrace.collector import Collector, Execution, Part, current, unmeasurable
 from sqltrace.connection import Acquisition, ConnectionUse
 from sqltrace.event_loop import LoopShare
 from sqltrace.failed_load import FailedLoad
@@ -34,8 +35,6 @@ from sqltrace.tally import Counts, Tally
 from sqltrace.thread_waits import ThreadWait
 from sqltrace.time_account import TimeAccount
 from sqltrace.watchdog import Sightings
-
-_SECOND = 1_000_000_000
 
 
 class Recording:
@@ -157,13 +156,13 @@ class Recording:
     @property
     def duration(self) -> float:
         """Seconds from the start to the end of the response; until now, while it lasts."""
-        return (self._response_end() - self.started) / _SECOND
+        return (self._response_end() - self.started) / SECOND
 
     @property
     def after_response(self) -> float:
         """Seconds from the end of the response to the end of the recording; 0.0 before."""
         since = self._response_ended
-        return 0.0 if since is None else ((self._ended or self._clock()) - since) / _SECOND
+        return 0.0 if since is None else ((self._ended or self._clock()) - since) / SECOND
 
     @property
     def time_account(self) -> TimeAccount:
@@ -225,12 +224,12 @@ class Recording:
 
         Of the tasks that it started only the making of objects and synchronous SQL are in it.
         """
-        return self._loop.held_until(self._clock())[0] / _SECOND if self._loop is not None else None
+        return self._loop.held_until(self._clock())[0] / SECOND if self._loop is not None else None
 
     @property
     def longest_hold(self) -> float | None:
         """Seconds of the longest of these stretches."""
-        return self._loop.held_until(self._clock())[1] / _SECOND if self._loop is not None else None
+        return self._loop.held_until(self._clock())[1] / SECOND if self._loop is not None else None
 
     @property
     def sightings(self) -> Sightings | None:

@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Any, Literal
 
 from sqltrace.callsite import CallSite
+from sqltrace.clock import SECOND
 from sqltrace.finding import Finding
 from sqltrace.findings import Rule, diagnose
 from sqltrace.recording import Recording
@@ -17,7 +18,6 @@ from sqltrace.recording import Recording
 _NAMED = 3
 _NOTABLE = 10_000_000  # nanoseconds at a line: half of the shortest wait, of which the rest was for something else
 _INACCURATE = 1_000_000  # nanoseconds
-_SECOND = 1_000_000_000
 
 Outcome = Literal["ok", "error", "cancelled", "disconnected"]
 
@@ -106,8 +106,8 @@ class RequestRecord:
         others = self.recording.stretches("connection", "database", "objects", "loop_wait", settled=True)
         longest = awaits.by_line(others)[:_NAMED]
         # More at a line is told as something else, in one of the shorter waits, whose time of day is not known.
-        most = self.recording.time_account.python * _SECOND + _INACCURATE
-        return [(site, waited / _SECOND) for site, waited in longest if _NOTABLE <= waited <= most]
+        most = self.recording.time_account.python * SECOND + _INACCURATE
+        return [(site, waited / SECOND) for site, waited in longest if _NOTABLE <= waited <= most]
 
     @property
     def findings(self) -> list[Finding]:

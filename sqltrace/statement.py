@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from sqltrace.callsite import CallSite
+from sqltrace.clock import SECOND
 from sqltrace.database import Database
 from sqltrace.origin import QUERY, Origin, Parents
 from sqltrace.samples import Samples
@@ -221,7 +222,7 @@ class Group:
     @property
     def max(self) -> float:
         """Seconds, the longest."""
-        return self._longest / 1_000_000_000
+        return self._longest / SECOND
 
     @property
     def site(self) -> CallSite | None:

@@ -11,6 +11,7 @@ from copy import copy
 from operator import add, attrgetter, sub
 from typing import Any, NamedTuple
 
+from sqltrace.clock import SECOND
 from sqltrace.collector import Collector, Execution, Marks, ParentKey, unmeasurable
 from sqltrace.connection import Checkout, ConnectionTotals
 from sqltrace.counting import Unsettled, add_measured, add_objects, add_waits
@@ -27,7 +28,6 @@ _STARTED, _ENDED, _FETCH, _MARKED, _FOLDED = map(attrgetter, ("started", "ended"
 _IS_READ = attrgetter("is_read")
 _KIND = attrgetter("key", "dialect", "origin")  # of equals, within a phase
 _MAX_UNSETTLED = 2_048  # results that may be read on after they were counted
-_SECOND = 1_000_000_000
 OTHER_STATEMENTS = "(other statements)"
 
 Place = tuple[str, str, Phase, str]  # of a group: fingerprint, system, phase, and its origin as text
@@ -162,14 +162,14 @@ class Tally:
             sql=execution.sql[: self._max_sql_length],
             fingerprint=fingerprint(execution.key, system),
             summary=summarize(execution.key, system),
-            start=(started - began) / _SECOND,
-            execute=(execution.ended - started - (loop_wait or 0)) / _SECOND,
-            fetch=execution.fetch / _SECOND,
-            objects=None if "objects" in unmeasurable else execution.objects / _SECOND,
+            start=(started - began) / SECOND,
+            execute=(execution.ended - started - (loop_wait or 0)) / SECOND,
+            fetch=execution.fetch / SECOND,
+            objects=None if "objects" in unmeasurable else execution.objects / SECOND,
             entities=execution.entities,
             roots=execution.roots,
-            loop_wait=None if loop_wait is None else loop_wait / _SECOND,
-            gil_wait=execution.gil_wait / _SECOND,
+            loop_wait=None if loop_wait is None else loop_wait / SECOND,
+            gil_wait=execution.gil_wait / SECOND,
             rows=execution.rows,
             system=system,
             on_loop=execution.on_loop,
@@ -245,7 +245,7 @@ class Tally:
             if execution.digest is not None and group.fingerprint:
                 group.samples.compare(execution.digest)
             elapsed = execution.ended - started + execution.fetch
-            group.total += elapsed / _SECOND
+            group.total += elapsed / SECOND
             if elapsed > group._longest:
                 group._longest, group.longest_at = elapsed, None  # one with a call site has more to count
             if execution.rows is not None:
@@ -261,7 +261,7 @@ class Tally:
         if execution.open:
             if not execution.folded:
                 execution.folded, execution.tail = True, execution.fetch - execution.marked
-            group.total += (execution.ended - execution.started) / _SECOND
+            group.total += (execution.ended - execution.started) / SECOND
             self._unsettled.append(Unsettled(execution, group))
         else:
             rows = add_measured(group, execution)

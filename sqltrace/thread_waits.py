@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any, Final, Protocol
 
+from sqltrace.clock import SECOND
 from sqltrace.label import Label
 from sqltrace.suspended import local_of, suspended_frames
 
@@ -28,7 +29,6 @@ _MAX_USES: Final = 512  # more than end within a second, of 40 threads at 100 ms
 _MAX_USERS: Final = 64
 _NAMED: Final = 5
 _LEAST: Final = 0.05  # of a thread, on average: less would be told as 0.0
-_SECOND: Final = 1_000_000_000
 
 
 Running = dict[int, tuple[int, str]]  # by identity of a task, since when, and by whom
@@ -99,7 +99,7 @@ class ThreadWaits:
         waited = max(1, self.waited)
         users = [(name, time / waited) for name, time in _most(self.used.copy())[:_NAMED] if time >= _LEAST * waited]
         threads = int(self.threads) if math.isfinite(self.threads) else None
-        return ThreadWait(self.waited / _SECOND, threads, tuple(users))
+        return ThreadWait(self.waited / SECOND, threads, tuple(users))
 
 
 class ThreadUses:

@@ -7,10 +7,9 @@ from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
 from typing import NamedTuple
 
+from sqltrace.clock import SECOND
 from sqltrace.collector import PARTS, Part
 from sqltrace.intervals import Coverage
-
-_SECOND = 1_000_000_000
 
 
 class TimeAccount(NamedTuple):
@@ -104,9 +103,9 @@ class Spent:
         for part, settled in self._settled.items():
             spent[part] += settled
         return TimeAccount(
-            connection=None if "connection" in unknown else spent["connection"] / _SECOND,
-            database=spent["database"] / _SECOND,
-            objects=None if "objects" in unknown else spent["objects"] / _SECOND,
-            loop_wait=None if "loop_wait" in unknown and not spent["loop_wait"] else spent["loop_wait"] / _SECOND,
-            python=max(0, duration - sum(spent.values()) + spent["python"]) / _SECOND,
+            connection=None if "connection" in unknown else spent["connection"] / SECOND,
+            database=spent["database"] / SECOND,
+            objects=None if "objects" in unknown else spent["objects"] / SECOND,
+            loop_wait=None if "loop_wait" in unknown and not spent["loop_wait"] else spent["loop_wait"] / SECOND,
+            python=max(0, duration - sum(spent.values()) + spent["python"]) / SECOND,
         )

@@ -24,6 +24,7 @@ from typing import Final, NamedTuple, Protocol
 from weakref import ref
 
 from sqltrace.callsite import CallSite, site_of_step, site_of_task
+from sqltrace.clock import SECOND
 from sqltrace.collector import Collector
 from sqltrace.faults import report_fault
 from sqltrace.locks import call_in_forked_child
@@ -261,7 +262,7 @@ def _since(
 
 def _see(share: Guarded, began: int, thread: int) -> tuple[CallSite | None, float] | None:
     """The line of a step that has lasted for a while, and its seconds."""
-    lasted = (share.collector.clock() - began) / 1_000_000_000
+    lasted = (share.collector.clock() - began) / SECOND
     if lasted < _PAUSE:
         return None
     frame = _frame_of(thread)

@@ -14,7 +14,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # From the ground up. What shares a floor may import each other, but not across a wall: ``|``.
 FLOORS = (
     # plain data and small pure helpers
-    "callsite checks code_files connection database declaration failed_commit failed_load faults finding idle intervals label"
+    "callsite checks clock code_files connection database declaration failed_commit failed_load faults finding idle intervals label"
     " libraries literals locks missed origin pairing route samples sql_text statement suspended widening",
     # what travels with the context, and who holds the event loop
     "awaits collector child_tasks event_loop inner_tasks loop_log shares thread_waits watchdog",

@@ -13,6 +13,7 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry, QueuePoo
 from sqltrace.callsite import find_call_site
 from sqltrace.capture import internals
 from sqltrace.capture.transactions import opening
+from sqltrace.clock import SECOND
 from sqltrace.connection import Checkout, Holder, PoolWait
 from sqltrace.faults import report_fault
 from sqltrace.label import Label
@@ -20,7 +21,6 @@ from sqltrace.label import Label
 _NOTABLE: Final = 1_000_000  # nanoseconds; a thread may lose less to others in the pool's own work
 _LONG: Final = 10_000_000  # nanoseconds; from there on it is worth looking for the call site
 _MAX_HOLDERS: Final = 10
-_SECOND: Final = 1_000_000_000
 _BRIEF: Final = 20  # who held a connection for less than this part of the wait is not named
 _OWN_AND_HELD: Final = itemgetter(0, 1)
 _HELD: Final = itemgetter(1)
@@ -86,14 +86,12 @@ def _describe(checkout: Checkout, pool: QueuePool, holders: set[Checkout], timed
         own = label in holder.labels or holder.labels[0] in labels
         (during if meanwhile >= least else briefly).append((own, until - since, holder.labels[0]))
     named = sorted(during or briefly, key=_OWN_AND_HELD, reverse=True)[:_MAX_HOLDERS]
-    longest = [
-        Holder(label, max(0, held) / _SECOND, own) for own, held, label in sorted(named, key=_HELD, reverse=True)
-    ]
+    longest = [Holder(label, max(0, held) / SECOND, own) for own, held, label in sorted(named, key=_HELD, reverse=True)]
     for _, _, named_by in named:
         named_by.find_route()
     overflow = max(0, pool.overflow(), in_use - pool.size())
     return PoolWait(
-        checkout.wait / _SECOND,
+        checkout.wait / SECOND,
         timed_out,
         pool_size=pool.size(),
         in_use=in_use,

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from operator import add
 
+from sqltrace.clock import SECOND
 from sqltrace.collector import Execution
 from sqltrace.intervals import Coverage
 from sqltrace.recording import Recording
 from sqltrace.statement import Group
-
-_SECOND = 1_000_000_000
 
 
 def cost(group: Group) -> float:
@@ -20,16 +19,16 @@ def cost(group: Group) -> float:
 def cost_at_once(recording: Recording, group: Group) -> float:
     """As `cost`, but what ran at the same time counts once, if there was not enough time to run one after the other."""
     samples = group.samples
-    if cost(group) <= (samples.last - samples.first) / _SECOND:
+    if cost(group) <= (samples.last - samples.first) / SECOND:
         return cost(group)  # as in a loop; the rest takes a while to find out
     kept = kept_of(recording, group)
     lengths = [execution.elapsed + execution.objects for execution in kept]
     starts = [execution.started for execution in kept]
     ends = list(map(add, starts, lengths))
-    latest = samples.last + group.max * _SECOND
+    latest = samples.last + group.max * SECOND
     if len(kept) == group.count:  # the longest may not be the latest
         latest = max(ends, default=latest)
-    if cost(group) <= (latest - samples.first) / _SECOND:
+    if cost(group) <= (latest - samples.first) / SECOND:
         return cost(group)
     together, apart = Coverage(), sum(lengths)
     together.add_all(starts, ends)
@@ -48,5 +47,5 @@ def waited_for_gil(recording: Recording) -> float:
 
 def mean_pause(group: Group, loop_wait: float) -> float:
     """Seconds between the end of one statement and the start of the next, without waiting for the event loop."""
-    between = (group.samples.last - group.samples.first) / _SECOND
+    between = (group.samples.last - group.samples.first) / SECOND
     return (between - group.total - loop_wait) / max(1, group.count - 1)

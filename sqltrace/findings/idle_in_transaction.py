@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import chain, pairwise
 
+from sqltrace.clock import SECOND
 from sqltrace.finding import Finding
 from sqltrace.findings.wording import line, time
 from sqltrace.idle import LEAST, IdleStretch
 from sqltrace.intervals import Coverage
 from sqltrace.recording import Recording
 
-_SECOND = 1_000_000_000
 _FIX = "session.commit() before the slow work, or session.close() for reads: it begins anew when needed"
 _ASYNC_FIX = (
     "await session.commit() before the slow work, of a session with expire_on_commit=False,"
@@ -37,17 +37,17 @@ def idle_in_transaction(recording: Recording, *, idle: float = 0.5, pause: float
     stretches = connections.idle_stretches
     busy = recording.stretches("objects", "loop_wait")
     _add_making_of_batches(busy, recording)
-    pauses = total - _pauses_told(recording, stretches, busy) / _SECOND
+    pauses = total - _pauses_told(recording, stretches, busy) / SECOND
     _add_what_others_tell(busy, recording, idle)
     pieces = [_own(stretch, busy) for stretch in stretches]
     together = Coverage()
     for start, end in chain.from_iterable(pieces):
         together.add(start, end)
-    own = max(0.0, pauses) + together.total() / _SECOND
+    own = max(0.0, pauses) + together.total() / SECOND
     if own >= idle and own >= pause * (recording.statement_count + 1):
         lengths = list(map(_length, pieces))
         worst = stretches[lengths.index(max(lengths))] if stretches else None
-        rest = total - own - (sum(lengths) - together.total()) / _SECOND
+        rest = total - own - (sum(lengths) - together.total()) / SECOND
         told = f", not counting {time(rest)} of waiting, reading rows or making objects" if rest >= own / 10 else ""
         is_async = worst.is_async if worst is not None else all(group.is_async for group in recording.groups)
         yield Finding(
@@ -93,7 +93,7 @@ def _pauses_told(recording: Recording, stretches: Sequence[IdleStretch], busy: C
     within = both - long.total()
     waits = sum(group.loop_wait for group in recording.groups)
     lengths = sum(stretch.end - stretch.start for stretch in stretches)
-    return lengths + busy.total() - within + round(waits * _SECOND)
+    return lengths + busy.total() - within + round(waits * SECOND)
 
 
 def _add_making_of_batches(busy: Coverage, recording: Recording) -> None:
@@ -112,7 +112,7 @@ def _add_what_others_tell(busy: Coverage, recording: Recording, idle: float) -> 
         busy.add(wait.started, wait.ended)
     for _, executions in recording.executions():
         for execution in executions:
-            if execution.elapsed >= idle * _SECOND:
+            if execution.elapsed >= idle * SECOND:
                 busy.add(execution.started, execution.ended + execution.fetch)
 
 

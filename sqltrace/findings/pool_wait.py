@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from sqltrace.clock import SECOND
 from sqltrace.connection import WORST, PoolWait
 from sqltrace.finding import Finding
 from sqltrace.findings.wording import by_name, line, listed, time
@@ -13,7 +14,6 @@ from sqltrace.recording import Recording
 _NAMED = 3
 _NESTED = 2  # connections held by sessions one within the other; where it holds more, its tasks have one each
 _ROOM = 5  # connections that a larger pool has beyond those that were in use
-_SECOND = 1_000_000_000
 
 
 def pool_wait(recording: Recording, *, wait: float = 0.1) -> Iterator[Finding]:
@@ -32,11 +32,11 @@ def pool_wait(recording: Recording, *, wait: float = 0.1) -> Iterator[Finding]:
     for_loop = busy.total()
     busy.merge(together)
     # While the loop was busy, the connection was there, or could have been.
-    waited = (busy.total() - for_loop) / _SECOND
+    waited = (busy.total() - for_loop) / SECOND
     if waited < wait and not any(one.timed_out for one in waits):
         return
     worst = next((one for one in waits if one.self_deadlock), waits[0])
-    at_once = sum(one.waited for one in waits) > 1.01 * together.total() / _SECOND
+    at_once = sum(one.waited for one in waits) > 1.01 * together.total() / SECOND
     yield Finding(
         "pool_wait",
         _message(waits, worst, waited, at_once),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from operator import attrgetter
 
+from sqltrace.clock import SECOND
 from sqltrace.collector import Execution
 from sqltrace.finding import Finding
 from sqltrace.findings.costs import cost, kept_of
@@ -15,7 +16,6 @@ from sqltrace.findings.wording import line, name_and_line, place, place_of_longe
 from sqltrace.recording import Recording
 from sqltrace.statement import Failure, Group
 
-_SECOND = 1_000_000_000
 _SENT_ALL = "fewer rows or columns: of a stream the server sends all, also what nobody reads"
 _STREAM = "more rows at a time, each of which is asked for: a larger yield_per; or fewer rows or columns"
 
@@ -62,7 +62,7 @@ def _slow_objects(recording: Recording, group: Group, slow: float, rows: int) ->
         worst = max(enough, key=attrgetter("objects"), default=None)
         if worst is None:
             return
-        took, making, count = worst.elapsed / _SECOND, worst.objects / _SECOND, worst.rows or 0
+        took, making, count = worst.elapsed / SECOND, worst.objects / SECOND, worst.rows or 0
         if group.count > 1:
             where = line(worst.call_site or group.samples.only_site)
             many = f", the slowest of {group.count:,}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from sqltrace.clock import SECOND
 from sqltrace.collector import Execution, unmeasurable
 from sqltrace.connection import Acquisition, ConnectionUse, unmeasurable_times
 from sqltrace.database import Database, database_of
@@ -19,7 +20,6 @@ from sqltrace.thread_waits import ThreadWait
 
 Attributes = dict[str, Any]
 
-_SECOND = 1_000_000_000
 POOL_NAME = "db.client.connection.pool.name"
 _DEFAULT_PORTS = {"postgresql": 5432, "mysql": 3306, "mariadb": 3306, "microsoft.sql_server": 1433, "oracle.db": 1521}
 
@@ -98,13 +98,13 @@ def summary_of(summary: str, execution: Execution) -> str:
 
 def _add_measured(attributes: Attributes, execution: Execution) -> None:
     """Add what was measured of a single statement."""
-    attributes["sqltrace.fetch"] = execution.fetch / _SECOND
+    attributes["sqltrace.fetch"] = execution.fetch / SECOND
     if "objects" not in unmeasurable:
-        attributes["sqltrace.objects"] = execution.objects / _SECOND
+        attributes["sqltrace.objects"] = execution.objects / SECOND
     if execution.loop_wait is not None:
-        attributes["sqltrace.loop_wait"] = execution.loop_wait / _SECOND
+        attributes["sqltrace.loop_wait"] = execution.loop_wait / SECOND
     if execution.gil_wait:
-        attributes["sqltrace.gil_wait"] = execution.gil_wait / _SECOND
+        attributes["sqltrace.gil_wait"] = execution.gil_wait / SECOND
     if execution.rows is not None:
         attributes["db.response.returned_rows"] = execution.rows
     if execution.executemany and execution.batch_size is not None:
@@ -132,7 +132,7 @@ def of_acquisition(one: Acquisition) -> Attributes:
     attributes: Attributes = {POOL_NAME: one.pool_name}
     for name, spent in times.items():
         if name not in unmeasurable_times:
-            attributes[f"sqltrace.connection.{name}"] = spent / _SECOND
+            attributes[f"sqltrace.connection.{name}"] = spent / SECOND
     return attributes | of_failure(one.failure)
 
 

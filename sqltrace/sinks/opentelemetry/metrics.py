@@ -8,6 +8,7 @@ from typing import Any
 from opentelemetry.context import Context
 from opentelemetry.metrics import Histogram, Meter
 
+from sqltrace.clock import SECOND
 from sqltrace.collector import Execution
 from sqltrace.database import Database, database_of
 from sqltrace.request import RequestRecord
@@ -31,7 +32,6 @@ FETCHED_BUCKETS = (*ROW_BUCKETS, 50000, 100000)
 COUNT_BUCKETS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 5000)
 
 _MAX_SUMMARIES = 1_000  # told apart in one process, each a time series for every bucket
-_SECOND = 1_000_000_000
 
 
 class RequestMetrics:
@@ -137,7 +137,7 @@ class RequestMetrics:
             if attributes is None:
                 summary, database = summary_of(group.summary, execution), database_of(execution.dialect)
                 attributes = found[kind] = self._of_operation(group.system, summary, database, execution.failure)
-            yield self._operation, execution.elapsed / _SECOND, attributes, 1
+            yield self._operation, execution.elapsed / SECOND, attributes, 1
             if execution.rows is not None:
                 yield self._returned_rows, execution.rows, attributes, 1
 

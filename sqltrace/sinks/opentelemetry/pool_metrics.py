@@ -10,6 +10,7 @@ from opentelemetry.metrics import CallbackOptions, Histogram, Meter, Observation
 
 from sqltrace import connection
 from sqltrace.capture.pools import PoolState, pool_states
+from sqltrace.clock import SECOND
 from sqltrace.connection import Checkout
 from sqltrace.faults import report_fault
 from sqltrace.sinks.opentelemetry.attributes import POOL_NAME
@@ -20,7 +21,6 @@ BUCKETS = (0.0001, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60)
 STATE = "db.client.connection.state"
 
 _MAX_ENDED = 10_000  # checkouts between two requests that end
-_SECOND = 1_000_000_000
 
 Reading = Callable[[PoolState], int | None]
 
@@ -83,10 +83,10 @@ class PoolMetrics:
         taken = checkout.taken
         if taken is None:
             return
-        yield self._wait, (taken - checkout.asked) / _SECOND, name, 1
-        yield self._use, checkout.held(taken) / _SECOND, name, 1
+        yield self._wait, (taken - checkout.asked) / SECOND, name, 1
+        yield self._use, checkout.held(taken) / SECOND, name, 1
         if checkout.connect:
-            yield self._create, checkout.connect / _SECOND, name, 1
+            yield self._create, checkout.connect / SECOND, name, 1
 
     def _observe(
         self, meter: Meter, name: str, description: str, readings: dict[str | None, Reading], unit: str = "{connection}"

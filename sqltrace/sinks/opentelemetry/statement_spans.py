@@ -17,6 +17,7 @@ from opentelemetry.trace import (
     set_span_in_context,
 )
 
+from sqltrace.clock import SECOND
 from sqltrace.recording import Recording
 from sqltrace.sinks.opentelemetry.attributes import Attributes, of_acquisition, of_statement
 from sqltrace.sinks.opentelemetry.telling import Told
@@ -28,7 +29,7 @@ _MICROSECOND = timedelta(microseconds=1)
 
 def epoch_time(recording: Recording, seconds: float = 0.0) -> int:
     """Nanoseconds since 1970 of so many seconds after the start of the recording."""
-    return (recording.started_at - _EPOCH) // _MICROSECOND * 1_000 + round(seconds * 1_000_000_000)
+    return (recording.started_at - _EPOCH) // _MICROSECOND * 1_000 + round(seconds * SECOND)
 
 
 class StatementSpans:
@@ -69,7 +70,7 @@ class StatementSpans:
         self._make_span(name, SpanKind.CLIENT, parent, attributes, told.start, told.end)
 
     def _make_waits(self) -> None:
-        began, response_end = self._recording.started, round(self._recording.duration * 1_000_000_000)
+        began, response_end = self._recording.started, round(self._recording.duration * SECOND)
         for one in self._recording.acquisitions():
             start, end = one.started - began, one.ended - began
             parent = self._parent_of(one.span, "response" if start <= response_end else "after_response")

@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 from itertools import starmap
 from operator import add, attrgetter
 
+from sqltrace.clock import SECOND
 from sqltrace.collector import Execution
 from sqltrace.recording import Recording
 from sqltrace.statement import Group, Phase
 from sqltrace.tally import OTHER_STATEMENTS
 
 TOLD_ELSEWHERE = object()  # stands for the span of a statement to which another instrumentation has made one
-_SECOND = 1_000_000_000
 _ENDED, _FAILURE, _FETCH, _SPAN = map(attrgetter, ("ended", "failure", "fetch", "span"))
 
 
@@ -66,7 +66,7 @@ class Told:
     @property
     def cost(self) -> float:
         """Seconds."""
-        return (self.end - self.start) / _SECOND if self.rest is None else self.rest.total
+        return (self.end - self.start) / SECOND if self.rest is None else self.rest.total
 
 
 def choose(recording: Recording, *, repeats: int, most: int) -> list[Told]:
@@ -103,7 +103,7 @@ def _left_over(group: Group, kept: list[Execution]) -> tuple[Group, list[Executi
         group,
         count=group.count - len(theirs),
         failed=group.failed - sum(execution.failure is not None for execution in theirs),
-        total=group.total - sum(_elapsed(theirs)) / _SECOND,
+        total=group.total - sum(_elapsed(theirs)) / SECOND,
         rows=None if group.rows is None else group.rows - sum(execution.rows or 0 for execution in theirs),
         _longest=0,  # it may be one of theirs
     )
@@ -134,22 +134,22 @@ def _rest_of(recording: Recording, group: Group, singles: list[Execution], kept:
     told, known = _elapsed(singles), _elapsed(kept)
     end = max(map(add, map(_ENDED, kept), map(_FETCH, kept))) - began if kept else 0
     if count > len(kept):  # some were not kept
-        last_end = round(recording.duration * _SECOND) if group.ended is None else group.ended - began
+        last_end = round(recording.duration * SECOND) if group.ended is None else group.ended - began
         end = max(end, last_end)
-        longest = round(group.max * _SECOND)
+        longest = round(group.max * SECOND)
         if longest > max(told, default=0):
             known.append(longest)
-    total = max(0.0, group.total - sum(told) / _SECOND)
+    total = max(0.0, group.total - sum(told) / SECOND)
     rows = None if group.rows is None else group.rows - sum(execution.rows or 0 for execution in singles)
     failed = group.failed - sum(execution.failure is not None for execution in singles)
-    least = min(known) / _SECOND if count == len(kept) else None
-    most = max(known) / _SECOND if known else None
+    least = min(known) / SECOND if count == len(kept) else None
+    most = max(known) / SECOND if known else None
     if count == 1:
         least = most = total
     rest = Rest(count, total, least, most, rows, failed)
     if kept:
         return Told(group, kept[0], kept[0].started - began, end, rest)
-    start = max(0, end - round(total * _SECOND))
+    start = max(0, end - round(total * SECOND))
     if singles and (count > 1 or group.ended is None):  # when they began is not known
         start = _end_of(singles[-1]) - began
     return Told(group, singles[0] if singles else None, start, end, rest)
@@ -198,7 +198,7 @@ def _rest_in(span: Told) -> Rest:
     one = span.execution
     if span.rest is not None or one is None:
         return span.rest or Rest(0, 0.0)  # the latter for the type checker: one of both is there
-    seconds = one.elapsed / _SECOND
+    seconds = one.elapsed / SECOND
     return Rest(1, seconds, seconds, seconds, one.rows, int(one.failure is not None))
 
 

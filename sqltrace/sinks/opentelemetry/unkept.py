@@ -6,6 +6,7 @@ from bisect import bisect_left
 from collections import defaultdict
 from dataclasses import dataclass, field
 
+from sqltrace.clock import SECOND
 from sqltrace.collector import Execution
 from sqltrace.database import Database, database_of
 from sqltrace.faults import report_fault
@@ -18,7 +19,6 @@ Operation = tuple[str, str, Database | None, Failure | None]
 
 _MAX_OPERATIONS = 200
 _MAX_OPEN = 16  # whose rows are still being fetched when the recording lets them go
-_SECOND = 1_000_000_000
 
 
 @dataclass(slots=True)
@@ -79,7 +79,7 @@ class Unkept:
             if len(self._by_operation) >= _MAX_OPERATIONS:
                 operation = (system, OTHER_STATEMENTS, database, None)
             measured = self._by_operation.setdefault(operation, Measured())
-        seconds = execution.elapsed / _SECOND
+        seconds = execution.elapsed / SECOND
         measured.durations[bisect_left(self._durations, seconds)].add(seconds)
         if execution.rows is not None:
             measured.rows[bisect_left(self._rows, execution.rows)].add(execution.rows)
