@@ -27,7 +27,7 @@ from sqltrace import connection as measures
 from sqltrace.capture import internals, pool_wait, sessions, transactions
 from sqltrace.capture.failed_loads import note_error
 from sqltrace.capture.failure import describe_failure
-from sqltrace.capture.replacements import Replacements
+from sqltrace.capture.replacements import Replacements, listen_for_good
 from sqltrace.capture.transactions import KEY, asking
 from sqltrace.capture.wanted import is_wanted
 from sqltrace.collector import FOLD_AT, Collector, current, mark, outwards, unmeasurable
@@ -55,7 +55,7 @@ def install() -> None:
         if place is not None:
             _replacements.replace(*place, wrapper)
     for name in ("checkin", "detach"):
-        _replacements.listen(Pool, name, checkin)
+        listen_for_good(Pool, name, checkin)
 
 
 def uninstall() -> None:

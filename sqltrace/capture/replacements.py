@@ -17,7 +17,8 @@ def listen_for_good(target: type, name: str, listener: Callable[..., object]) ->
     """
     Listen to an event of a class. Called again, nothing changes.
 
-    Removing it while another thread is within the event would make that raise.
+    The listener stays when all else is undone, and must do nothing then: removing it while another thread is within
+    the event would make that raise.
     """
     if not event.contains(target, name, listener):
         event.listen(target, name, listener)
@@ -42,11 +43,6 @@ class Replacements:
             ours = wrapper(getattr(owner, name))
             self._replaced[owner, name] = found, ours
             setattr(owner, name, ours)
-
-    def listen(self, target: type, name: str, listener: Callable[..., object]) -> None:
-        """As `listen_for_good`: the listener stays after `undo`, and must do nothing then."""
-        self._made = True
-        listen_for_good(target, name, listener)
 
     def undo(self) -> None:
         """Under somebody else's wrapper ours stays: it passes everything on, and serves again when we come again."""
