@@ -28,6 +28,7 @@ from sqlalchemy.orm.exc import DetachedInstanceError
 from sqlalchemy.pool import StaticPool
 
 import sqltrace
+from sqltrace.findings import paths
 from tests.scenarios import innermost
 
 pytestmark = pytest.mark.usefixtures("no_faults")
@@ -251,6 +252,18 @@ def test_levels_of_a_tree_are_loaded_by_one_option(engine, query, touch, fix):
 
     assert finding.fix.partition("  #")[0] == fix
     assert after == []
+
+
+def test_tree_that_is_walked_at_many_lines_has_no_more_ways_for_that(engine, monkeypatch):
+    walkers, ways, join_of = [], [], paths._join_of
+    line = "walkers.append(lambda part: [walkers[other.id % 20](other) for other in part.parts])\n"
+    exec(compile(20 * line, __file__, "exec"), {"walkers": walkers})
+    monkeypatch.setattr(paths, "_join_of", lambda *about: (ways.append(about), join_of(*about))[1])
+
+    [finding] = findings(engine, ROOT, walkers[0])
+
+    assert finding.fix.startswith(".options(selectinload(Part.parts, recursion_depth=-1))")
+    assert len(ways) < 20
 
 
 def test_levels_above_what_get_has_found_are_said_to_take_a_statement_each(engine):

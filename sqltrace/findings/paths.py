@@ -136,19 +136,19 @@ def loads_above(recording: Recording, group: Group) -> list[Group]:
     """The loads by which the objects came that a group was for, and those above them; the nearest first."""
     found, waiting, parents_of = list[Group](), [group], _parents_of_loads(recording)
     while waiting:
-        loaded_for = parents_of.get(_key(waiting.pop(0)), {})
-        keys = {_key(parents) for parents in loaded_for if parents is not None}
+        keys = parents_of.get(_key(waiting.pop(0)), {})
         above = [one for one in recording.groups if _key(one) in keys and one.origin is not QUERY and one not in found]
         found += above
         waiting += above
     return found
 
 
-def _parents_of_loads(recording: Recording) -> dict[Key, dict[Parents | None, None]]:
-    """What the statements of each kind were loads for, in their order."""
-    found: dict[Key, dict[Parents | None, None]] = {}
+def _parents_of_loads(recording: Recording) -> dict[Key, dict[Key, Parents]]:
+    """What the statements of each kind were loads for, in their order: of each kind the first, whatever its line."""
+    found: dict[Key, dict[Key, Parents]] = {}
     for statement in recording.statements:
-        found.setdefault(_key(statement), {})[statement.parents] = None
+        if statement.parents is not None:
+            found.setdefault(_key(statement), {}).setdefault(_key(statement.parents), statement.parents)
     return found
 
 
@@ -190,7 +190,7 @@ def takes_joins(recording: Recording, parents: Parents | None) -> bool:
 
 class _Known(NamedTuple):
     recording: Recording
-    parents_of: dict[Key, dict[Parents | None, None]]
+    parents_of: dict[Key, dict[Key, Parents]]
     widenings: dict[Key, Widening | None]
 
 
@@ -198,23 +198,20 @@ def _paths(fingerprint: str, origin: Origin, known: _Known, depth: int) -> Itera
     own: Path = () if origin.step is None else (origin.step,)
     if origin.kind == "query":
         own = _asked(known.widenings.get((fingerprint, origin)))
-    found = False
-    for parents in known.parents_of.get((fingerprint, origin), {}):
-        if parents is not None:
-            found = True
-            if not depth:
-                break  # of a tree, whose objects are loaded for each other: shorter ways lead there, too
-            widening = known.widenings.get(_key(parents))
+    loaded_for = known.parents_of.get((fingerprint, origin))
+    if loaded_for is None:
+        yield own
+    elif depth:  # else of a tree, whose objects are loaded for each other: shorter ways lead there, too
+        for key, parents in loaded_for.items():
+            widening = known.widenings.get(key)
             join = _join_of(widening, origin)
-            for way in _paths(parents.fingerprint, parents.origin, known, depth - 1):
+            for way in _paths(*key, known, depth - 1):
                 above = way if join is None else way_of_join(way, join, widening)
                 if origin.base is not None and depth < _MAX_DEPTH:  # what is told itself has an option of its own
                     named = missed_subclasses(known.recording, origin.base)
                     named |= loaded_subclasses(known.recording, parents)
                     above = of_subclass(above, origin.entity, origin.base, named)
                 yield above + own
-    if not found:
-        yield own
 
 
 def _join_of(widening: Widening | None, origin: Origin) -> EagerJoin | None:
