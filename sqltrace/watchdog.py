@@ -242,9 +242,9 @@ def _note_collection(shares: Iterable[Guarded], seconds: float, ago: float) -> N
     """The interpreter stood still for so long, until so long ago: so did steps that go on, or ended just then."""
     for share in shares:
         began = share.began
-        until = share.collector.clock() - int(ago * 1_000_000_000)
-        since = max(began, until - int(seconds * 1_000_000_000))
-        stood = ((until if began else min(until, share.left)) - since) / 1_000_000_000
+        until = share.collector.clock() - int(ago * SECOND)
+        since = max(began, until - int(seconds * SECOND))
+        stood = ((until if began else min(until, share.left)) - since) / SECOND
         if stood > 0:
             sightings = share.sightings = share.sightings or Sightings()
             sightings.collecting = max(sightings.collecting, stood)
