@@ -879,6 +879,43 @@ def test_of_statements_that_run_here_and_there_only_those_on_the_loop_block(witn
     assert visit(witness, clock, endpoint) == []
 
 
+@pytest.mark.parametrize("kept", [10, 1])
+def test_what_a_statement_took_in_a_thread_has_not_blocked(witness, clock, engine, kept):
+    def wait(seconds):
+        with engine.connect() as connection:
+            connection.execute(text("SELECT wait(:seconds)"), {"seconds": seconds})
+
+    async def endpoint(request):
+        wait(0.001)
+        await run_in_threadpool(wait, 0.4)
+        return JSONResponse({})
+
+    assert visit(witness, clock, endpoint, max_statements=kept) == []
+
+
+def test_statement_that_blocks_is_told_with_its_own_time_and_line_where_others_ran_in_threads(witness, clock, engine):
+    def wait(seconds):
+        with engine.connect() as connection:
+            connection.execute(text("SELECT wait(:seconds)"), {"seconds": seconds})
+
+    def wait_at_another_line(seconds):
+        with engine.connect() as connection:
+            connection.execute(text("SELECT wait(:seconds)"), {"seconds": seconds})
+
+    async def endpoint(request):
+        for _ in range(3):
+            await run_in_threadpool(wait_at_another_line, 0.01)
+        wait(0.12)
+        await run_in_threadpool(wait_at_another_line, 0.4)
+        return JSONResponse({})
+
+    [finding] = visit(witness, clock, endpoint)
+
+    assert finding.message == "1 synchronous statement held the event loop for 120.0 ms: SELECT."
+    assert " in test_statement_that_blocks_is_told" in finding.call_site.partition(",")[0]
+    assert "wait_at_another_line" not in finding.call_site
+
+
 def test_statement_that_blocks_most_is_named_and_not_one_that_ran_in_threads_for_longer(witness, clock, engine):
     def wait(sql):
         with engine.connect() as connection:

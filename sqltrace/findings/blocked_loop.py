@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from operator import attrgetter, itemgetter
 
 from sqltrace.callsite import CallSite
 from sqltrace.finding import Finding
@@ -14,6 +15,7 @@ from sqltrace.recording import Recording
 from sqltrace.statement import Group
 
 _NOTABLE = 0.001  # seconds
+_SECOND = 1_000_000_000
 _MOSTLY = 0.6
 _ELSEWHERE = "await run_in_threadpool(function) for what computes or blocks"
 _SMALLER = "fewer objects in the body of the request or response: pages, or only the fields that are needed"
@@ -32,31 +34,49 @@ def blocked_loop(recording: Recording, *, sql: float = 0.1, hold: float = 0.25) 
         sql: Seconds of synchronous SQL on the loop, together.
         hold: Seconds at a stretch, of anything.
     """
-    groups = [group for group in recording.groups if group.on_loop]
-    blocked = sum(map(_blocked_by, groups))
+    blocked = [(_blocked_by(recording, group), group) for group in recording.groups if group.on_loop]
     held = recording.longest_hold or 0.0
-    if blocked >= sql:
-        yield _by_sql(groups, blocked)
+    if sum(seconds for seconds, _ in blocked) >= sql:
+        yield _by_sql(recording, blocked)
     elif held >= hold:
         yield _by_python(recording, held)
 
 
-def _blocked_by(group: Group) -> float:
-    """Seconds; where some of its statements ran in threads, their share by number is taken off."""
-    return group.total * group.on_loop / group.count
+def _blocked_by(recording: Recording, group: Group) -> float:
+    """Seconds; without those of its statements that ran in threads, or with an asynchronous driver."""
+    if group.on_loop == group.count:
+        return group.total
+    kept = kept_of(recording, group)
+    blocking = [execution.elapsed for execution in kept if execution.on_loop]
+    seconds, unkept = sum(blocking) / _SECOND, group.count - len(kept)
+    if unkept:  # their share by number
+        others = group.total - sum(execution.elapsed for execution in kept) / _SECOND
+        seconds += others * (group.on_loop - len(blocking)) / unkept
+    return seconds
 
 
-def _by_sql(groups: list[Group], blocked: float) -> Finding:
+def _by_sql(recording: Recording, blocked: list[tuple[float, Group]]) -> Finding:
+    seconds = sum(seconds for seconds, _ in blocked)
+    groups = [group for _, group in blocked]
     count = sum(group.on_loop for group in groups)
-    worst = max(groups, key=_blocked_by)
+    _, worst = max(blocked, key=itemgetter(0))
     return Finding(
         "blocked_loop",
-        f"{plural(count, 'synchronous statement')} held the event loop for {time(blocked)}{mostly(worst, groups)}",
-        blocked,
-        place(worst),
+        f"{plural(count, 'synchronous statement')} held the event loop for {time(seconds)}{mostly(worst, groups)}",
+        seconds,
+        _place_of_blocking(recording, worst),
         fix="await run_in_threadpool(function), or a plain def endpoint, or AsyncSession",
         fingerprint=worst.fingerprint or None,
     )
+
+
+def _place_of_blocking(recording: Recording, group: Group) -> str | None:
+    if group.on_loop < group.count:
+        kept = kept_of(recording, group)
+        blocking = [execution for execution in kept if execution.on_loop and execution.call_site is not None]
+        if blocking:
+            return line(max(blocking, key=attrgetter("elapsed")).call_site)
+    return place(group)
 
 
 def _by_python(recording: Recording, held: float) -> Finding:
