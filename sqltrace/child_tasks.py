@@ -5,20 +5,22 @@ from __future__ import annotations
 import sys
 from asyncio import Task, all_tasks
 from collections.abc import Callable
+from types import FrameType
 from typing import Any, Final
 
 from sqltrace.callsite import CallSite, call_site_of
 from sqltrace.collector import Collector, current, outwards
 from sqltrace.loop_log import LoopLog
-from sqltrace.suspended import Suspension, suspended_frames
+from sqltrace.suspended import Suspension, local_of, suspended_frames
 
 # Functions of libraries, by qualified name, which wait for tasks or threads of their caller.
 _WAITS_FOR_OWN: Final = frozenset(
-    "TaskGroup.__aexit__ TaskGroup._aexit BaseHTTPMiddleware.__call__ StreamingResponse.listen_for_disconnect _wait"
+    "TaskGroup.__aexit__ TaskGroup._aexit StreamingResponse.listen_for_disconnect _wait"
     " to_thread run_in_threadpool run_sync AsyncIOBackend.run_sync_in_worker_thread run_sync_in_worker_thread"
     " _AsyncSessionContextManager.__aexit__ _run_to_completion".split()  # of `async with Session.begin()`
     + (["wait_for", "_cancel_and_wait"] if sys.version_info < (3, 12) else [])
 )
+_RUNS_APART: Final = "BaseHTTPMiddleware.__call__"  # all of the application, but for a websocket, which passes through
 _TASKS_TELL_THEIR_CONTEXT: Final = sys.version_info >= (3, 12)
 SLOW: Final = 10_000_000  # nanoseconds of a suspension; asking the kernel costs some 5 microseconds
 _POLL: Final = 100_000_000  # nanoseconds after which psycopg wakes up to look around, without a reply
@@ -71,6 +73,8 @@ def waits_for_own(suspension: Suspension, collector: Collector, log: LoopLog, le
         return True
     if not suspension.functions.isdisjoint(_WAITS_FOR_OWN):
         return True
+    if _RUNS_APART in suspension.functions and any(map(_runs_apart, suspension.frames)):
+        return True
     return _has_tasks(collector, log, left)
 
 
@@ -82,14 +86,22 @@ def site_awaiting(suspended: Any) -> CallSite | None:
     site, waits = None, False
     for frame in suspended_frames(suspended):
         name = frame.f_code.co_qualname
-        if name == "BaseHTTPMiddleware.__call__":
-            return None  # all of the application is in that task
+        if _runs_apart(frame):
+            return None
         own = call_site_of(frame)
         site, waits = own or site, waits or own is not None
         # From Python 3.12 on wait_for() awaits in its caller's task, whether that started the work or not.
         if own is None and name != "wait_for" and name not in _WAITS_FOR_OWN:
             waits = False
     return site if waits else None
+
+
+def _runs_apart(frame: FrameType) -> bool:
+    """Whether a frame waits for a task in which all of the application is that lies further in."""
+    if frame.f_code.co_qualname != _RUNS_APART:
+        return False
+    scope = local_of(frame, "scope")
+    return scope is None or scope["type"] != "websocket"
 
 
 def _has_tasks(collector: Collector, log: LoopLog, left: int) -> bool:

@@ -23,12 +23,13 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.responses import PlainTextResponse
-from starlette.routing import Route
+from starlette.routing import Route, WebSocketRoute
 
 import sqltrace
 from sqltrace import callsite, code_files
 from sqltrace.callsite import CallSite, call_site_in, find_call_site, site_of_task
 from sqltrace.code_files import shorten
+from tests.asgi import call, websocket_scope
 from tests.loops import RUNNERS, get, observed, respond
 from tests.shelf import mapping, open_async_shelf, open_shelf
 
@@ -599,6 +600,27 @@ def test_session_in_a_task_below_http_middleware_is_not_told_at_that_middleware(
 
     sites = [statement.call_site for statement in records["/"].statements]
     assert [site and site.line for site in sites] == [line_of("in a task of its own") if found else None]
+
+
+def test_session_in_a_task_of_a_websocket_below_http_middleware_is_told_at_the_line_that_awaits_it():
+    async def socket(websocket):
+        engine = create_async_engine("sqlite+aiosqlite://", poolclass=StaticPool)
+        session = AsyncSession(engine)
+        await websocket.accept()
+        await asyncio.gather(session.execute(text("SELECT 1")))  # of a websocket
+        await session.close()
+        await engine.dispose()
+        await websocket.close()
+
+    async def dispatch(request, call_next):
+        return await call_next(request)
+
+    observer, records = observed(
+        Starlette(routes=[WebSocketRoute("/", socket)], middleware=[Middleware(BaseHTTPMiddleware, dispatch=dispatch)])
+    )
+    asyncio.run(call(observer, websocket_scope("/"), [{"type": "websocket.connect"}]))
+
+    assert [statement.call_site.line for statement in records["/"].statements] == [line_of("of a websocket")]
 
 
 class Named(BaseModel):

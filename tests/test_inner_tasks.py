@@ -15,7 +15,7 @@ from starlette.testclient import TestClient
 
 import sqltrace
 from sqltrace import SQLTraceMiddleware
-from tests.asgi import Witness
+from tests.asgi import Witness, call, websocket_scope
 from tests.loops import ObservedMiddleware, block, get, observed, respond, run_by_clock
 
 pytestmark = [pytest.mark.filterwarnings("error"), pytest.mark.usefixtures("no_faults")]
@@ -266,6 +266,30 @@ def test_websocket_passes_through():
     with TestClient(app).websocket_connect("/") as client:
         client.send_text("said")
         assert client.receive_text() == "said"
+
+
+def test_websocket_which_passes_through_waits_for_what_no_request_has_held():
+    """It runs in no task inside, for which it would have to wait."""
+    held = []
+
+    async def socket(websocket):
+        await websocket.accept()
+        for _ in range(5):
+            await asyncio.sleep(0.03)
+        await websocket.close()
+
+    async def main():
+        waiting = asyncio.create_task(call(app, websocket_scope("/"), [{"type": "websocket.connect"}]))
+        await asyncio.sleep(0.07)
+        held.append(block(0.3))
+        await waiting
+
+    app, records = observed(
+        Starlette(routes=[WebSocketRoute("/", socket)], middleware=[Middleware(BaseHTTPMiddleware, dispatch=passes)])
+    )
+    run_by_clock(main())
+
+    assert records["/"].time_account.loop_wait == pytest.approx(held[0], rel=0.3)
 
 
 def test_exception_of_the_endpoint_reaches_the_middleware_as_it_is():
