@@ -245,14 +245,14 @@ class LoopShare:
         """Something measured kept a thread busy: if this was a child task on the loop, the request held it."""
         log = self.log
         if end - start >= HOLD and log is not None and not self.began and self.on_its_loop():
-            self.held += end - start
-            self.longest = max(self.longest, end - start)
+            self.held, self.longest = self.held + end - start, max(self.longest, end - start)
             self._tell(log, start, end)
 
     def _tell(self, log: LoopLog, start: int, end: int) -> None:
         try:
             self.settle()
             if end - start >= HOLD:
+                log.notice(start)  # what a child task did before, in the same step, would be hidden behind it
                 self.label.find_route()
                 log.add(start, end, self.label)
         except Exception as fault:

@@ -98,7 +98,7 @@ class LoopLog:
         self.active += 1
         if self.active == 1:
             self.loop = loop
-        elif self.beat is not None:
+        else:
             self.notice(self.clock())
 
     def watch(self) -> None:
@@ -168,7 +168,7 @@ class LoopLog:
 
     def notice(self, now: int) -> None:
         """The loop is alive now. Note what held it, if the beat is overdue."""
-        if now - self.beat_due > _LATE:
+        if self.beat is not None and now - self.beat_due > _LATE:
             if self.busy_until <= self.beat_due:
                 self.busy_since, self.busy_until = self.beat_due, _UNTIL_THE_BEAT
             since = max(self.beat_due, self.held_until)

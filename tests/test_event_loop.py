@@ -563,6 +563,37 @@ class TestLoopWait:
         assert name.startswith("(another task")  # with its line, if somebody has seen it
         assert 0.16 < waited < 0.24
 
+    def test_what_a_child_task_computes_before_its_synchronous_sql_is_waited_for(self):
+        engine = create_engine("sqlite://")
+        held = []
+
+        async def child():
+            held.append(block(0.3))
+            with engine.connect() as connection:
+                connection.connection.create_function("block", 0, lambda: held.append(block(0.02)))
+                connection.execute(text("SELECT block()"))
+
+        async def parent(request):
+            await asyncio.sleep(0.03)
+            await asyncio.create_task(child())
+            return ok()
+
+        async def victim(request):
+            await asyncio.sleep(0.05)
+            return ok()
+
+        app, records = routes(parent=parent, victim=victim)
+
+        async def main():
+            await asyncio.gather(get(app, "/parent/1"), get(app, "/victim/1"))
+
+        run_by_clock(main())
+        engine.dispose()
+        recording = records["/victim/1"]
+        assert recording.time_account.loop_wait == pytest.approx(sum(held) - 0.02, abs=0.021)
+        assert [name for name, _ in recording.waited_for] == [UNKNOWN.name, "GET /parent/{number}"]
+        assert sum(waited for _, waited in recording.waited_for) == pytest.approx(recording.time_account.loop_wait)
+
     def test_sink_that_holds_the_loop_is_told_as_such(self):
         async def victim(request):
             await asyncio.sleep(0.1)
