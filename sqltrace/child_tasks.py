@@ -35,9 +35,11 @@ def ready_since(suspension: Suspension, collector: Collector, log: LoopLog, left
     """
     When the reply of the database came in that the task was suspended for since `left`.
 
-    `None` where that is not known, as of a task that awaits something else. `now` where none
+    `None` where that is not known, as of a task that awaits something else or is cancelled. `now` where none
     has come: psycopg wakes up to look around.
     """
+    if not suspension.answered:
+        return None  # the latest was that to the statement before
     if now - left < SLOW or not log.holds or log.holds[-1][1] <= left:
         return None  # nothing to be waited for
     functions = suspension.functions

@@ -300,7 +300,7 @@ def stepped(awaitable: Awaitable[Any], share: LoopShare, *, within: bool = False
         while True:
             began = share.began = clock()
             if log is not None and (began - share.left > HOLD or began - paused >= SHORT):
-                share.resume(log, Suspension(awaited, inner), paused, began)
+                share.resume(log, Suspension(awaited, inner, error), paused, began)
             awaited = None  # a future may hold its result, which the application wants to let go of
             try:
                 if error is None:

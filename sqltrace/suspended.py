@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from asyncio import CancelledError
 from collections.abc import Iterator
 from gc import get_referents
 from inspect import isasyncgen
 from types import CoroutineType, FrameType
 from typing import Any, Final
 
+UNANSWERED: Final = (CancelledError, TimeoutError)  # what is raised in a task, and is no reply that it waited for
 _COPIES: Final = sys.version_info < (3, 13)
 _KINDS: Final = (("cr_frame", "cr_await"), ("gi_frame", "gi_yieldfrom"), ("ag_frame", "ag_await"))
 _STEPS_OF_GENERATORS: Final = frozenset({"async_generator_asend", "async_generator_athrow"})
@@ -20,12 +22,14 @@ class Suspension:
 
     Attributes:
         awaited: What it yielded to the event loop.
+        answered: Whether that may have come; `False` for a task that is cancelled.
     """
 
-    __slots__ = ("_frames", "_functions", "_suspended", "awaited")
+    __slots__ = ("_frames", "_functions", "_suspended", "answered", "awaited")
 
-    def __init__(self, awaited: Any, suspended: Any) -> None:
+    def __init__(self, awaited: Any, suspended: Any, error: BaseException | None = None) -> None:
         self.awaited = awaited
+        self.answered = not isinstance(error, UNANSWERED)
         self._suspended = suspended
         self._frames: list[FrameType] | None = None
         self._functions: set[str] | None = None

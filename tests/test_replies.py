@@ -232,6 +232,52 @@ def test_fetch_that_is_cancelled_amid_its_reply_has_not_waited_for_the_loop(run,
     assert inner.time_account.database > 0.3
 
 
+@pytest.mark.parametrize("driver", OVER_TCP)
+@thrice
+def test_query_that_is_cancelled_had_no_reply_soon_after_another_one_had(run, driver):
+    quick, slow = sleep(driver, 0), sleep(driver, 5)
+
+    async def work(connection):
+        await connection.execute(quick)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(0.3):
+                await connection.execute(slow)
+
+    inner, outer, _ = measure(run, driver, work, prepare=text("SELECT 1"), blocked=0.02, after=0.1)
+
+    assert inner.failed_count == 1
+    for recording in (inner, outer):
+        assert recording.time_account.loop_wait < 0.1
+        assert recording.time_account.database > 0.2
+
+
+@pytest.mark.parametrize("driver", ASYNCPG)
+@thrice
+def test_commit_that_is_cancelled_had_no_reply(run, driver):
+    """It was waiting for a deferred constraint, soon after the statements before it had their replies."""
+    statements = (
+        "CREATE TEMPORARY TABLE checked (id INTEGER)",
+        "CREATE FUNCTION pg_temp.wait() RETURNS trigger LANGUAGE plpgsql"
+        " AS $$ BEGIN PERFORM pg_sleep(5); RETURN NULL; END $$",
+        "CREATE CONSTRAINT TRIGGER waits AFTER INSERT ON checked DEFERRABLE INITIALLY DEFERRED"
+        " FOR EACH ROW EXECUTE FUNCTION pg_temp.wait()",
+        "INSERT INTO checked VALUES (1)",
+    )
+
+    async def work(connection):
+        for statement in statements:
+            await connection.exec_driver_sql(statement)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(0.3):
+                await connection.commit()
+
+    inner, outer, _ = measure(run, driver, work, blocked=0.02, after=0.15)
+
+    for recording in (inner, outer):
+        assert recording.time_account.loop_wait < 0.1
+        assert recording.time_account.database > 0.2
+
+
 @pytest.mark.parametrize("driver", ASYNCPG)
 @thrice
 def test_transaction_that_ends_late_has_waited_for_the_loop(run, driver):

@@ -27,6 +27,7 @@ from sqltrace.failed_commit import FailedCommit
 from sqltrace.faults import report_fault
 from sqltrace.locks import process_lock
 from sqltrace.shares import held_by_others
+from sqltrace.suspended import UNANSWERED
 
 KEY: Final = "sqltrace"  # in the record_info of a pool's entry
 
@@ -182,16 +183,18 @@ def _measure_end(dialect: Dialect, end: Callable[..., None], kind: str) -> Calla
             checkout.calling = True
             if checkout.transaction:
                 _end_transaction(checkout, started, collector, kind)
+        answered = True
         try:
             end(connection, *arguments, **options)
         except BaseException as error:
+            answered = not isinstance(error, UNANSWERED)
             if checkout is not None and kind == "commit":
                 _note_failed_commit(checkout, error)
             raise
         finally:
             if checkout is not None:
                 checkout.calling = False
-            _note(collector, dialect, connection, checkout, kind, started)
+            _note(collector, dialect, connection, checkout, kind, started, answered)
 
     return measured
 
@@ -245,21 +248,34 @@ def checkout_of(connection: Any) -> Checkout | None:
 
 
 def _note(
-    collector: Collector, dialect: Dialect, connection: Any, checkout: Checkout | None, kind: str, started: int
+    collector: Collector,
+    dialect: Dialect,
+    connection: Any,
+    checkout: Checkout | None,
+    kind: str,
+    started: int,
+    answered: bool = True,
 ) -> None:
-    spent = _mark(collector, dialect, connection, "database", started)
+    spent = _mark(collector, dialect, connection, "database", started, answered)
     if checkout is not None:
         setattr(checkout, kind, getattr(checkout, kind) + spent)
 
 
-def _mark(collector: Collector, dialect: Dialect, connection: Any, part: Part, started: int) -> int:
-    """Mark what ends now. Returns how long it took, without waiting for loop or interpreter. Never raises."""
+def _mark(
+    collector: Collector, dialect: Dialect, connection: Any, part: Part, started: int, answered: bool = True
+) -> int:
+    """
+    Mark what ends now. Returns how long it took, without waiting for loop or interpreter. Never raises.
+
+    Args:
+        answered: Whether the database has: the latest reply is that to another question where it has not.
+    """
     spent = 0
     try:
         ended = collector.clock()
         spent = ended - started
         if spent > NEGLIGIBLE and not _meets(dialect):
-            slow = spent >= replies.SLOW
+            slow = answered and spent >= replies.SLOW
             if slow and not dialect.is_async:
                 ended = replies.came_at(collector, connection, started, ended)
                 spent = ended - started
