@@ -18,7 +18,7 @@ from starlette.routing import Route
 
 import sqltrace
 from sqltrace.capture import internals, replies
-from sqltrace.findings import gil_wait
+from sqltrace.findings import gil_wait, slow_statement
 from sqltrace.recording import Recording
 from tests.databases import drivers
 from tests.loops import RUNNERS, block, get, observed, thrice
@@ -107,6 +107,23 @@ def test_query_of_20_ms_beside_a_request_that_blocks_200(run, driver):
     assert name == "GET /guilty/{number}"
     assert waited == pytest.approx(statement.loop_wait, abs=0.02)
     assert not inner.loop_wait_estimated
+
+
+@pytest.mark.parametrize("driver", OVER_TCP)
+@thrice
+def test_slow_statement_is_told_also_where_the_request_has_waited_for_the_loop_before_it(run, driver):
+    query = sleep(driver, 0.3)
+
+    async def work(connection):
+        await asyncio.sleep(0.02)
+        await connection.execute(query)
+
+    _, outer, _ = measure(run, driver, work, prepare=text("SELECT 1"))
+
+    assert outer.time_account.loop_wait > 0.1
+    assert [finding.kind for finding in sqltrace.diagnose(outer, [partial(slow_statement, slow=0.25)])] == [
+        "slow_statement"
+    ]
 
 
 @pytest.mark.parametrize("driver", OVER_TCP)

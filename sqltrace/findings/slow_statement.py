@@ -34,7 +34,7 @@ def slow_statement(recording: Recording, *, slow: float = 0.5, rows: int = 1_000
     """
     loop_wait = recording.time_account.loop_wait or 0.0
     for group in recording.groups:
-        if group.max - _unseen_wait(group, loop_wait) >= slow:
+        if group.max >= slow and group.max - _unseen_wait(recording, group, loop_wait) >= slow:
             many = f", the longest of {group.count:,}" if group.count > 1 else ""
             for_rows = f"{',' if many else ''} for {plural(group.rows, 'row')}" if group.rows else ""
             failure = _failure_of_longest(recording, group)
@@ -133,6 +133,9 @@ def _fix(group: Group) -> str:
     return "see in the database what took it so long, if it did not wait for a lock"
 
 
-def _unseen_wait(group: Group, loop_wait: float) -> float:
-    """Where the driver does not tell when the reply came, waiting for the event loop may be in the database's time."""
-    return loop_wait if group.is_async and not group.loop_wait else 0.0
+def _unseen_wait(recording: Recording, group: Group, loop_wait: float) -> float:
+    """Where nobody tells when the reply came, waiting for the event loop may be in the database's time."""
+    if not loop_wait or not group.is_async or group.loop_wait:
+        return 0.0
+    longest = _longest(recording, group)
+    return loop_wait if longest is None or longest.loop_wait is None else 0.0
