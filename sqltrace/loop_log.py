@@ -170,7 +170,9 @@ class LoopLog:
         """The loop is alive now. Note what held it, if the beat is overdue."""
         if self.beat is not None and now - self.beat_due > _LATE:
             if self.busy_until <= self.beat_due:
-                self.busy_since, self.busy_until = self.beat_due, _UNTIL_THE_BEAT
+                if self.beat_due - self.busy_until > _SOON:  # else it has gone round once, as for one that is ready
+                    self.busy_since = self.beat_due
+                self.busy_until = _UNTIL_THE_BEAT
             since = max(self.beat_due, self.held_until)
             if now - since > _LATE:
                 self.add(since, now, self._unknown(since))

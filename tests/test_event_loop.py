@@ -563,6 +563,44 @@ class TestLoopWait:
         assert name.startswith("(another task")  # with its line, if somebody has seen it
         assert 0.16 < waited < 0.24
 
+    def test_loop_that_is_late_again_right_after_a_beat_has_not_rested_in_between(self):
+        """What servers do for requests that have come in meanwhile is a pause between holds, and no rest."""
+        arriving = []
+
+        def arrive():
+            block(0.009)
+            loop = asyncio.get_running_loop()
+            arriving.extend(loop.create_task(get(app, f"/arrives/{number}")) for number in range(3))
+
+        async def victim(request):
+            await asyncio.sleep(0.02)
+            return ok()
+
+        async def guilty(request):
+            block(0.3)
+            return ok()
+
+        async def second(request):
+            asyncio.get_running_loop().call_soon(arrive)
+            block(0.03)
+            return ok()
+
+        async def arrives(request):
+            block(0.015)
+            return ok()
+
+        app, records = routes(victim=victim, guilty=guilty, second=second, arrives=arrives)
+
+        async def main():
+            waiting = asyncio.create_task(get(app, "/victim/1"))
+            await asyncio.sleep(0.01)
+            await asyncio.gather(waiting, get(app, "/guilty/1"), get(app, "/second/1"))
+            await asyncio.gather(*arriving)
+
+        run_by_clock(main())
+        assert records["/victim/1"].time_account.loop_wait > 0.3
+        assert records["/victim/1"].waited_for[0] == ("GET /guilty/{number}", pytest.approx(0.3, abs=0.02))
+
     def test_what_a_child_task_computes_before_its_synchronous_sql_is_waited_for(self):
         engine = create_engine("sqlite://")
         held = []
