@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from operator import attrgetter, itemgetter
 
 from sqltrace.callsite import CallSite
+from sqltrace.clock import SECOND
 from sqltrace.finding import Finding
 from sqltrace.findings.costs import kept_of
 from sqltrace.findings.loader_options import left_out
@@ -15,7 +16,6 @@ from sqltrace.recording import Recording
 from sqltrace.statement import Group
 
 _NOTABLE = 0.001  # seconds
-_SECOND = 1_000_000_000
 _MOSTLY = 0.6
 _ELSEWHERE = "await run_in_threadpool(function) for what computes or blocks"
 _SMALLER = "fewer objects in the body of the request or response: pages, or only the fields that are needed"
@@ -48,9 +48,9 @@ def _blocked_by(recording: Recording, group: Group) -> float:
         return group.total
     kept = kept_of(recording, group)
     blocking = [execution.elapsed for execution in kept if execution.on_loop]
-    seconds, unkept = sum(blocking) / _SECOND, group.count - len(kept)
+    seconds, unkept = sum(blocking) / SECOND, group.count - len(kept)
     if unkept:  # their share by number
-        others = group.total - sum(execution.elapsed for execution in kept) / _SECOND
+        others = group.total - sum(execution.elapsed for execution in kept) / SECOND
         seconds += others * (group.on_loop - len(blocking)) / unkept
     return seconds
 
