@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from typing import Final
+
 from sqltrace.statement import Failure
+
+# "[42S02] ... Invalid object name. (208) (SQLExecDirectW)", where 0 stands for none
+_NATIVE: Final = re.compile(r"\((?!0+\))(\d+)\) \(SQL\w+\)")
+_SQLSTATE: Final = re.compile(r"[0-9A-Z]{5}")
 
 
 def describe_failure(error: BaseException) -> Failure:
@@ -19,11 +26,21 @@ def describe_failure(error: BaseException) -> Failure:
 
 
 def _code(error: BaseException) -> str | None:
-    # The MySQL drivers raise (errno, text), and the semantic conventions want the errno, though some have an SQLSTATE.
     first = error.args[0] if error.args else None
-    if isinstance(first, int) and not isinstance(first, bool):
-        return str(first)
+    # The MySQL drivers raise (errno, text), and the semantic conventions want the errno, though some have an SQLSTATE.
+    # That of MariaDB has it as an attribute.
+    for number in (first, getattr(error, "errno", None)):
+        if isinstance(number, int) and not isinstance(number, bool):
+            return str(number)
+    if type(error).__module__ == "pyodbc":
+        return _code_of_odbc([text for text in error.args if isinstance(text, str)])
     # psycopg and asyncpg, psycopg2, sqlite3; oracledb; pg8000: the fields that PostgreSQL's protocol names by letters.
     codes = [getattr(error, name, None) for name in ("sqlstate", "pgcode", "sqlite_errorname")]
     codes += [getattr(first, "full_code", None), first.get("C") if isinstance(first, dict) else None]
     return next((code for code in codes if isinstance(code, str)), None)
+
+
+def _code_of_odbc(texts: list[str]) -> str | None:
+    """The database's own number, which the text ends with; else the SQLSTATE, which stands before or after the text."""
+    number = next((found[1] for text in texts if (found := _NATIVE.search(text))), None)
+    return number or next((text for text in texts if _SQLSTATE.fullmatch(text)), None)
