@@ -2,7 +2,9 @@
 
 import socket
 
+import mysql.connector
 import oracledb
+import pymysql
 import pytest
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import ProgrammingError
@@ -64,3 +66,14 @@ def test_code_of_mariadb_is_the_number_of_the_error(error, code):
 )
 def test_code_of_pyodbc_is_the_number_of_the_error_else_the_sqlstate(args, code):
     assert describe_failure(raised_by("pyodbc", *args)).code == code
+
+
+def test_number_that_names_no_error_is_no_code():
+    unknown = mysql.connector.errors.ProgrammingError("Not enough parameters for the SQL statement")
+    closed = pymysql.err.InterfaceError(0, "")
+
+    assert [describe_failure(error).code for error in (unknown, closed)] == [None, None]
+
+
+def test_number_of_the_operating_system_is_no_code():
+    assert str(describe_failure(ConnectionRefusedError(111, "Connect call failed"))) == "ConnectionRefusedError"

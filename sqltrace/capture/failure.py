@@ -26,11 +26,13 @@ def describe_failure(error: BaseException) -> Failure:
 
 
 def _code(error: BaseException) -> str | None:
+    if isinstance(error, OSError):
+        return None  # its number is the operating system's, as of a connection that was refused
     first = error.args[0] if error.args else None
     # The MySQL drivers raise (errno, text), and the semantic conventions want the errno, though some have an SQLSTATE.
-    # That of MariaDB has it as an attribute.
+    # That of MariaDB has it as an attribute. 0 and -1 stand for none.
     for number in (first, getattr(error, "errno", None)):
-        if isinstance(number, int) and not isinstance(number, bool):
+        if isinstance(number, int) and not isinstance(number, bool) and number > 0:
             return str(number)
     if type(error).__module__ == "pyodbc":
         return _code_of_odbc([text for text in error.args if isinstance(text, str)])
