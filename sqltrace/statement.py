@@ -234,14 +234,21 @@ class Group:
 
 
 _SYSTEMS = {
+    "clickhousedb": "clickhouse",
+    "firebird": "firebirdsql",
+    "hana": "sap.hana",
+    "ibm_db_sa": "ibm.db2",
     "mssql": "microsoft.sql_server",
     "oracle": "oracle.db",
-    **{name: name for name in ("postgresql", "mysql", "mariadb", "sqlite", "cockroachdb")},
+    "redshift": "aws.redshift",
+    "spanner+spanner": "gcp.spanner",
+    "teradatasql": "teradata",
+    **{name: name for name in ("clickhouse", "cockroachdb", "mariadb", "mysql", "postgresql", "sqlite", "trino")},
 }
 
 
 def system_name(dialect: Any) -> str:
     """The ``db.system.name`` of the semantic conventions for a SQLAlchemy dialect."""
-    if dialect.name == "mysql" and dialect.is_mariadb:
+    if dialect.name == "mysql" and getattr(dialect, "is_mariadb", False):
         return "mariadb"
     return _SYSTEMS.get(dialect.name, "other_sql")

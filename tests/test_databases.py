@@ -19,11 +19,13 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.engine import Engine, make_url
+from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import Session
 
 import sqltrace
 from sqltrace.database import Database, database_of, note_database
+from sqltrace.statement import system_name
 from tests.databases import Book, books, drivers
 
 pytestmark = pytest.mark.usefixtures("no_faults")
@@ -539,3 +541,26 @@ def test_database_is_told_as_the_url_says_it(url, told):
     note_database(dialect, url)
 
     assert database_of(dialect) == told
+
+
+@pytest.mark.parametrize(
+    ("name", "system"),
+    [
+        ("firebird", "firebirdsql"),
+        ("clickhouse", "clickhouse"),
+        ("clickhousedb", "clickhouse"),
+        ("redshift", "aws.redshift"),
+        ("hana", "sap.hana"),
+        ("ibm_db_sa", "ibm.db2"),
+        ("spanner+spanner", "gcp.spanner"),
+        ("teradatasql", "teradata"),
+        ("trino", "trino"),
+        ("duckdb", "other_sql"),
+        ("mysql", "mysql"),  # a dialect that is not SQLAlchemy's own, and does not ask for MariaDB
+    ],
+)
+def test_system_is_told_in_the_words_of_the_semantic_conventions(name, system):
+    dialect = DefaultDialect()
+    dialect.name = name
+
+    assert system_name(dialect) == system
