@@ -42,17 +42,20 @@ def note_database(dialect: Any, url: Any) -> None:
         url: The engine's `sqlalchemy.engine.URL`.
     """
     if dialect not in _known:
-        _known[dialect] = _describe(dialect.name, url)
+        _known[dialect] = _describe(dialect, url)
 
 
-def _describe(name: str, url: Any) -> Database:
+def _describe(dialect: Any, url: Any) -> Database:
     host, namespace = url.host, url.database or None
-    if name == "sqlite":
+    if "odbc" in getattr(dialect, "driver", "") and (namespace is None or "dsn" in url.query):
+        # SQLAlchemy takes it for the name of a data source: where that leads to, a file of the system's says.
+        host = namespace = None
+    elif dialect.name == "sqlite":
         namespace = namespace or ":memory:"
     elif host and "@" in f"{host}{namespace}":
         # A password with an @ or a / that is not written as %40 or %2F: SQLAlchemy takes a part of it for these.
         host, _, namespace = f"{host}/{namespace or ''}".rpartition("@")[2].partition("/")
-    elif name == "oracle" and namespace is None:
+    elif dialect.name == "oracle" and namespace is None:
         namespace = _text(url.query.get("service_name"))
     return Database(host or _text(url.query.get("host")), url.port, namespace)
 

@@ -533,6 +533,14 @@ def test_statement_that_a_listener_after_ours_executes_is_recorded(database, lis
         ("postgresql://scott:ti@ger@db.example.com/shop", Database("db.example.com", None, "shop")),
         ("postgresql://scott:ti@ge/r@db.example.com/shop", Database("db.example.com", None, "shop")),
         ("postgresql:///shop?host=/run/postgresql", Database("/run/postgresql", None, "shop")),
+        (
+            "mssql+pyodbc://scott:tiger@db.example.com:1433/shop?driver=FreeTDS",
+            Database("db.example.com", 1433, "shop"),
+        ),
+        # The name of a data source, which stands for address and database in a file of the system's.
+        ("mssql+pyodbc://scott:tiger@shop", Database()),
+        ("mssql+aioodbc://scott:tiger@shop/?autocommit=true", Database()),
+        ("mysql+pyodbc://scott:tiger@shop/unused?dsn=shop", Database()),
     ],
 )
 def test_database_is_told_as_the_url_says_it(url, told):
