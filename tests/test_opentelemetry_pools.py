@@ -7,6 +7,7 @@ import time
 from collections import deque
 from contextlib import ExitStack
 
+import psycopg
 import pytest
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -147,6 +148,16 @@ def test_pool_without_a_name_is_called_by_its_database(engines, meters, tmp_path
     assert str(Database("db.example.com", 5432, "shop")) == "db.example.com:5432/shop"
     assert str(Database("db.example.com", None, "shop")) == "db.example.com/shop"
     assert str(Database()) == ""
+
+
+@pytest.mark.postgresql
+def test_pool_whose_url_tells_no_database_is_called_by_the_dialect(meters, postgres_url):
+    url = postgres_url.set(drivername="postgresql").render_as_string(hide_password=False)
+    engine = create_engine("postgresql+psycopg://", creator=lambda: psycopg.connect(url))
+    client_of(engine, meters).get("/")
+
+    assert {name for name, _ in values(meters, "max")} == {"postgresql"}
+    engine.dispose()
 
 
 def test_pools_of_a_sync_and_an_async_engine_on_one_database_are_told_apart(engines, meters, tmp_path):

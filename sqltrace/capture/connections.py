@@ -184,7 +184,10 @@ def _watch(engine: Engine) -> Occupants | None:
     forget = partial(_pools.pop, id(pool), None)
     note_database(engine.dialect, engine.url)
     apart = " (async)" if engine.dialect.is_async else ""  # an engine of each kind on one database is usual
-    occupants = Occupants(pool.logging_name or f"{database_of(engine.dialect)}{apart}")
+    # The URL tells no database where that is up to the engine's `creator`, or to a data source of ODBC, its host then.
+    source = (engine.url.host or "").rpartition("@")[2]  # without what may be a part of the password
+    place = str(database_of(engine.dialect)) or source or engine.dialect.name
+    occupants = Occupants(pool.logging_name or f"{place}{apart}")
     with _lock:
         return _pools.setdefault(id(pool), (ref(pool, lambda _: forget()), occupants, ref(engine.dialect)))[1]
 
