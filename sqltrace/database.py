@@ -50,7 +50,7 @@ def _describe(dialect: Any, url: Any) -> Database:
     if "odbc" in getattr(dialect, "driver", "") and (namespace is None or "dsn" in url.query):
         # SQLAlchemy takes it for the name of a data source: where that leads to, a file of the system's says.
         host = namespace = None
-    elif dialect.name == "sqlite":
+    elif dialect.name == "sqlite" and not host:  # which libSQL has
         namespace = namespace or ":memory:"
     elif host and "@" in f"{host}{namespace}":
         # A password with an @ or a / that is not written as %40 or %2F: SQLAlchemy takes a part of it for these.

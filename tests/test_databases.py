@@ -537,6 +537,8 @@ def test_statement_that_a_listener_after_ours_executes_is_recorded(database, lis
             "mssql+pyodbc://scott:tiger@db.example.com:1433/shop?driver=FreeTDS",
             Database("db.example.com", 1433, "shop"),
         ),
+        ("sqlite://", Database(None, None, ":memory:")),
+        ("sqlite+libsql://shop.example.com/?secure=true", Database("shop.example.com", None, None)),
         # The name of a data source, which stands for address and database in a file of the system's.
         ("mssql+pyodbc://scott:tiger@shop", Database()),
         ("mssql+aioodbc://scott:tiger@shop/?autocommit=true", Database()),
