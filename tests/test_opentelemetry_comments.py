@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from urllib.parse import unquote
 
 import pytest
-from sqlalchemy import bindparam, event, text
+from sqlalchemy import NullPool, bindparam, create_engine, event, text
 from sqlalchemy.dialects import mssql, mysql, oracle, postgresql, sqlite
 
 from sqltrace import RequestRecord, SQLTraceMiddleware
@@ -76,6 +76,21 @@ def test_database_sees_the_route_the_trace_and_the_line(database, tracing, witne
     assert told.get("traceparent") == (None if database.driver.name == "asyncpg" else traceparent)
     [record] = witness.take()
     assert not any("/*" in statement.sql for statement in record.recording.statements)
+
+
+@pytest.mark.postgresql
+def test_pg8000_which_takes_percent_signs_in_quotes_as_they_are_is_handed_them_once(tracing, postgres_url):
+    engine = create_engine(postgres_url.set(drivername="postgresql+pg8000"), poolclass=NullPool)
+    seen = []
+
+    def work():
+        with engine.connect() as connection:
+            seen.append(connection.execute(text(ITSELF["postgresql"]), {"one": 1}).scalar_one())
+            seen.append(connection.exec_driver_sql(ITSELF["postgresql"].replace(":one", "1")).scalar_one())
+
+    commented(work, tracing=tracing)
+
+    assert [pairs(statement)["route"] for statement in seen] == ["/100%/{item}/*'"] * 2
 
 
 def test_all_kinds_of_statements_run_with_it(database, tracing):

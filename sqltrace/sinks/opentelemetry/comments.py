@@ -21,6 +21,7 @@ from sqltrace.route import Scope, route_template
 _COMMENTED = re.compile(r"[\s(]*(?:SELECT|INSERT|UPDATE|DELETE|WITH|MERGE|REPLACE|VALUES|CALL)\b", re.IGNORECASE)
 _STRINGS = re.compile(r"'[^']*'")  # where one is misread, ours may stand within or behind another comment: no harm
 _FORMATTING = ("format", "pyformat")  # styles of parameters in which a driver takes % for its own
+_QUOTES_KNOWING_DRIVERS = ("pg8000",)  # but not in quotes, where all values of a comment are
 
 # Drivers of others, as PyMySQL, make one INSERT of many where they know each word of it, and else run them one by one.
 _INSERT = re.compile(r"\s*(?:INSERT|REPLACE)\b", re.IGNORECASE)
@@ -51,7 +52,7 @@ class Commenter:
             if end is None or (method == "do_executemany" and _may_be_rewritten(statement, dialect)):
                 return statement
             comment = self._comment(dialect)
-            if dialect.paramstyle in _FORMATTING and method != "do_execute_no_params":
+            if _doubles_percents(dialect) and method != "do_execute_no_params":
                 comment = comment.replace("%", "%%")
             return f"{statement[:end]} /*{comment}*/{statement[end:]}" if comment else statement
         except Exception as fault:
@@ -89,6 +90,10 @@ def _place(statement: str) -> int | None:
 
 def _may_be_rewritten(statement: str, dialect: Any) -> bool:
     return dialect.name not in _SYSTEMS_THAT_TAKE_MANY and _INSERT.match(statement) is not None
+
+
+def _doubles_percents(dialect: Any) -> bool:
+    return dialect.paramstyle in _FORMATTING and dialect.driver not in _QUOTES_KNOWING_DRIVERS
 
 
 def _caches(dialect: Any) -> bool:
