@@ -245,10 +245,11 @@ def test_comment_without_a_span_has_the_route_and_the_line(memory_engine):
         (mysql.dialect, True),
         (postgresql.psycopg.dialect, True),
         (postgresql.asyncpg.dialect, False),
+        (type("PSQLPyDialect", (postgresql.psycopg.dialect,), {"driver": "psqlpy"}), False),
         (oracle.dialect, False),
         (mssql.dialect, False),
     ],
-    ids=["sqlite", "mysql", "psycopg", "asyncpg", "oracle", "mssql"],
+    ids=["sqlite", "mysql", "psycopg", "asyncpg", "psqlpy", "oracle", "mssql"],
 )
 def test_no_trace_is_told_to_what_caches_each_text(tracing, dialect, told):
     comment = Commenter(RequestRecord(Recording(), "http", "/"), {})

@@ -28,7 +28,7 @@ _INSERT = re.compile(r"\s*(?:INSERT|REPLACE)\b", re.IGNORECASE)
 _SYSTEMS_THAT_TAKE_MANY = ("sqlite", "postgresql", "oracle", "mssql")
 
 # What differs in every request would fill their caches of prepared statements and plans.
-_CACHING_DRIVERS = ("asyncpg",)
+_CACHING_DRIVERS = ("asyncpg", "psqlpy")
 _CACHING_SYSTEMS = ("oracle", "mssql")
 
 

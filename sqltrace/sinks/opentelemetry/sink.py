@@ -93,7 +93,7 @@ class OpenTelemetrySink:
         sql_comments:
             Append ``/*call_site='…',route='…',traceparent='…'*/`` to statements, for the database's
             own log. A text that is new in every request is never a prepared statement that
-            psycopg would reuse; asyncpg, Oracle and SQL Server, whose caches it would fill, get
+            psycopg would reuse; asyncpg, psqlpy, Oracle and SQL Server, whose caches it would fill, get
             no ``traceparent``. Left as they are: statements that have a comment; an INSERT or REPLACE of
             many parameter sets, but for SQLite, PostgreSQL, Oracle and SQL Server: drivers of others would
             send row by row; what is no SELECT, INSERT, UPDATE, DELETE, WITH, MERGE, REPLACE, VALUES or CALL;
