@@ -3,7 +3,8 @@ import threading
 from contextlib import nullcontext
 
 import pytest
-from sqlalchemy import create_engine, event, text
+from sqlalchemy import create_engine, dialects, event, text
+from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
 from sqlalchemy.engine import Engine
 from sqlalchemy.ext.asyncio import create_async_engine
 
@@ -80,6 +81,45 @@ def test_engines_made_before_and_after_are_recorded(engine):
 
     assert (statement_count(engine), statement_count(later)) == (1, 1)
     later.dispose()
+
+
+class DeafDialect(SQLiteDialect_pysqlite):
+    """As that of DuckDB and those made after it, says of itself that nobody listens to it."""
+
+    _has_events = False
+    supports_statement_cache = True
+
+
+@pytest.fixture
+def deaf_engine(monkeypatch):
+    monkeypatch.setattr(DeafDialect, "_has_events", False)
+    dialects.registry.register("sqlite.deaf", __name__, "DeafDialect")
+    engine = create_engine("sqlite+deaf://")
+    yield engine
+    engine.dispose()
+
+
+def test_dialect_that_says_nobody_listens_is_recorded_as_others_are(deaf_engine):
+    sqltrace.instrument()
+
+    assert statement_count(deaf_engine) == 1
+
+
+def test_dialect_of_that_kind_that_is_imported_later_is_recorded_too(deaf_engine, monkeypatch):
+    sqltrace.instrument()
+    monkeypatch.setattr(DeafDialect, "_has_events", False)
+
+    assert statement_count(deaf_engine) == 1
+
+
+@pytest.mark.parametrize("instrumented", [True, False])
+def test_connection_that_was_there_before_of_such_a_dialect_is_recorded(deaf_engine, instrumented):
+    if instrumented:
+        sqltrace.instrument()
+    with deaf_engine.connect() as connection, sqltrace.record() as recording:
+        connection.execute(text("SELECT 1"))
+
+    assert recording.statement_count == 1
 
 
 def test_variants_of_an_engine_are_recorded_with_it(engine):

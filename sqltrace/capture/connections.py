@@ -116,6 +116,7 @@ def watched_pools() -> list[tuple[Pool, Occupants, bool]]:
 def _measure_checkout(original: Wrapper) -> Wrapper:
     @wraps(original)
     def raw_connection(engine: Engine) -> PoolProxiedConnection:
+        internals.have_listened_to(engine.dialect)
         collector = current.get()
         if collector is None:
             return original(engine)  # type: ignore[no-any-return]  # what SQLAlchemy itself returns

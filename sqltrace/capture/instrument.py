@@ -54,6 +54,7 @@ def instrument(*engines: Any) -> None:
         connections.install()
         for listener in _LISTENERS if _do_execute_fires() else _FALLBACK:
             listen_for_good(Engine, listener.__name__, listener)
+        internals.have_all_listened_to()
         if not engines:
             wanted.everyone = True
             wanted.dialects.clear()

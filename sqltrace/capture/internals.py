@@ -75,6 +75,24 @@ def fetch_strategy(context: Any) -> Any:
     return context.cursor_fetch_strategy
 
 
+def have_all_listened_to(kind: Any = Dialect) -> None:
+    """
+    Have dialects ask their listeners, as SQLAlchemy's own do since there are any.
+
+    That of DuckDB, and those made after it, say of themselves that they have none. Those that are imported later are
+    for `have_listened_to`.
+    """
+    if vars(kind).get("_has_events") is False:
+        kind._has_events = True
+    for each in kind.__subclasses__():
+        have_all_listened_to(each)
+
+
+def have_listened_to(dialect: Any) -> None:
+    if not getattr(dialect, "_has_events", True):
+        dialect._has_events = True
+
+
 def rows_at_hand(context: Any) -> Any:
     """The rows that an asynchronous driver has fetched with the execution; nothing where that is not known."""
     return getattr(context.cursor, "_rows", None) or ()
