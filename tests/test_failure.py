@@ -71,8 +71,9 @@ def test_code_of_pyodbc_is_the_number_of_the_error_else_the_sqlstate(args, code)
 def test_number_that_names_no_error_is_no_code():
     unknown = mysql.connector.errors.ProgrammingError("Not enough parameters for the SQL statement")
     closed = pymysql.err.InterfaceError(0, "")
+    of_hana = raised_by("hdbcli.dbapi", -10709, "Connection failed")
 
-    assert [describe_failure(error).code for error in (unknown, closed)] == [None, None]
+    assert [describe_failure(error).code for error in (unknown, closed, of_hana)] == [None, None, "-10709"]
 
 
 def test_number_of_the_operating_system_is_no_code():

@@ -32,7 +32,7 @@ def _code(error: BaseException) -> str | None:
     # The MySQL drivers raise (errno, text), and the semantic conventions want the errno, though some have an SQLSTATE.
     # That of MariaDB has it as an attribute. 0 and -1 stand for none.
     for number in (first, getattr(error, "errno", None)):
-        if isinstance(number, int) and not isinstance(number, bool) and number > 0:
+        if isinstance(number, int) and not isinstance(number, bool) and number not in (0, -1):
             return str(number)
     if type(error).__module__ == "pyodbc":
         return _code_of_odbc([text for text in error.args if isinstance(text, str)])
