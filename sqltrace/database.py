@@ -57,7 +57,10 @@ def _describe(dialect: Any, url: Any) -> Database:
         host, _, namespace = f"{host}/{namespace or ''}".rpartition("@")[2].partition("/")
     elif dialect.name == "oracle" and namespace is None:
         namespace = _text(url.query.get("service_name"))
-    return Database(host or _text(url.query.get("host")), url.port, namespace)
+    port, told = url.port, _text(url.query.get("port"))
+    if port is None and told is not None and told.isdecimal():
+        port = int(told)
+    return Database(host or _text(url.query.get("host")), port, namespace)
 
 
 def _text(value: Any) -> str | None:

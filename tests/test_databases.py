@@ -533,6 +533,8 @@ def test_statement_that_a_listener_after_ours_executes_is_recorded(database, lis
         ("postgresql://scott:ti@ger@db.example.com/shop", Database("db.example.com", None, "shop")),
         ("postgresql://scott:ti@ge/r@db.example.com/shop", Database("db.example.com", None, "shop")),
         ("postgresql:///shop?host=/run/postgresql", Database("/run/postgresql", None, "shop")),
+        ("postgresql:///shop?host=db.example.com&port=5433", Database("db.example.com", 5433, "shop")),
+        ("postgresql:///shop?host=db1&host=db2&port=5433&port=5434", Database(None, None, "shop")),
         (
             "mssql+pyodbc://scott:tiger@db.example.com:1433/shop?driver=FreeTDS",
             Database("db.example.com", 1433, "shop"),
