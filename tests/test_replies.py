@@ -565,6 +565,12 @@ def test_error_that_lay_ready_while_others_held_the_loop_is_no_time_of_the_datab
     assert statement.execute == pytest.approx(0.03, abs=0.025)
 
 
+def test_rows_that_a_driver_cannot_count_are_none_that_are_known():
+    cursor = SimpleNamespace(rowcount=None, description=[("id",)])  # PEP 249 has -1, and may have None in the future
+
+    assert replies.value_count(SimpleNamespace(cursor=cursor)) == 0
+
+
 def test_system_without_sockets_is_unknown(monkeypatch):
     def refuse(*arguments):
         raise OSError

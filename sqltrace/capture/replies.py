@@ -164,8 +164,8 @@ def is_large(context: Any) -> bool:
 
 
 def _value_count(context: Any) -> int:
-    rows: int = context.cursor.rowcount
-    return max(0, rows) * len(context.cursor.description or ())
+    rows: int | None = context.cursor.rowcount
+    return max(0, rows or 0) * len(context.cursor.description or ())
 
 
 def value_count(context: Any) -> int:
