@@ -629,7 +629,9 @@ class TestLoopWait:
         engine.dispose()
         recording = records["/victim/1"]
         assert recording.time_account.loop_wait == pytest.approx(sum(held) - 0.02, abs=0.021)
-        assert [name for name, _ in recording.waited_for] == [UNKNOWN.name, "GET /parent/{number}"]
+        [(unknown, _), (parent, _)] = recording.waited_for
+        assert unknown.startswith("(another task")  # the watchdog, whose time is the real one, may have seen a line of it
+        assert parent == "GET /parent/{number}"
         assert sum(waited for _, waited in recording.waited_for) == pytest.approx(recording.time_account.loop_wait)
 
     def test_sink_that_holds_the_loop_is_told_as_such(self):
