@@ -630,7 +630,9 @@ class TestLoopWait:
         recording = records["/victim/1"]
         assert recording.time_account.loop_wait == pytest.approx(sum(held) - 0.02, abs=0.021)
         [(unknown, _), (parent, _)] = recording.waited_for
-        assert unknown.startswith("(another task")  # the watchdog, whose time is the real one, may have seen a line of it
+        assert unknown.startswith(
+            "(another task"
+        )  # the watchdog, whose time is the real one, may have seen a line of it
         assert parent == "GET /parent/{number}"
         assert sum(waited for _, waited in recording.waited_for) == pytest.approx(recording.time_account.loop_wait)
 
