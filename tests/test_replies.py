@@ -1,5 +1,6 @@
 import asyncio
 import operator
+import os
 import socket
 import sys
 import threading
@@ -733,6 +734,42 @@ class TestThreads:
         engine.dispose()
 
         assert recording.statements[0].gil_wait == 0
+
+
+@pytest.mark.parametrize("driver", SYNC_OVER_TCP)
+def test_connection_works_on_where_new_sockets_have_a_timeout(driver):
+    """A socket object made for a descriptor would make it non-blocking, under a driver that relies on its blocking."""
+    engine = create_engine(driver.url())
+    with engine.connect() as connection, sqltrace.record() as recording:
+        socket.setdefaulttimeout(30)
+        try:
+            for _ in range(2):
+                connection.execute(sleep(driver, 0.02)).all()
+        finally:
+            socket.setdefaulttimeout(None)
+    engine.dispose()
+
+    assert recording.statement_count == 2
+
+
+def test_socket_is_asked_without_being_changed():
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as client:
+        client.settimeout(None)
+        socket.setdefaulttimeout(30)
+        try:
+            assert replies.received_before(client.fileno()) is not None
+        finally:
+            socket.setdefaulttimeout(None)
+
+        assert os.get_blocking(client.fileno())
+
+
+def test_descriptor_that_is_no_socket_any_more_is_no_fault(tmp_path):
+    with (tmp_path / "file").open("w") as file:
+        assert replies.received_before(file.fileno()) is None
+        descriptor = os.dup(file.fileno())
+        os.close(descriptor)
+        assert replies.received_before(descriptor) is None
 
 
 def test_statement_is_told_with_the_time_it_took_where_we_fail_to_ask_for_its_reply(monkeypatch, caplog, memory_engine):

@@ -42,8 +42,13 @@ def received_before(descriptor: int) -> int | None:
     """Nanoseconds since data came in on a TCP socket; `None` for other sockets and where it cannot be known."""
     if _TCP_INFO is None:
         return None
-    # Family and type are given: they would be asked of the kernel otherwise. The descriptor stays its owner's.
-    borrowed = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, fileno=descriptor)
+    # Family and type are given: they would be asked of the kernel otherwise. The descriptor stays its owner's, and as
+    # it is: without the flag, `socket.setdefaulttimeout` of the application would make it one that does not block.
+    kind = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
+    try:
+        borrowed = socket.socket(socket.AF_INET, kind, socket.IPPROTO_TCP, fileno=descriptor)
+    except OSError:
+        return None  # no socket any more
     try:
         answer = borrowed.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, _LAST_DATA_RECEIVED.size)
         return int(_LAST_DATA_RECEIVED.unpack(answer)[0]) * 1_000_000
