@@ -43,6 +43,7 @@ class TimedExecution(Protocol):
     started: int
     ended: int
     fetch: int
+    gil_wait: int
     loop_wait: int | None
     streamed: bool
     call_site: CallSite | None
@@ -153,7 +154,7 @@ def _find_stretches(
     nexts = [execution.started for execution in executions[1:]]
     for execution, started in zip(executions, [*nexts, end], strict=True):
         call_site = execution.call_site or call_site
-        since, until = execution.ended + execution.fetch, started
+        since, until = execution.ended + execution.gil_wait + execution.fetch, started
         for flush_started, flush_ended in flushes if until - since >= LEAST else ():
             if flush_started <= since:
                 since = max(since, flush_ended)
@@ -167,7 +168,8 @@ def _find_stretches(
 def _elapsed(executions: list[TimedExecution]) -> int:
     elapsed = 0
     for execution in executions:
-        elapsed += execution.ended - execution.started + execution.fetch
+        # A thread that waits for the interpreter cannot end its transaction, nor did it choose to.
+        elapsed += execution.ended - execution.started + execution.gil_wait + execution.fetch
         if execution.loop_wait is not None:
             elapsed -= execution.loop_wait
     return elapsed

@@ -26,6 +26,7 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 import sqltrace
+from sqltrace.capture import replies
 from sqltrace.collector import mark, mark_estimate
 from sqltrace.findings import (
     after_response_sql,
@@ -751,6 +752,28 @@ def test_loop_that_waits_for_the_event_loop_between_its_statements_is_no_poll(cl
             mark_estimate(recording.collector, began, clock())
 
     assert kinds(recording) == found
+
+
+@pytest.mark.parametrize(
+    ("sql", "found"),
+    [
+        ("SELECT wait(0.1) FROM jobs WHERE id = 1 AND id > :id", ["gil_wait", "n_plus_one"]),
+        ("SELECT wait(0.1) FROM jobs", ["gil_wait", "repeated_statement"]),
+    ],
+)
+def test_loop_whose_statements_wait_for_the_interpreter_is_neither_a_poll_nor_idle(
+    monkeypatch, clock, engine, sql, found
+):
+    monkeypatch.setattr(replies, "came_at", lambda collector, connection, started, ended: started)
+    with engine.begin() as connection:
+        connection.execute(text("INSERT INTO jobs DEFAULT VALUES"))
+
+    with recorded(clock) as recording, engine.connect() as connection:
+        for number in range(12):
+            connection.execute(text(sql), {"id": -number} if ":id" in sql else {}).all()
+
+    assert kinds(recording) == found
+    assert recording.connections.idle_in_transaction == pytest.approx(0)
 
 
 @pytest.mark.parametrize(("seconds", "found"), [(0.5, ["idle_in_transaction"]), (0.499, [])])

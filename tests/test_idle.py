@@ -21,10 +21,12 @@ class Ran:
     loop_wait: int | None = None
     streamed: bool = False
     call_site: CallSite | None = None
+    gil_wait: int = 0
 
 
-def ran(start, end, fetch=0, loop_wait=None, **more):
+def ran(start, end, fetch=0, loop_wait=None, gil_wait=0, **more):
     loop_wait = None if loop_wait is None else round(loop_wait * SECOND)
+    more["gil_wait"] = round(gil_wait * SECOND)
     return Ran(round(start * SECOND), round(end * SECOND), round(fetch * SECOND), loop_wait, **more)
 
 
@@ -42,11 +44,21 @@ def transaction(*executions):
         ([ran(10, 12)], 18),
         ([ran(10, 12, fetch=3)], 15),
         ([ran(10, 14, loop_wait=1)], 17),
+        ([ran(10, 12, gil_wait=2, fetch=3), ran(18, 19, gil_wait=1)], 11),
         ([ran(10, 12), ran(15, 16), ran(20, 25)], 12),
         ([ran(10, 25), ran(10, 25)], 0),
         ([ran(10 + number / 10, 10.05 + number / 10) for number in range(150)], 20 - 150 * 0.05),
     ],
-    ids=["none", "one", "rows", "waited for the loop", "several", "at once", "more than are kept"],
+    ids=[
+        "none",
+        "one",
+        "rows",
+        "waited for the loop",
+        "waited for the interpreter",
+        "several",
+        "at once",
+        "more than are kept",
+    ],
 )
 def test_transaction_is_idle_since_its_first_statement_while_none_runs(executions, idle):
     transactions = transaction(*executions)
@@ -107,6 +119,7 @@ def stretch(start, end, **more):
         ([ran(1, 2, call_site=LINE), ran(3, 9)], [], [stretch(2, 3, call_site=LINE)]),
         ([ran(1, 2, call_site=LINE), ran(2, 5)], [], [stretch(5, 9, call_site=LINE)]),
         ([ran(1, 2, streamed=True), ran(3, 9)], [], [stretch(2, 3, reading=True)]),
+        ([ran(1, 2, gil_wait=1), ran(3, 4, fetch=1, gil_wait=2)], [], [stretch(7, 9)]),
         ([ran(1, 2)], [(1, 4), (7, 8)], [stretch(4, 7)]),
         ([ran(1, 2)], [(0, 1)], [stretch(2, 9)]),
         ([ran(1, 2)], [(1, 9)], []),
@@ -116,7 +129,8 @@ def stretch(start, end, **more):
         ([ran(1, 2), ran(5, 6)], [(4, 7)], [stretch(2, 4), stretch(7, 9)]),
     ],
     ids=[
-        "until the end", "from 50 ms on", "line before", "line further back", "reading", "flush before and within",
+        "until the end", "from 50 ms on", "line before", "line further back", "reading", "waits for the interpreter",
+        "flush before and within",
         "flush before the first", "flush throughout", "flush beyond the next", "flush at the end", "flush from the first on", "flush from within the first on",
     ],
 )  # fmt: skip

@@ -46,6 +46,6 @@ def waited_for_gil(recording: Recording) -> float:
 
 
 def mean_pause(group: Group, loop_wait: float) -> float:
-    """Seconds between the end of one statement and the start of the next, without waiting for the event loop."""
+    """Seconds between the end of one statement and the start of the next, without waiting for loop or interpreter."""
     between = (group.samples.last - group.samples.first) / SECOND
-    return (between - group.total - loop_wait) / max(1, group.count - 1)
+    return (between - group.total - group.gil_wait - loop_wait) / max(1, group.count - 1)

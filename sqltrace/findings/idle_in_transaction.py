@@ -101,7 +101,7 @@ def _add_making_of_batches(busy: Coverage, recording: Recording) -> None:
     for _, executions in recording.executions():
         batches = [execution for execution in executions if execution.batch_size and not execution.executemany]
         for one, following in pairwise(batches):
-            since = one.ended + one.fetch
+            since = one.ended + one.gil_wait + one.fetch
             if following.started - since < LEAST:
                 busy.add(since, following.started)
 
