@@ -55,8 +55,8 @@ class Execution:
 
     Attributes:
         collector: That of the innermost recording that it belongs to.
-        started, ended: Readings of the collector's clock around the driver's call. Of a server-side cursor the first
-            row lengthens it, and `gil_wait` is not in it.
+        started, ended: Readings of the collector's clock around the driver's call, without `gil_wait`. Of a server-side
+            cursor the first row lengthens it, but where that wait lies between them.
         key: The compiled text before IN lists are expanded: equal for equals, and SQLAlchemy's own string.
         rows, fetch: Rows that reached Python, and the time spent on fetching them after `ended`.
         longest_fetch: The longest of those by which a stream asked for more of its rows.

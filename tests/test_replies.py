@@ -9,8 +9,9 @@ from contextlib import suppress
 from functools import partial
 from types import SimpleNamespace
 
+import psycopg2.extensions
 import pytest
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, event, func, select, text, union_all
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import create_async_engine
 from starlette.applications import Starlette
@@ -21,6 +22,7 @@ import sqltrace
 from sqltrace.capture import internals, replies
 from sqltrace.findings import gil_wait, slow_statement
 from sqltrace.recording import Recording
+from tests.asgi import recorded
 from tests.databases import drivers
 from tests.loops import RUNNERS, block, get, observed, thrice
 
@@ -658,7 +660,35 @@ class Computer:
         self._thread.join()
 
 
+class Wrapped(psycopg2.extensions.cursor):
+    """As one whose span is exported before it lets its caller go on."""
+
+    def execute(self, *arguments):
+        super().execute(*arguments)
+        time.sleep(0.05)
+
+
+def run_and_sleep(cursor, statement, parameters, context):
+    cursor.execute(statement, parameters)
+    time.sleep(0.05)
+    return True
+
+
 class TestThreads:
+    @pytest.mark.parametrize("by", ["cursor", "listener"])
+    def test_what_is_wrapped_around_the_driver_is_no_wait_for_the_interpreter(self, by, postgres_url):
+        options = {"connect_args": {"cursor_factory": Wrapped}} if by == "cursor" else {}
+        engine = create_engine(postgres_url.set(drivername="postgresql+psycopg2"), **options)
+        sqltrace.instrument(engine)
+        if by == "listener":
+            event.listen(engine, "do_execute", run_and_sleep)
+        with engine.connect() as connection, sqltrace.record() as recording:
+            connection.execute(text("SELECT 1")).all()
+        engine.dispose()
+
+        [statement] = recording.statements
+        assert (statement.gil_wait, statement.execute >= 0.05) == (0, True)
+
     @thrice
     @pytest.mark.parametrize("driver", SYNC_OVER_TCP)
     def test_statement_ends_when_its_reply_comes_however_long_others_have_the_interpreter(self, driver):
@@ -770,6 +800,21 @@ def test_descriptor_that_is_no_socket_any_more_is_no_fault(tmp_path):
         descriptor = os.dup(file.fileno())
         os.close(descriptor)
         assert replies.received_before(descriptor) is None
+
+
+def test_stream_that_waits_for_the_interpreter_counts_its_first_row_once(monkeypatch, clock, memory_engine):
+    """Its rows are asked for after the wait, not right when the reply to its beginning came."""
+    monkeypatch.setattr(replies, "came_at", lambda collector, connection, started, ended: started)
+    numbers = union_all(select(func.wait(0.1)), select(func.wait(0.4)), select(func.wait(0.1)))
+
+    with recorded(clock) as recording, memory_engine.connect() as connection:
+        connection.connection.driver_connection.create_function("wait", 1, clock.advance)
+        connection.execution_options(stream_results=True).execute(numbers).all()
+
+    [statement] = recording.statements
+    assert statement.gil_wait == pytest.approx(0.1)
+    assert statement.duration == pytest.approx(0.5)
+    assert recording.time_account.database == pytest.approx(0.5)
 
 
 def test_statement_is_told_with_the_time_it_took_where_we_fail_to_ask_for_its_reply(monkeypatch, caplog, memory_engine):

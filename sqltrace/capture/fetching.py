@@ -298,7 +298,7 @@ class CountedStream(BufferedRowCursorFetchStrategy):
             raise
         finally:
             add_fetch(execution, None, started, fetched, context)
-            if not execution.folded:  # only now the database begins to work on a server-side cursor
+            if not (execution.folded or execution.gil_wait):  # only now a server-side cursor has the server work
                 execution.ended += execution.fetch
                 execution.fetch = execution.longest_fetch = execution.marked = 0
 
