@@ -187,8 +187,11 @@ class _Words:
             if upper != "JOIN":  # which a list goes on after
                 self.listing[depth] = upper == "FROM"
         elif upper in _AFTER_TARGETS:
-            self.listing[depth] = False
-        elif previous in ("WITH", "RECURSIVE") or (previous == "," and self.naming.get(depth)):
+            if self._next(index) != "SYSTEM_TIME":  # of a table whose history is asked for: the list goes on
+                self.listing[depth] = False
+        elif self._next(index) in ("AS", "(") and (
+            previous in ("WITH", "RECURSIVE") or (previous == "," and self.naming.get(depth))
+        ):  # not in `timestamp with time zone`
             self.common.add(self._tokens[index])
             self.naming[depth] = True
 
