@@ -37,6 +37,7 @@ _MAX_LINES: Final = 100
 _THREAD_CLOCK: Final = 0b110  # include/linux/posix-timers_types.h: of a thread, by what the scheduler gave it
 _LITTLE: Final = 0.02  # less of it is CPU time while a call blocks
 _OVERSLEPT: Final = 0.02  # seconds: more than threads that want the interpreter's lock delay each other, as a rule
+_MOST_PER_BLOCK: Final = 5e-7  # seconds of a collection for each block of memory: 2e-8 to 6e-7, on a slow machine
 _has_gil: Final[Callable[[], bool]] = getattr(sys, "_is_gil_enabled", lambda: True)
 _COLLECTS_ANYWHERE: Final = sys.version_info < (3, 12)  # later between two instructions of Python only
 
@@ -215,8 +216,10 @@ def _look(before: _Look, overslept: float) -> _Look:
     shares = _shares()
     if collections != before.collections:
         # It may have been the look before, too: finalizers let others run, and the collection is counted after them.
+        # What took longer than a collection can take was something else: an extension, or the process was stopped.
+        most = (collections - before.collections) * _MOST_PER_BLOCK * sys.getallocatedblocks()
         for seconds, ago in (overslept, 0.0), (before.overslept, at - before.at):
-            if seconds >= _OVERSLEPT:
+            if _OVERSLEPT <= seconds <= most:
                 _note_collection(shares, seconds, ago)
     running = [(share, began, share.thread) for share in shares if (began := share.began)]
     held = [(step, seen) for step in running if (seen := _see(*step)) is not None]

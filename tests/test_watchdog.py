@@ -9,6 +9,7 @@ import threading
 import time
 import weakref
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 
@@ -122,7 +123,6 @@ def test_line_of_another_task_that_holds_the_loop_is_told_to_those_who_wait(run,
     assert finding.fix == "await asyncio.to_thread(function) there, for what computes or blocks"
 
 
-@thrice
 class Node:
     """Garbage that only a collection finds."""
 
@@ -134,6 +134,7 @@ class Node:
 keep_the_lock = partial(operator.contains, range(10_000_000))
 
 
+@thrice
 @pytest.mark.parametrize("ends", ["within the step", "with it"])
 @pytest.mark.parametrize("collects", [True, False])
 def test_time_in_which_python_collects_garbage_is_told_as_that(collects, ends, no_faults):
@@ -152,18 +153,35 @@ def test_time_in_which_python_collects_garbage_is_told_as_that(collects, ends, n
         await respond(send)
 
     app, records = observed(holds)
+    ballast = [object() for _ in range(3_000_000)]  # so many that a collection may take as long
     gc.collect()  # what is left by others: in their finalizers threads do run
     gc.disable()  # else one may come by itself
     try:
         asyncio.run(get(app, "/"))
     finally:
         gc.enable()
+        del ballast
 
     [finding] = sqltrace.diagnose(records["/"], [partial(blocked_loop, hold=0)])
     assert ("while Python collected garbage" in finding.message) == collects
     assert finding.fix.startswith("gc.freeze()") == collects
 
 
+@pytest.mark.parametrize(("seconds", "told"), [(0.03, True), (3_600.0, False)])
+def test_what_keeps_the_lock_longer_than_a_collection_can_take_is_none(monkeypatch, seconds, told):
+    """As an extension that calls `gc.collect()` when it has done its work, or a process that was stopped."""
+    share = SimpleNamespace(
+        began=1, collector=SimpleNamespace(clock=time.perf_counter_ns), left=0, log=None, sightings=None, thread=-1
+    )
+    monkeypatch.setattr(watchdog, "_shares", lambda: [share])
+    monkeypatch.setattr(watchdog, "_collections", lambda: 1)
+
+    watchdog._look(watchdog._Look(), seconds)
+
+    assert (share.sightings is not None and share.sightings.collecting > 0) == told
+
+
+@thrice
 def test_request_that_lets_go_of_the_loop_is_not_seen(no_faults):
     async def endpoint(scope, receive, send):
         deadline = time.monotonic() + 0.3
