@@ -275,11 +275,16 @@ def _unanswered(collector: Collector | None) -> Collector | None:
 def beside_answered_requests() -> Iterator[None]:
     """For a request that has no recording of its own: its statements do not count in one that has had its response."""
     outer = current.get()
-    current.set(_unanswered(outer))
+    beside = _unanswered(outer)
+    if beside is outer:
+        yield
+        return
+    current.set(beside)
     try:
         yield
     finally:
-        current.set(outer)
+        if current.get() is beside:  # not where it ends in another context, as an abandoned request may
+            current.set(outer)
 
 
 def outwards(collector: Collector | None) -> Iterator[Collector]:

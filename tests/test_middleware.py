@@ -1,4 +1,5 @@
 import asyncio
+import contextvars
 from contextlib import asynccontextmanager
 
 import pytest
@@ -171,6 +172,22 @@ def test_statement_of_an_excluded_request_is_in_no_recording(witness, memory_eng
     run(SQLTraceMiddleware(app, sinks=[witness], exclude=["/health"]), http_scope("/health"))
 
     assert sqltrace.missed_statements().unattributed == before + 1
+
+
+def test_excluded_request_that_is_abandoned_leaves_the_context_alone_in_which_it_is_found(memory_engine):
+    async def app(scope, receive, send):
+        await asyncio.sleep(60)
+
+    async def main():
+        middleware = SQLTraceMiddleware(app, sinks=[], exclude=["/health"])
+        begun = middleware(http_scope("/health"), None, None)
+        contextvars.copy_context().run(begun.send, None)
+        with sqltrace.record() as recording:
+            begun.close()  # as a garbage collection does
+            select(memory_engine)
+        return recording
+
+    assert asyncio.run(main()).statement_count == 1
 
 
 class Interrupted(Witness):
