@@ -689,6 +689,19 @@ class TestThreads:
         [statement] = recording.statements
         assert (statement.gil_wait, statement.execute >= 0.05) == (0, True)
 
+    def test_statement_of_a_pipeline_has_no_reply_yet(self, postgres_url):
+        """It returns once its parameters are made: what came in last is the reply to another one."""
+        engine = create_engine(postgres_url.set(drivername="postgresql+psycopg"))
+        with engine.connect() as connection, sqltrace.record() as recording:
+            driver = connection.connection.driver_connection
+            with driver.pipeline():
+                driver.execute("SELECT 1").fetchall()
+                connection.execute(text("SELECT CAST(:numbers AS int[])"), {"numbers": list(range(100_000))})
+        engine.dispose()
+
+        [statement] = recording.statements
+        assert (statement.gil_wait, statement.execute > 0.01) == (0, True)
+
     @thrice
     @pytest.mark.parametrize("driver", SYNC_OVER_TCP)
     def test_statement_ends_when_its_reply_comes_however_long_others_have_the_interpreter(self, driver):

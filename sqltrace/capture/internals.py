@@ -60,6 +60,8 @@ def driver_descriptor(adapted: Any) -> int | None:
         # Of psycopg the connection tells itself, of asyncpg and asyncmy its transport, of aiomysql its writer, and of
         # PyMySQL its socket.
         connection = adapted.driver_connection
+        if getattr(getattr(connection, "pgconn", None), "pipeline_status", 0):
+            return None  # what comes in may be the reply to another statement
         source = connection
         if not hasattr(connection, "fileno"):
             transport = getattr(connection, "_transport", None) or getattr(connection, "_writer", None)
