@@ -1156,6 +1156,24 @@ def test_request_that_waited_for_another_of_its_route_is_not_told_to_see_itself(
     assert finding.fix == "nothing here: see the findings of another request of the same route"
 
 
+def test_threads_that_wait_for_the_interpreter_at_once_cost_no_more_than_there_was_time(engine, clock):
+    sqltrace.instrument()
+    recording = Recording(clock=clock)
+    outer = recording.open()
+    with engine.connect() as connection:
+        connection.execute(text("SELECT 1")).all()
+    recording.leave(outer)
+    clock.advance(1.5)
+    recording.end()
+    [group] = recording.groups
+    group.gil_wait = 8.0
+
+    [finding] = sqltrace.diagnose(recording)
+
+    assert (finding.kind, finding.cost) == ("gil_wait", pytest.approx(1.5))
+    assert "for 1.5" in finding.message
+
+
 @pytest.mark.parametrize(
     ("waits", "duration", "found"),
     [((0.2, 0.05), 1.25, [0.25]), ((0.2, 0.049), 1.0, []), ((0.25, 0.0), 1.26, []), ((1.0, 1.0), 5.0, [2.0])],

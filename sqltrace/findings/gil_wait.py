@@ -15,13 +15,14 @@ def gil_wait(recording: Recording, *, wait: float = 0.25, share: float = 0.2) ->
     Waits of threads for the interpreter's lock, or for a processor, after replies of the database.
 
     Args:
-        wait: Seconds that they took together.
+        wait: Seconds that they took together, at most what is in no other part of the time account.
         share: Least part of the duration.
     """
-    waited = waited_for_gil(recording)
+    waited = min(waited_for_gil(recording), recording.time_account.python)  # threads that wait at once cost it once
     if waited < wait or waited < share * recording.duration:
         return
-    worst = max(recording.groups, key=lambda group: group.gil_wait)
+    of_response = [group for group in recording.groups if group.phase == "response"]
+    worst = max(of_response, key=lambda group: group.gil_wait)
     yield Finding(
         "gil_wait",
         f"replies of the database lay ready for {time(waited)}: meanwhile the threads that had asked waited for the"
