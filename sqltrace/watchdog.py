@@ -214,10 +214,10 @@ def _look(before: _Look, overslept: float) -> _Look:
     """Note where those are that have not let go of the loop for a while."""
     at, collections = time.monotonic(), _collections()
     shares = _shares()
-    if collections != before.collections:
+    if collections - before.collections == 1:  # several are of a call that makes so many objects itself
         # It may have been the look before, too: finalizers let others run, and the collection is counted after them.
         # What took longer than a collection can take was something else: an extension, or the process was stopped.
-        most = (collections - before.collections) * _MOST_PER_BLOCK * sys.getallocatedblocks()
+        most = _MOST_PER_BLOCK * sys.getallocatedblocks()
         for seconds, ago in (overslept, 0.0), (before.overslept, at - before.at):
             if _OVERSLEPT <= seconds <= most:
                 _note_collection(shares, seconds, ago)

@@ -167,14 +167,21 @@ def test_time_in_which_python_collects_garbage_is_told_as_that(collects, ends, n
     assert finding.fix.startswith("gc.freeze()") == collects
 
 
-@pytest.mark.parametrize(("seconds", "told"), [(0.03, True), (3_600.0, False)])
-def test_what_keeps_the_lock_longer_than_a_collection_can_take_is_none(monkeypatch, seconds, told):
-    """As an extension that calls `gc.collect()` when it has done its work, or a process that was stopped."""
+@pytest.mark.parametrize(
+    ("seconds", "collections", "told"),
+    [(0.03, 1, True), (3_600.0, 1, False), (0.03, 2, False)],
+    ids=["one", "longer than one can take", "several"],
+)
+def test_what_keeps_the_lock_is_a_collection_if_it_may_have_been_one(monkeypatch, seconds, collections, told):
+    """
+    An extension may call `gc.collect()` when it has done its work, and a process be stopped. A call that makes very
+    many objects collects again and again: it is to blame, as with a large JSON document.
+    """
     share = SimpleNamespace(
         began=1, collector=SimpleNamespace(clock=time.perf_counter_ns), left=0, log=None, sightings=None, thread=-1
     )
     monkeypatch.setattr(watchdog, "_shares", lambda: [share])
-    monkeypatch.setattr(watchdog, "_collections", lambda: 1)
+    monkeypatch.setattr(watchdog, "_collections", lambda: collections)
 
     watchdog._look(watchdog._Look(), seconds)
 
