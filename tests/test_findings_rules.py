@@ -888,6 +888,19 @@ def test_synchronous_sql_on_the_loop(witness, clock, engine, seconds, found):
         assert "run_in_threadpool" in findings[0].fix
 
 
+def test_synchronous_sql_that_waits_for_the_interpreter_holds_the_loop_meanwhile(monkeypatch, witness, clock, engine):
+    monkeypatch.setattr(replies, "came_at", lambda collector, connection, started, ended: started)
+
+    async def endpoint(request):
+        with engine.connect() as connection:
+            connection.execute(text("SELECT wait(0.2)"))
+        return JSONResponse({})
+
+    [finding] = visit(witness, clock, endpoint)
+
+    assert finding.message == "1 synchronous statement held the event loop for 200.0 ms: SELECT."
+
+
 def test_of_statements_that_run_here_and_there_only_those_on_the_loop_block(witness, clock, engine):
     def wait():
         with engine.connect() as connection:

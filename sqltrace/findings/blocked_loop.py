@@ -43,14 +43,19 @@ def blocked_loop(recording: Recording, *, sql: float = 0.1, hold: float = 0.25) 
 
 
 def _blocked_by(recording: Recording, group: Group) -> float:
-    """Seconds; without those of its statements that ran in threads, or with an asynchronous driver."""
+    """
+    Seconds; without those of its statements that ran in threads, or with an asynchronous driver.
+
+    The loop stands still until a call returns, also while that waits for the interpreter.
+    """
+    together = group.total + group.gil_wait
     if group.on_loop == group.count:
-        return group.total
+        return together
     kept = kept_of(recording, group)
-    blocking = [execution.elapsed for execution in kept if execution.on_loop]
+    blocking = [execution.elapsed + execution.gil_wait for execution in kept if execution.on_loop]
     seconds, unkept = sum(blocking) / SECOND, group.count - len(kept)
     if unkept:  # their share by number
-        others = group.total - sum(execution.elapsed for execution in kept) / SECOND
+        others = together - sum(execution.elapsed + execution.gil_wait for execution in kept) / SECOND
         seconds += others * (group.on_loop - len(blocking)) / unkept
     return seconds
 
