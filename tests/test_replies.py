@@ -807,6 +807,23 @@ def test_socket_is_asked_without_being_changed():
         assert os.get_blocking(client.fileno())
 
 
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_socket_stays_open_where_asking_is_interrupted(monkeypatch):
+    """As by an exception of a signal handler: a socket object that nobody has any more closes its descriptor."""
+
+    class Interrupted(socket.socket):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            raise KeyboardInterrupt
+
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as client:
+        monkeypatch.setattr(socket, "socket", Interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            replies.received_before(client.fileno())
+
+        assert os.fstat(client.fileno())
+
+
 def test_descriptor_that_is_no_socket_any_more_is_no_fault(tmp_path):
     with (tmp_path / "file").open("w") as file:
         assert replies.received_before(file.fileno()) is None

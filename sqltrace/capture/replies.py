@@ -8,6 +8,7 @@ long after the reply. On Linux and over TCP, the kernel knows.
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
 import sys
@@ -42,20 +43,22 @@ def received_before(descriptor: int) -> int | None:
     """Nanoseconds since data came in on a TCP socket; `None` for other sockets and where it cannot be known."""
     if _TCP_INFO is None:
         return None
-    # Family and type are given: they would be asked of the kernel otherwise. The descriptor stays its owner's, and as
-    # it is: without the flag, `socket.setdefaulttimeout` of the application would make it one that does not block.
+    # Family and type are given: they would be asked of the kernel otherwise. The driver's descriptor stays open and as
+    # it is. A socket object closes its own if it is interrupted before it has let go of it, so it gets a copy. And
+    # without the flag `socket.setdefaulttimeout` of the application would have the driver's not block any more.
     kind = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
     try:
-        borrowed = socket.socket(socket.AF_INET, kind, socket.IPPROTO_TCP, fileno=descriptor)
-    except OSError:
-        return None  # no socket any more
-    try:
-        answer = borrowed.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, _LAST_DATA_RECEIVED.size)
+        copy = os.dup(descriptor)
+        try:
+            asked = socket.socket(socket.AF_INET, kind, socket.IPPROTO_TCP, fileno=copy)
+        except OSError:  # no socket any more
+            os.close(copy)
+            raise
+        with asked:
+            answer = asked.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, _LAST_DATA_RECEIVED.size)
         return int(_LAST_DATA_RECEIVED.unpack(answer)[0]) * 1_000_000
     except (OSError, struct.error):
         return None
-    finally:
-        borrowed.detach()
 
 
 def has_unread(descriptor: int) -> bool:
