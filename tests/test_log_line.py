@@ -2,6 +2,7 @@ import asyncio
 import json
 import logging
 import re
+import time
 from importlib.resources import files
 
 import jsonschema
@@ -543,6 +544,7 @@ def test_line_tells_what_a_group_has_measured(engine):
 
     with sqltrace.record() as recording:
         asyncio.run(work())
+        time.sleep(0.13)
     [group] = recording.groups
     group.objects, group.loop_wait, group.gil_wait = 0.5, 0.25, 0.125
 

@@ -564,6 +564,7 @@ def test_times_of_a_statement_are_told_in_seconds(memory_engine):
     sqltrace.instrument()
     with sqltrace.record() as recording:
         select(memory_engine)
+        time.sleep(0.07)
     [(group, [execution])] = recording.executions()
     times = {"fetch": 0.5, "objects": 0.25, "loop_wait": 0.125, "gil_wait": 0.0625}
     for name, seconds in times.items():

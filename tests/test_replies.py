@@ -21,6 +21,7 @@ from starlette.routing import Route
 import sqltrace
 from sqltrace.capture import internals, replies
 from sqltrace.findings import gil_wait, slow_statement
+from sqltrace.findings.costs import waited_for_gil
 from sqltrace.recording import Recording
 from tests.asgi import recorded
 from tests.databases import drivers
@@ -739,6 +740,33 @@ class TestThreads:
         [finding] = sqltrace.diagnose(records["/"], [partial(gil_wait, wait=0.1)])
         assert finding.call_site.startswith("tests/test_replies.py:"), finding
         assert records["/"].time_account.python > finding.cost > 0.1, records["/"].time_account
+
+    @thrice
+    def test_what_another_request_had_both_loop_and_interpreter_for_counts_once(self, postgres_url):
+        """It is told to have held the loop: to wait for the interpreter was to wait for the same."""
+        engine = create_engine(postgres_url)
+        with engine.connect() as connection:
+
+            def victim(request):
+                connection.execute(text("SELECT pg_sleep(0.05)")).all()
+                return PlainTextResponse("ok")
+
+            async def guilty(request):
+                await asyncio.sleep(0.03)
+                operator.contains(range(15_000_000), object())
+                return PlainTextResponse("ok")
+
+            async def main():
+                await asyncio.gather(get(app, "/victim"), get(app, "/guilty"))
+
+            app, records = observed(Starlette(routes=[Route("/victim", victim), Route("/guilty", guilty)]))
+            asyncio.run(main())
+        engine.dispose()
+
+        recording = records["/victim"]
+        assert recording.groups[0].gil_wait > 0.05, recording.groups
+        assert waited_for_gil(recording) <= recording.time_account.python
+        assert "gil_wait" not in [finding.kind for finding in sqltrace.diagnose(recording)]
 
     @thrice
     def test_commit_ends_when_its_reply_comes(self, postgres_url):

@@ -41,8 +41,14 @@ def kept_of(recording: Recording, group: Group) -> list[Execution]:
 
 
 def waited_for_gil(recording: Recording) -> float:
-    """Seconds of the response in which threads could not go on, though they had the replies to their statements."""
-    return sum(group.gil_wait for group in recording.groups if group.phase == "response")
+    """
+    Seconds of the response in which threads could not go on, though they had the replies to their statements.
+
+    Of those in which nothing else is told to have taken the time: while another request has the event loop and the
+    interpreter's lock, it is waited for as the loop. Threads that wait at once count no more than that either.
+    """
+    waited = sum(group.gil_wait for group in recording.groups if group.phase == "response")
+    return min(waited, recording.time_account.python) if waited else 0.0
 
 
 def mean_pause(group: Group, loop_wait: float) -> float:

@@ -15,10 +15,10 @@ def gil_wait(recording: Recording, *, wait: float = 0.25, share: float = 0.2) ->
     Waits of threads for the interpreter's lock, or for a processor, after replies of the database.
 
     Args:
-        wait: Seconds that they took together, at most what is in no other part of the time account.
+        wait: Seconds that they took together, as far as they are in no other part of the time account.
         share: Least part of the duration.
     """
-    waited = min(waited_for_gil(recording), recording.time_account.python)  # threads that wait at once cost it once
+    waited = waited_for_gil(recording)
     if waited < wait or waited < share * recording.duration:
         return
     of_response = [group for group in recording.groups if group.phase == "response"]
