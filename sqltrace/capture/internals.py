@@ -72,25 +72,6 @@ def driver_descriptor(adapted: Any) -> int | None:
         return None
 
 
-def is_run_by_driver_alone(context: Any) -> bool:
-    """
-    Whether nobody else's code ran between the driver's reply and us, as that of instrumentations and listeners does.
-
-    `False` where that is not known.
-    """
-    try:
-        dialect = context.dialect
-        listeners = dialect.dispatch.do_execute, dialect.dispatch.do_executemany, dialect.dispatch.do_execute_no_params
-        drivers_own = _package(type(context.cursor).__module__) == _package(dialect.loaded_dbapi.__name__)
-        return drivers_own and all(len(each) <= 1 for each in listeners)
-    except Exception:
-        return False
-
-
-def _package(module: str) -> str:
-    return module.partition(".")[0]
-
-
 def fetch_strategy(context: Any) -> Any:
     """How SQLAlchemy is going to read the cursor of this execution, unless the dialect decides otherwise."""
     return context.cursor_fetch_strategy

@@ -166,6 +166,25 @@ def came_at(collector: Collector, connection: Any, started: int, ended: int) -> 
     return max(came, started) if started - _RESOLUTION <= came < ended - SLOW else ended
 
 
+def is_run_by_driver_alone(context: Any) -> bool:
+    """
+    Whether nobody else's code ran between the driver's reply and us, as that of instrumentations and listeners does.
+
+    `False` where that is not known.
+    """
+    try:
+        dialect = context.dialect
+        listeners = dialect.dispatch.do_execute, dialect.dispatch.do_executemany, dialect.dispatch.do_execute_no_params
+        drivers_own = _package(type(context.cursor).__module__) == _package(dialect.loaded_dbapi.__name__)
+        return drivers_own and all(len(each) <= 1 for each in listeners)
+    except Exception:
+        return False
+
+
+def _package(module: str) -> str:
+    return module.partition(".")[0]
+
+
 def is_large(context: Any) -> bool:
     """Whether a driver may need milliseconds to read the reply to a statement."""
     return _value_count(context) > _LARGE

@@ -236,7 +236,7 @@ def _note_gil_wait(execution: Execution, context: Any) -> None:
     """A synchronous statement ends when its reply came, however long its thread waited to go on."""
     connection, ended = internals.pooled_connection(context), execution.ended
     came = replies.came_at(execution.collector, connection, execution.started, ended)
-    if came == ended or not internals.is_run_by_driver_alone(context):
+    if came == ended or not replies.is_run_by_driver_alone(context):
         return
     if execution.failure is not None or not replies.is_large(context):
         execution.ended, execution.gil_wait = came, ended - came
