@@ -540,7 +540,7 @@ def test_statement_that_a_listener_after_ours_executes_is_recorded(database, lis
             Database("db.example.com", 1433, "shop"),
         ),
         ("sqlite://", Database(None, None, ":memory:")),
-        ("sqlite+libsql://shop.example.com/?secure=true", Database("shop.example.com", None, None)),
+        ("sqlite+pysqlite://shop.example.com/?secure=true", Database("shop.example.com", None, None)),  # as libSQL's
         # The name of a data source, which stands for address and database in a file of the system's.
         ("mssql+pyodbc://scott:tiger@shop", Database()),
         ("mssql+aioodbc://scott:tiger@shop/?autocommit=true", Database()),
