@@ -400,7 +400,7 @@ class TestHeld:
         assert records["/parent/1"].time_account.loop_wait < 0.005
         assert records["/victim/1"].waited_for[0][0] == "GET /parent/{number}"
 
-    def test_is_not_held_by_synchronous_sql_on_a_loop_that_a_thread_runs(self, run):
+    def test_is_not_held_by_synchronous_sql_on_a_loop_that_a_thread_runs(self, run_with_threads):
         engine = create_engine("sqlite://", connect_args={"check_same_thread": False})
 
         async def ask():
@@ -413,7 +413,7 @@ class TestHeld:
             return ok()
 
         app, records = routes(threaded=threaded)
-        run(get(app, "/threaded/1"))
+        run_with_threads(get(app, "/threaded/1"))
 
         engine.dispose()
         assert (records["/threaded/1"].statement_count, records["/threaded/1"].counts.on_loop) == (1, 0)
