@@ -51,11 +51,11 @@ def _blocked_by(recording: Recording, group: Group) -> float:
     together = group.total + group.gil_wait
     if group.on_loop == group.count:
         return together
-    kept = kept_of(recording, group)
-    blocking = [execution.elapsed + execution.gil_wait for execution in kept if execution.on_loop]
+    kept = [(execution.elapsed + execution.gil_wait, execution.on_loop) for execution in kept_of(recording, group)]
+    blocking = [took for took, on_loop in kept if on_loop]
     seconds, unkept = sum(blocking) / SECOND, group.count - len(kept)
     if unkept:  # their share by number
-        others = together - sum(execution.elapsed + execution.gil_wait for execution in kept) / SECOND
+        others = together - sum(took for took, _ in kept) / SECOND
         seconds += others * (group.on_loop - len(blocking)) / unkept
     return seconds
 
