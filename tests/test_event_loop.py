@@ -66,6 +66,27 @@ def ok(request=None):
     return PlainTextResponse("ok")
 
 
+def beside_a_parent(run, child, *, begins, waits):
+    """Recordings of a request that awaits `child` in a task from `begins` seconds on, and of one that only waits."""
+
+    async def parent(request):
+        await asyncio.sleep(begins)
+        await asyncio.create_task(child())
+        return ok()
+
+    async def victim(request):
+        await asyncio.sleep(waits)
+        return ok()
+
+    app, records = routes(parent=parent, victim=victim)
+
+    async def main():
+        await asyncio.gather(get(app, "/parent/1"), get(app, "/victim/1"))
+
+    run(main())
+    return records["/parent/1"], records["/victim/1"]
+
+
 @types.coroutine
 def trap(value):
     return (yield value)
@@ -379,26 +400,12 @@ class TestHeld:
                 connection.connection.create_function("block", 0, lambda: block(0.05))
                 connection.execute(text("SELECT block()"))
 
-        async def parent(request):
-            await asyncio.sleep(0.01)
-            await asyncio.create_task(child())
-            return ok()
-
-        async def victim(request):
-            await asyncio.sleep(0.03)
-            return ok()
-
-        app, records = routes(parent=parent, victim=victim)
-
-        async def main():
-            await asyncio.gather(get(app, "/parent/1"), get(app, "/victim/1"))
-
-        run(main())
+        parent, victim = beside_a_parent(run, child, begins=0.01, waits=0.03)
         engine.dispose()
-        assert records["/parent/1"].held_loop >= 0.05
-        assert records["/parent/1"].counts.on_loop == 1
-        assert records["/parent/1"].time_account.loop_wait < 0.005
-        assert records["/victim/1"].waited_for[0][0] == "GET /parent/{number}"
+        assert parent.held_loop >= 0.05
+        assert parent.counts.on_loop == 1
+        assert parent.time_account.loop_wait < 0.005
+        assert victim.waited_for[0][0] == "GET /parent/{number}"
 
     def test_is_not_held_by_synchronous_sql_on_a_loop_that_a_thread_runs(self, run_with_threads):
         engine = create_engine("sqlite://", connect_args={"check_same_thread": False})
@@ -611,28 +618,12 @@ class TestLoopWait:
                 connection.connection.create_function("block", 0, lambda: held.append(block(0.02)))
                 connection.execute(text("SELECT block()"))
 
-        async def parent(request):
-            await asyncio.sleep(0.03)
-            await asyncio.create_task(child())
-            return ok()
-
-        async def victim(request):
-            await asyncio.sleep(0.05)
-            return ok()
-
-        app, records = routes(parent=parent, victim=victim)
-
-        async def main():
-            await asyncio.gather(get(app, "/parent/1"), get(app, "/victim/1"))
-
-        run_by_clock(main())
+        _, recording = beside_a_parent(run_by_clock, child, begins=0.03, waits=0.05)
         engine.dispose()
-        recording = records["/victim/1"]
         assert recording.time_account.loop_wait == pytest.approx(sum(held) - 0.02, abs=0.021)
         [(unknown, _), (parent, _)] = recording.waited_for
-        assert unknown.startswith(
-            "(another task"
-        )  # the watchdog, whose time is the real one, may have seen a line of it
+        # The watchdog, whose time is the real one, may have seen a line of it.
+        assert unknown.startswith("(another task")
         assert parent == "GET /parent/{number}"
         assert sum(waited for _, waited in recording.waited_for) == pytest.approx(recording.time_account.loop_wait)
 

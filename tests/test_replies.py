@@ -675,6 +675,15 @@ def run_and_sleep(cursor, statement, parameters, context):
     return True
 
 
+def told_of(driver, query):
+    engine = create_engine(driver.url())
+    with engine.connect() as connection, sqltrace.record() as recording:
+        connection.execute(query).all()
+    engine.dispose()
+    [statement] = recording.statements
+    return statement
+
+
 class TestThreads:
     @pytest.mark.parametrize("by", ["cursor", "listener"])
     def test_what_is_wrapped_around_the_driver_is_no_wait_for_the_interpreter(self, by, postgres_url):
@@ -789,22 +798,12 @@ class TestThreads:
     @thrice
     @pytest.mark.parametrize("driver", SYNC_OVER_TCP)
     def test_reading_a_large_reply_is_the_drivers_own_work(self, driver):
-        engine = create_engine(driver.url())
-        with engine.connect() as connection, sqltrace.record() as recording:
-            connection.execute(numbers(driver, 20_000)).all()
-        engine.dispose()
-
-        assert recording.statements[0].gil_wait == 0
+        assert told_of(driver, numbers(driver, 20_000)).gil_wait == 0
 
     @thrice
     @pytest.mark.parametrize("driver", SYNC_OVER_TCP)
     def test_statement_that_waits_for_the_database_only_does_not_wait_for_the_interpreter(self, driver):
-        engine = create_engine(driver.url())
-        with engine.connect() as connection, sqltrace.record() as recording:
-            connection.execute(sleep(driver, 0.05)).all()
-        engine.dispose()
-
-        assert recording.statements[0].gil_wait == 0
+        assert told_of(driver, sleep(driver, 0.05)).gil_wait == 0
 
 
 @pytest.mark.parametrize("driver", SYNC_OVER_TCP)
